@@ -1,0 +1,105 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+// Package etcd is the engine between Waggle and etcd: it knows keys, bytes,
+// revisions and leases, and nothing of what they mean.
+//
+//	types.go       the contract: what goes in and comes out
+//	config.go      flags and upstream's etcd configuration file
+//	client.go      a connection, and whether it is still to the same etcd
+//	reader.go      list, watch, resume, relist; diff.go is its pure part
+//	writer.go      group commit; plan.go is its pure part
+//	lease.go       a pool of leases, kept alive and adopted
+//	embed.go       an embedded server
+//
+// A Reader turns one prefix into batches of events and hides compaction,
+// disconnection and a change of etcd: what comes out is always the difference
+// to what came out before. A Writer turns operations into as few commits as
+// the load allows, and gives each prefix it owns a Scope.
+package etcd
+
+import (
+	"context"
+	"errors"
+)
+
+// Event is one change of one key.
+type Event struct {
+	// Key is the key below the prefix that is read, without a leading slash.
+	Key string
+	// Value is the new value; it is only valid during the call that delivers
+	// the event. Meaningless for a deletion.
+	Value []byte
+	// Deleted is set when the key is gone.
+	Deleted bool
+}
+
+// Batch is what one watch response or one page of a list held. A key occurs in
+// a batch at most once per state it went through, in order.
+type Batch struct {
+	Events []Event
+	// Synced is set once the source is known to be complete and everything up
+	// to that point was delivered, this batch included. It is set again after
+	// each resynchronisation.
+	Synced bool
+}
+
+// Observer receives what a Reader reads. Calls come from the Reader's one
+// goroutine, in order; a slow Observer slows the Reader, and nothing is lost.
+// The Observer copies what it keeps.
+type Observer interface {
+	OnBatch(ctx context.Context, batch Batch)
+}
+
+// ObserverFunc is a function as an Observer.
+type ObserverFunc func(ctx context.Context, batch Batch)
+
+// OnBatch calls f.
+func (f ObserverFunc) OnBatch(ctx context.Context, batch Batch) { f(ctx, batch) }
+
+// Op is one wanted change of one key of a Scope: a put, or a delete.
+type Op struct {
+	// Key is below the Scope's prefix, without a leading slash.
+	Key string
+	// Value is not modified and not kept beyond its commit.
+	Value  []byte
+	Delete bool
+}
+
+// ErrOtherEtcd says that the etcd behind an address isn't the one it was: it
+// has another cluster ID, or is behind what it had confirmed before.
+var ErrOtherEtcd = errors.New("another etcd answers at this address")
+
+// ErrClosed is returned by operations on a closed Client.
+var ErrClosed = errors.New("etcd client is closed")
+
+// The Reader's contract (reader.go):
+//
+//	NewReader(ReaderConfig{Log, Prefix, Canary, PageBytes, …}, observer) *Reader
+//	r.Run(ctx, client) error   reads until ctx ends (nil) or the client is closed or bad (error);
+//	                           may be called again with another client: it resumes where that
+//	                           etcd still has the revision, else relists and emits the difference
+//	r.Drain(ctx)               emits a deletion of everything known; not while Run runs
+//	r.Resend(keys)             emits these keys again at the next relist, which it triggers; nil is all
+//	r.Len() int, r.Synced() bool
+//
+// Canary is the key whose presence says that the source is complete; empty
+// means that a list is complete by itself. Deletions found by a relist are held
+// back until then.
+//
+// The Writer's contract (writer.go):
+//
+//	NewWriter(log, client, WriterConfig) *Writer
+//	w.Run(ctx) error                           commits until ctx ends
+//	s := w.Scope(ScopeConfig{Prefix, Canary, CanaryValue, Lease, Refill})
+//	s.Load(ctx) error                          learns what the prefix holds, adopts its leases
+//	s.Apply(ops []Op)                          queues, coalescing by key; never blocks on etcd; no-ops are dropped
+//	s.Complete()                               all that belongs was applied: delete what Load found beyond
+//	                                           it, then write the canary
+//	s.Barrier(ctx) error                       waits until all that was applied is committed
+//	s.Drop(ctx) error                          deletes every key of the prefix
+//	s.Len() int                                keys that are, or are about to be, in etcd
+//
+// Values aren't kept after their commit. When etcd loses keys (a lease ran out,
+// the data are gone), Refill(keys) asks the Scope's owner to Apply them again
+// (nil is all) and then to call Complete again.

@@ -1,0 +1,168 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+// Package state holds Waggle's statedb tables, and the one Writer that modifies
+// them. Whatever fills them (Kubernetes, the in-cluster cache, the mesh) goes
+// through the Writer; whatever reads them sees Table[*T] and can't tell where a
+// row came from.
+//
+//	types.go     the rows, and the Writer's contract
+//	claims.go    which claim on an address wins; pure
+//	writer.go    the Writer
+//	tables.go    the tables and their indexes
+//	cell.go      the wiring
+//
+// Rows are immutable once inserted. Strings that repeat over many rows
+// (namespaces, clusters, service accounts, labels) are interned.
+package state
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// Source ranks where a claim comes from, as upstream's pkg/source does. A
+// lower value is stronger; what is local is never overridden by what is remote.
+type Source uint8
+
+const (
+	// SourceLocal is this cluster, read from Kubernetes or from its in-cluster cache.
+	SourceLocal Source = iota
+	// SourceClusterMesh is a remote cluster.
+	SourceClusterMesh
+	// SourceOnDemand is an entry resolved after a miss; the weakest of all.
+	SourceOnDemand
+)
+
+// Origin is where rows come from. One Origin is shared by all rows of a source,
+// which keeps rows small; compare by pointer within one process.
+type Origin struct {
+	Cluster   string
+	ClusterID uint32
+	Source    Source
+}
+
+// Owner names the object that claims an address within its Origin. Object is
+// the Kubernetes object ("slice/ns/name", "endpoint/ns/name") and is empty for
+// a claim read from etcd, where the key itself is the claim. Pod distinguishes
+// claims within one slice.
+type Owner struct {
+	Object string
+	Pod    string
+}
+
+// Claim is one owner's statement about one address.
+type Claim struct {
+	Origin   *Origin
+	Owner    Owner
+	Endpoint wire.Endpoint
+}
+
+// Endpoint is a row of the table "endpoints": one address with the claim that
+// wins. The key is the prefix.
+//
+// While several owners claim one address (an address is reused, an endpoint
+// moves between slices, a delete is late), the others wait behind the primary,
+// and the first of the strongest rank takes over when it goes; so the row, and
+// the exported key, exist as long as any live claim does.
+type Endpoint struct {
+	Claim
+	// waiting claims, strongest and oldest first; nil for almost every row.
+	waiting *[]Claim
+}
+
+// Identity is a row of the table "identities", keyed by its number. Numbers of
+// different clusters don't overlap.
+type Identity struct {
+	wire.Identity
+	Origin *Origin
+}
+
+// Node is a row of the table "nodes", keyed by "cluster/name".
+type Node struct {
+	wire.Node
+	Origin *Origin
+}
+
+// Service is a row of the table "services", keyed by "cluster/namespace/name".
+// Local services that are not global are rows too (Shared is false).
+type Service struct {
+	*wire.Service
+	Origin *Origin
+}
+
+// ServiceExport is a row of the table "service-exports", keyed by
+// "cluster/namespace/name".
+type ServiceExport struct {
+	*wire.ServiceExport
+	Origin *Origin
+}
+
+// Namespace is a row of the table "namespaces": local namespaces with the
+// metadata that the filters read.
+type Namespace struct {
+	Name        string
+	Annotations map[string]string
+	Labels      map[string]string
+}
+
+// RemoteCluster is a row of the table "remote-clusters": what is known about
+// the life of one remote cluster, for status, health and metrics.
+type RemoteCluster struct {
+	Name      string
+	ClusterID uint32 // 0 until its config was read
+	// Connected: its etcd answers. Ready: everything required is synced.
+	Connected bool
+	Ready     bool
+	EtcdID    string // hexadecimal cluster ID of the etcd we are connected to
+	Cached    bool   // the etcd has the cached layout (it is a KVStoreMesh's)
+	Region    string
+	Resources map[wire.Resource]ResourceState
+	// Refused counts the values refused since start, by reason.
+	Refused map[wire.Reason]uint64
+	// Conflicts counts addresses this cluster claims and another one holds.
+	Conflicts uint64
+	Failures  uint64
+	LastError string
+	LastEvent time.Time // when data last arrived
+	Since     time.Time // when Connected last changed
+}
+
+// ResourceState is the sync state of one resource of one remote cluster.
+type ResourceState struct {
+	Enabled bool // the source offers it
+	Synced  bool // the source said that it is complete, and we have it all
+	Entries int
+}
+
+// The Writer's contract (implemented in writer.go):
+//
+//	NewWriter(db, tables) *Writer
+//	w.Begin() *Txn        locks all tables of this package; one at a time in the process
+//	w.Origin(cluster, id, source) *Origin      interned
+//
+// A Txn is used by one goroutine and ends with Commit or Abort:
+//
+//	tx.UpsertEndpoint(origin, owner, wire.Endpoint) (conflict bool)
+//	tx.DeleteEndpoint(origin, owner, prefix)
+//	tx.UpsertIdentity(origin, wire.Identity)     tx.DeleteIdentity(origin, id)
+//	tx.UpsertNode(origin, wire.Node)             tx.DeleteNode(origin, cluster, name)
+//	tx.UpsertService(origin, *wire.Service)      tx.DeleteService(origin, cluster, namespace, name)
+//	tx.UpsertServiceExport(origin, *wire.ServiceExport)  tx.DeleteServiceExport(…)
+//	tx.UpsertNamespace(Namespace)                tx.DeleteNamespace(name)
+//	tx.UpdateRemoteCluster(name, func(*RemoteCluster))   copies the row, then applies fn; inserts if absent
+//	tx.DeleteRemoteCluster(name)
+//	tx.MarkLocalSynced(resource)                 see Synced below
+//
+// An upsert that changes nothing leaves the row (and its revision) alone, so
+// that nothing downstream wakes up. A delete by somebody who is not the owner
+// or origin is ignored. Batches stay whole: one watch response, one Txn.
+//
+// Initial sync of the local source is expressed by statedb table initializers:
+// w.RegisterInitializer(name, tables...) before start gives a func(*Txn) that
+// marks it done; readers use Table.Initialized.
+
+// PrefixOf is a single address as the prefix that keys the endpoints table.
+func PrefixOf(ip netip.Addr) netip.Prefix { return netip.PrefixFrom(ip, ip.BitLen()) }

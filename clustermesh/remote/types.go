@@ -1,0 +1,58 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+// Package remote lives the life of remote clusters: it follows the directory of
+// their etcd configurations, connects, checks the cluster config, watches over
+// the connection, reconnects, and tells a Handler. KVStoreMesh and the agent's
+// ingest are Handlers; they see neither files nor connections come and go.
+//
+//	types.go      the contract
+//	directory.go  the configuration directory
+//	config.go     flags, and the checks of a cluster config
+//	cluster.go    one remote cluster's state machine
+//	mesh.go       all of them, and the IDs in use
+//	watchdog.go   heartbeats
+//	cell.go       the wiring
+package remote
+
+import (
+	"context"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// Connection is one established connection to a remote cluster's etcd whose
+// cluster config has been read and checked.
+type Connection struct {
+	// Cluster is the remote cluster's name.
+	Cluster string
+	Client  *etcd.Client
+	Config  wire.ClusterConfig
+	// RawConfig is the config as read, with the fields we don't know.
+	RawConfig []byte
+}
+
+// Handler takes in one remote cluster. Its methods are called one at a time,
+// from the cluster's own job.
+type Handler interface {
+	// Run is called for each connection and works until ctx ends, which happens
+	// when the connection is lost, the configuration or the cluster config
+	// changed, the cluster is removed, or the process stops. An error (other
+	// than ctx's own) makes a reconnect after a back-off. State is kept between
+	// calls: a reconnect continues where the last one was.
+	Run(ctx context.Context, conn Connection) error
+	// Revoke is called once when the cluster has been away for longer than
+	// --clustermesh-cache-ttl: what would send traffic there must go.
+	Revoke(ctx context.Context)
+	// Reset is called before Run when the cluster's ID is another one than
+	// before: everything known is drained first.
+	Reset(ctx context.Context)
+	// Remove is called once, after the last Run, when the cluster's
+	// configuration was removed. ctx ends when the process stops; if the
+	// cluster comes back in the meantime, it waits for Remove to return.
+	Remove(ctx context.Context)
+}
+
+// Factory makes the Handler of one remote cluster.
+type Factory func(cluster string) Handler
