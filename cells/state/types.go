@@ -7,13 +7,17 @@
 // row came from.
 //
 //	types.go     the rows, and the Writer's contract
+//	endpoint.go  the row of an endpoint, laid out to be small
+//	intern.go    what many endpoints have in common
 //	claims.go    which claim on an address wins; pure
-//	writer.go    the Writer
+//	writer.go    the Writer: origins, counts, initial sync
+//	txn.go       one transaction
 //	tables.go    the tables and their indexes
+//	columns.go   rows as text
 //	cell.go      the wiring
 //
-// Rows are immutable once inserted. Strings that repeat over many rows
-// (namespaces, clusters, service accounts, labels) are interned.
+// Rows are immutable once inserted. What repeats over many endpoints (cluster,
+// namespace, service account, named ports) is kept once.
 package state
 
 import (
@@ -58,19 +62,6 @@ type Claim struct {
 	Origin   *Origin
 	Owner    Owner
 	Endpoint wire.Endpoint
-}
-
-// Endpoint is a row of the table "endpoints": one address with the claim that
-// wins. The key is the prefix.
-//
-// While several owners claim one address (an address is reused, an endpoint
-// moves between slices, a delete is late), the others wait behind the primary,
-// and the first of the strongest rank takes over when it goes; so the row, and
-// the exported key, exist as long as any live claim does.
-type Endpoint struct {
-	Claim
-	// waiting claims, strongest and oldest first; nil for almost every row.
-	waiting *[]Claim
 }
 
 // Identity is a row of the table "identities", keyed by its number. Numbers of
@@ -137,11 +128,26 @@ type ResourceState struct {
 	Entries int
 }
 
-// The Writer's contract (implemented in writer.go):
+// Namespaces names the table of namespaces where a resource is asked for; it is
+// never on the wire.
+const Namespaces wire.Resource = "namespaces"
+
+// Counts says how much of the tables one source holds.
+type Counts struct {
+	// Endpoints counts the addresses it holds as the primary.
+	Endpoints, Identities, Nodes, Services, ServiceExports int
+	// Conflicts counts its claims on addresses that another cluster holds.
+	Conflicts int
+}
+
+// The Writer's contract (writer.go, txn.go):
 //
-//	NewWriter(db, tables) *Writer
-//	w.Begin() *Txn        locks all tables of this package; one at a time in the process
+//	NewWriter(db) (*Writer, error)             registers the tables; once per database
+//	w.Tables() Tables                          to read them
+//	w.Begin() *Txn                             locks all tables of this package; one at a time in the process
 //	w.Origin(cluster, id, source) *Origin      interned
+//	w.RegisterInitializer(name, resources...) func(*Txn)
+//	w.Counts(cluster) Counts, w.CountByOrigin() map[*Origin]Counts
 //
 // A Txn is used by one goroutine and ends with Commit or Abort:
 //
@@ -151,18 +157,19 @@ type ResourceState struct {
 //	tx.UpsertNode(origin, wire.Node)             tx.DeleteNode(origin, cluster, name)
 //	tx.UpsertService(origin, *wire.Service)      tx.DeleteService(origin, cluster, namespace, name)
 //	tx.UpsertServiceExport(origin, *wire.ServiceExport)  tx.DeleteServiceExport(…)
+//	tx.DeleteOrigin(origin, resource)            every row and claim of it
 //	tx.UpsertNamespace(Namespace)                tx.DeleteNamespace(name)
 //	tx.UpdateRemoteCluster(name, func(*RemoteCluster))   copies the row, then applies fn; inserts if absent
 //	tx.DeleteRemoteCluster(name)
-//	tx.MarkLocalSynced(resource)                 see Synced below
+//	tx.ReadTxn()                                 reads that see what the Txn has written
 //
 // An upsert that changes nothing leaves the row (and its revision) alone, so
 // that nothing downstream wakes up. A delete by somebody who is not the owner
 // or origin is ignored. Batches stay whole: one watch response, one Txn.
 //
-// Initial sync of the local source is expressed by statedb table initializers:
-// w.RegisterInitializer(name, tables...) before start gives a func(*Txn) that
-// marks it done; readers use Table.Initialized.
+// Initial sync of a source is expressed by statedb table initializers: the
+// function that RegisterInitializer gives before start marks it done, and
+// readers use Table.Initialized.
 
 // PrefixOf is a single address as the prefix that keys the endpoints table.
 func PrefixOf(ip netip.Addr) netip.Prefix { return netip.PrefixFrom(ip, ip.BitLen()) }
