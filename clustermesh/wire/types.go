@@ -10,6 +10,8 @@
 //	types.go      the values, and the errors a refused value gives
 //	keys.go       prefixes and keys, in the state and in the cached layout
 //	endpoint.go, identity.go, node.go, service.go, config.go    the codecs
+//	endpoint_usual.go    the fast way through the values that arrive by the 100,000
+//	address.go    between net.IP and netip, so that an address has one form
 //	validate.go   what a remote cluster may claim
 package wire
 
@@ -178,9 +180,10 @@ type Refusal struct {
 	Err      error
 }
 
-// Error names the resource, the key, the reason and the detail.
+// Error names the resource, the key, the reason and the detail. Key and detail
+// quote what a remote cluster sent, and are cut to a length that suits a log.
 func (r *Refusal) Error() string {
-	return fmt.Sprintf("refusing %s %q: %s: %v", r.Resource, r.Key, r.Reason, r.Err)
+	return fmt.Sprintf("refusing %s %.256q: %s: %.512v", r.Resource, r.Key, r.Reason, r.Err)
 }
 
 // Unwrap gives the detail.
