@@ -1,0 +1,146 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package ipcache
+
+import (
+	"fmt"
+	"log/slog"
+	"math"
+
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/job"
+	"github.com/cilium/statedb"
+	"github.com/cilium/statedb/reconciler"
+	"github.com/spf13/pflag"
+
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// Cell writes the tables of endpoints and nodes into the map that
+// --ipcache-backend names.
+//
+// It provides *Datapath, for lookups, and statedb.Table[*Row]; it needs the
+// tables of endpoints and nodes and wire.ClusterInfo.
+var Cell = NewCell(OpenByFlag)
+
+// InMemoryCell is Cell for a build without BPF: whatever the flags say, the map
+// is in memory.
+var InMemoryCell = NewCell(OpenInMemory)
+
+// NewCell is Cell with another way to open the map.
+func NewCell(open Opener) cell.Cell {
+	return cell.Module(
+		"ipcache",
+		"Endpoints and nodes to the BPF ipcache map",
+
+		cell.Config(DefaultConfig),
+		cell.Provide(newDatapath(open)),
+
+		// Only the deriver and the reconciler write the table.
+		cell.ProvidePrivate(NewTable),
+		cell.Provide(statedb.RWTable[*Row].ToTable),
+
+		cell.Provide(scriptCommands),
+		cell.Invoke(register),
+	)
+}
+
+const (
+	flagBackend  = "ipcache-backend"
+	flagMapMax   = "bpf-ipcache-map-max"
+	flagUnderlay = "underlay-protocol"
+)
+
+// Config are the flags of the ipcache.
+type Config struct {
+	// Backend is BackendAuto, BackendBPF or BackendMemory.
+	Backend string `mapstructure:"ipcache-backend"`
+	// Capacity is the number of entries of the map.
+	Capacity int `mapstructure:"bpf-ipcache-map-max"`
+	// BPFRoot is where the BPF file system is, or is to be mounted.
+	BPFRoot string `mapstructure:"bpf-root"`
+	// BPFMapDir is the directory of this agent's maps below BPFRoot.
+	BPFMapDir string `mapstructure:"bpf-map-dir"`
+	// EnableIPv4 and EnableIPv6 decide which identity "outside" has.
+	EnableIPv4 bool `mapstructure:"enable-ipv4"`
+	EnableIPv6 bool `mapstructure:"enable-ipv6"`
+	// UnderlayProtocol is "ipv4" or "ipv6": what tunnels between nodes run over.
+	UnderlayProtocol string `mapstructure:"underlay-protocol"`
+}
+
+// DefaultConfig has upstream's defaults where upstream has the flag. The map's
+// size is the power of two that holds 500,000 endpoints and, for each of 50,000
+// nodes, ten entries (two families of two addresses, health, ingress and pod
+// CIDR); upstream's 512,000 doesn't. Memory is taken for what is in it only.
+var DefaultConfig = Config{
+	Backend:          BackendAuto,
+	Capacity:         1 << 20,
+	BPFRoot:          "/sys/fs/bpf",
+	BPFMapDir:        "waggle",
+	EnableIPv4:       true,
+	EnableIPv6:       true,
+	UnderlayProtocol: "ipv4",
+}
+
+// Flags implements cell.Flagger.
+func (c Config) Flags(flags *pflag.FlagSet) {
+	flags.String(flagBackend, c.Backend,
+		"Where the ipcache map is: \"bpf\" (the kernel), \"memory\" (for trials; no datapath reads it) or \"auto\" (the kernel where permitted, else memory)")
+	flags.Int(flagMapMax, c.Capacity, "Maximum number of entries in the ipcache map; a pinned map of another size is replaced")
+	flags.String("bpf-root", c.BPFRoot, "Path to the BPF file system, which is mounted there if it isn't")
+	flags.String("bpf-map-dir", c.BPFMapDir, "Directory below --bpf-root for the maps of this agent alone")
+	flags.Bool("enable-ipv4", c.EnableIPv4, "Enable IPv4 support")
+	flags.Bool("enable-ipv6", c.EnableIPv6, "Enable IPv6 support")
+	flags.String(flagUnderlay, c.UnderlayProtocol, "IP family for the underlay (\"ipv4\" or \"ipv6\")")
+}
+
+func (c Config) validate() error {
+	switch c.Backend {
+	case BackendAuto, BackendBPF, BackendMemory:
+	default:
+		return fmt.Errorf("--%s=%q: must be auto, bpf or memory", flagBackend, c.Backend)
+	}
+	switch c.UnderlayProtocol {
+	case "ipv4", "ipv6":
+	default:
+		return fmt.Errorf("--%s=%q: must be ipv4 or ipv6", flagUnderlay, c.UnderlayProtocol)
+	}
+	if c.Capacity <= 0 || c.Capacity > math.MaxInt32 {
+		return fmt.Errorf("--%s=%d: must be between 1 and %d", flagMapMax, c.Capacity, math.MaxInt32)
+	}
+	return nil
+}
+
+type registerParams struct {
+	cell.In
+
+	Log        *slog.Logger
+	Health     cell.Health
+	JobGroup   job.Group
+	Reconciler reconciler.Params
+
+	DB        *statedb.DB
+	Config    Config
+	Cluster   wire.ClusterInfo
+	Datapath  *Datapath
+	Table     statedb.RWTable[*Row]
+	Endpoints statedb.Table[*state.Endpoint]
+	Nodes     statedb.Table[*state.Node]
+}
+
+// register starts the two jobs. They come after the Datapath's start hook, since
+// that was appended when the Datapath was made.
+func register(p registerParams) error {
+	d := newDeriver(p.DB, p.Table, p.Endpoints, p.Nodes, rules{
+		clusterName:  p.Cluster.Name,
+		ipv4:         p.Config.EnableIPv4,
+		ipv6:         p.Config.EnableIPv6,
+		underlayIPv6: p.Config.UnderlayProtocol == "ipv6",
+	})
+	p.JobGroup.Add(job.OneShot("derive", d.run))
+
+	_, err := registerReconciler(p.Reconciler, p.Table, newOperations(p.Log, p.Health, p.Table, p.Datapath))
+	return err
+}
