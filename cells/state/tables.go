@@ -1,0 +1,251 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/statedb"
+	"github.com/cilium/statedb/index"
+)
+
+// Names of the tables, as `db/show` knows them.
+const (
+	EndpointTable      = "endpoints"
+	IdentityTable      = "identities"
+	NodeTable          = "nodes"
+	ServiceTable       = "services"
+	ServiceExportTable = "service-exports"
+	NamespaceTable     = "namespaces"
+	RemoteClusterTable = "remote-clusters"
+)
+
+// Tables are the tables to read. Only the Writer can modify them.
+type Tables struct {
+	cell.Out
+
+	Endpoints      statedb.Table[*Endpoint]
+	Identities     statedb.Table[*Identity]
+	Nodes          statedb.Table[*Node]
+	Services       statedb.Table[*Service]
+	ServiceExports statedb.Table[*ServiceExport]
+	Namespaces     statedb.Table[*Namespace]
+	RemoteClusters statedb.Table[*RemoteCluster]
+}
+
+// Indexes cost some 200 bytes a row in statedb (a leaf and its watch channel),
+// as much again as an endpoint's row with its primary index. So there is one
+// beyond the primary only where a reader asks for it often: endpoints have none
+// by origin, and a drain walks the table instead (BenchmarkDeleteOrigin).
+var (
+	endpointByPrefix = statedb.Index[*Endpoint, netip.Prefix]{
+		Name: "prefix",
+		FromObject: func(e *Endpoint) index.KeySet {
+			return index.NewKeySet(prefixKey(e.Prefix()))
+		},
+		FromKey:    prefixKey,
+		FromString: parsePrefixKey,
+		Unique:     true,
+	}
+	// endpointByNamespace has local rows only: the exporter re-decides the
+	// endpoints of a namespace, and what is remote is none of its business.
+	endpointByNamespace = statedb.Index[*Endpoint, string]{
+		Name: "namespace",
+		FromObject: func(e *Endpoint) index.KeySet {
+			s := e.shared.Value()
+			if s.origin == nil || s.origin.Source != SourceLocal || s.namespace == "" {
+				return index.KeySet{}
+			}
+			return index.NewKeySet(index.String(s.namespace))
+		},
+		FromKey:    index.String,
+		FromString: index.FromString,
+	}
+	identityByID = statedb.Index[*Identity, uint32]{
+		Name:       "id",
+		FromObject: func(i *Identity) index.KeySet { return index.NewKeySet(index.Uint32(i.ID)) },
+		FromKey:    index.Uint32,
+		FromString: index.Uint32String,
+		Unique:     true,
+	}
+	identityByCluster = statedb.Index[*Identity, string]{
+		Name:       "cluster",
+		FromObject: func(i *Identity) index.KeySet { return index.NewKeySet(index.String(i.Origin.Cluster)) },
+		FromKey:    index.String,
+		FromString: index.FromString,
+	}
+	nodeByName = statedb.Index[*Node, string]{
+		Name:       "name",
+		FromObject: func(n *Node) index.KeySet { return index.NewKeySet(index.String(n.Cluster + "/" + n.Name)) },
+		FromKey:    index.String,
+		FromString: index.FromString,
+		Unique:     true,
+	}
+	serviceByName = statedb.Index[*Service, string]{
+		Name: "name",
+		FromObject: func(s *Service) index.KeySet {
+			return index.NewKeySet(index.String(objectKey(s.Cluster, s.Namespace, s.Name)))
+		},
+		FromKey:    index.String,
+		FromString: index.FromString,
+		Unique:     true,
+	}
+	serviceExportByName = statedb.Index[*ServiceExport, string]{
+		Name: "name",
+		FromObject: func(s *ServiceExport) index.KeySet {
+			return index.NewKeySet(index.String(objectKey(s.Cluster, s.Namespace, s.Name)))
+		},
+		FromKey:    index.String,
+		FromString: index.FromString,
+		Unique:     true,
+	}
+	namespaceByName = statedb.Index[*Namespace, string]{
+		Name:       "name",
+		FromObject: func(n *Namespace) index.KeySet { return index.NewKeySet(index.String(n.Name)) },
+		FromKey:    index.String,
+		FromString: index.FromString,
+		Unique:     true,
+	}
+	remoteClusterByName = statedb.Index[*RemoteCluster, string]{
+		Name:       "name",
+		FromObject: func(r *RemoteCluster) index.KeySet { return index.NewKeySet(index.String(r.Name)) },
+		FromKey:    index.String,
+		FromString: index.FromString,
+		Unique:     true,
+	}
+)
+
+// EndpointByPrefix asks for the row of exactly this prefix.
+func EndpointByPrefix(prefix netip.Prefix) statedb.Query[*Endpoint] {
+	return endpointByPrefix.Query(prefix)
+}
+
+// LocalEndpointsByNamespace asks for this cluster's endpoints in a namespace.
+func LocalEndpointsByNamespace(namespace string) statedb.Query[*Endpoint] {
+	return endpointByNamespace.Query(namespace)
+}
+
+// IdentityByID asks for one identity.
+func IdentityByID(id uint32) statedb.Query[*Identity] { return identityByID.Query(id) }
+
+// IdentitiesByCluster asks for the identities of the cluster of this name.
+func IdentitiesByCluster(cluster string) statedb.Query[*Identity] {
+	return identityByCluster.Query(cluster)
+}
+
+// NodeByName asks for one node.
+func NodeByName(cluster, name string) statedb.Query[*Node] {
+	return nodeByName.Query(cluster + "/" + name)
+}
+
+// NodesByCluster asks for the nodes of a cluster; it is for Table.Prefix.
+func NodesByCluster(cluster string) statedb.Query[*Node] { return nodeByName.Query(cluster + "/") }
+
+// ServiceByName asks for one service of one cluster.
+func ServiceByName(cluster, namespace, name string) statedb.Query[*Service] {
+	return serviceByName.Query(objectKey(cluster, namespace, name))
+}
+
+// ServicesByNamespace asks for the services in a namespace of a cluster; it is
+// for Table.Prefix.
+func ServicesByNamespace(cluster, namespace string) statedb.Query[*Service] {
+	return serviceByName.Query(objectKey(cluster, namespace, ""))
+}
+
+// ServiceExportByName asks for one service export of one cluster.
+func ServiceExportByName(cluster, namespace, name string) statedb.Query[*ServiceExport] {
+	return serviceExportByName.Query(objectKey(cluster, namespace, name))
+}
+
+// ServiceExportsByNamespace asks for the service exports in a namespace of a
+// cluster; it is for Table.Prefix.
+func ServiceExportsByNamespace(cluster, namespace string) statedb.Query[*ServiceExport] {
+	return serviceExportByName.Query(objectKey(cluster, namespace, ""))
+}
+
+// NamespaceByName asks for one namespace.
+func NamespaceByName(name string) statedb.Query[*Namespace] { return namespaceByName.Query(name) }
+
+// RemoteClusterByName asks for one remote cluster.
+func RemoteClusterByName(name string) statedb.Query[*RemoteCluster] {
+	return remoteClusterByName.Query(name)
+}
+
+func objectKey(cluster, namespace, name string) string {
+	return cluster + "/" + namespace + "/" + name
+}
+
+// A prefix as a key is the family, the address in its own length and the number
+// of bits. statedb's own form takes 17 bytes for either family, which costs an
+// IPv4 row a larger allocation.
+func appendPrefixKey(key []byte, p netip.Prefix) []byte {
+	if p.Addr().Is4() {
+		a := p.Addr().As4()
+		return append(append(append(key, 4), a[:]...), uint8(p.Bits()))
+	}
+	a := p.Addr().As16()
+	return append(append(append(key, 6), a[:]...), uint8(p.Bits()))
+}
+
+func prefixKey(p netip.Prefix) index.Key {
+	if p.Addr().Is4() {
+		return appendPrefixKey(make([]byte, 0, 6), p)
+	}
+	return appendPrefixKey(make([]byte, 0, 18), p)
+}
+
+// parsePrefixKey takes a prefix, or an address for the prefix that is just it.
+func parsePrefixKey(s string) (index.Key, error) {
+	if addr, err := netip.ParseAddr(s); err == nil {
+		return prefixKey(PrefixOf(addr)), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return nil, fmt.Errorf("parsing %q as an address or a prefix: %w", s, err)
+	}
+	return prefixKey(p), nil
+}
+
+// tables are the tables to modify; they never leave the Writer.
+type tables struct {
+	endpoints      statedb.RWTable[*Endpoint]
+	identities     statedb.RWTable[*Identity]
+	nodes          statedb.RWTable[*Node]
+	services       statedb.RWTable[*Service]
+	serviceExports statedb.RWTable[*ServiceExport]
+	namespaces     statedb.RWTable[*Namespace]
+	remoteClusters statedb.RWTable[*RemoteCluster]
+}
+
+func newTables(db *statedb.DB) (t tables, err error) {
+	if t.endpoints, err = statedb.NewTable(db, EndpointTable, endpointByPrefix, endpointByNamespace); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", EndpointTable, err)
+	}
+	if t.identities, err = statedb.NewTable(db, IdentityTable, identityByID, identityByCluster); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", IdentityTable, err)
+	}
+	if t.nodes, err = statedb.NewTable(db, NodeTable, nodeByName); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", NodeTable, err)
+	}
+	if t.services, err = statedb.NewTable(db, ServiceTable, serviceByName); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", ServiceTable, err)
+	}
+	if t.serviceExports, err = statedb.NewTable(db, ServiceExportTable, serviceExportByName); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", ServiceExportTable, err)
+	}
+	if t.namespaces, err = statedb.NewTable(db, NamespaceTable, namespaceByName); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", NamespaceTable, err)
+	}
+	if t.remoteClusters, err = statedb.NewTable(db, RemoteClusterTable, remoteClusterByName); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", RemoteClusterTable, err)
+	}
+	return t, nil
+}
+
+func (t *tables) all() []statedb.TableMeta {
+	return []statedb.TableMeta{t.endpoints, t.identities, t.nodes, t.services,
+		t.serviceExports, t.namespaces, t.remoteClusters}
+}

@@ -1,0 +1,158 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"fmt"
+	"maps"
+	"sync"
+
+	"github.com/cilium/statedb"
+
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// Writer is the one thing that modifies the tables. Its methods may be called
+// from any goroutine.
+type Writer struct {
+	db     *statedb.DB
+	tables tables
+	metas  []statedb.TableMeta
+
+	mu      sync.Mutex
+	origins map[Origin]*Origin
+	counts  map[*Origin]Counts
+}
+
+// NewWriter registers the tables with db. It fails when they are registered
+// already: there is one Writer for a database.
+func NewWriter(db *statedb.DB) (*Writer, error) {
+	t, err := newTables(db)
+	if err != nil {
+		return nil, err
+	}
+	return &Writer{
+		db:      db,
+		tables:  t,
+		metas:   t.all(),
+		origins: map[Origin]*Origin{},
+		counts:  map[*Origin]Counts{},
+	}, nil
+}
+
+// Tables gives the tables to read.
+func (w *Writer) Tables() Tables {
+	return Tables{
+		Endpoints:      w.tables.endpoints,
+		Identities:     w.tables.identities,
+		Nodes:          w.tables.nodes,
+		Services:       w.tables.services,
+		ServiceExports: w.tables.serviceExports,
+		Namespaces:     w.tables.namespaces,
+		RemoteClusters: w.tables.remoteClusters,
+	}
+}
+
+// Origin gives the one Origin of these values. Origins are kept for ever; there
+// are as few as there are configured clusters.
+func (w *Writer) Origin(cluster string, id uint32, source Source) *Origin {
+	key := Origin{Cluster: cluster, ClusterID: id, Source: source}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	origin, ok := w.origins[key]
+	if !ok {
+		origin = &key
+		w.origins[key] = origin
+	}
+	return origin
+}
+
+// Begin starts a transaction on all tables, waiting for the one that runs.
+func (w *Writer) Begin() *Txn {
+	return &Txn{w: w, wtxn: w.db.WriteTxn(w.metas...)}
+}
+
+// RegisterInitializer makes the tables of these resources (Namespaces included)
+// count as initialized only once the returned function was called in a Txn that
+// is committed; calling it again does nothing. It is for constructors: after
+// the start readers may have seen the table as initialized. A resource that has
+// no table is passed over. The name is unique among those of a table.
+func (w *Writer) RegisterInitializer(name string, resources ...wire.Resource) func(*Txn) {
+	wtxn := w.db.WriteTxn(w.metas...)
+	defer wtxn.Commit()
+	var done []func(statedb.WriteTxn)
+	for _, resource := range resources {
+		switch resource {
+		case wire.Endpoints:
+			done = append(done, w.tables.endpoints.RegisterInitializer(wtxn, name))
+		case wire.Identities:
+			done = append(done, w.tables.identities.RegisterInitializer(wtxn, name))
+		case wire.Nodes:
+			done = append(done, w.tables.nodes.RegisterInitializer(wtxn, name))
+		case wire.Services:
+			done = append(done, w.tables.services.RegisterInitializer(wtxn, name))
+		case wire.ServiceExports:
+			done = append(done, w.tables.serviceExports.RegisterInitializer(wtxn, name))
+		case Namespaces:
+			done = append(done, w.tables.namespaces.RegisterInitializer(wtxn, name))
+		}
+	}
+	// statedb remembers a mark even when its transaction is aborted, so the
+	// marks wait for the Txn's Commit.
+	return func(tx *Txn) { tx.initialized = append(tx.initialized, done...) }
+}
+
+// CountByOrigin gives the counts of every origin that holds or claims
+// something. It costs as much as there are origins, whatever the tables hold.
+func (w *Writer) CountByOrigin() map[*Origin]Counts {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.counts)
+}
+
+// Counts sums up the origins of one cluster.
+func (w *Writer) Counts(cluster string) Counts {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var sum Counts
+	for origin, counts := range w.counts {
+		if origin.Cluster == cluster {
+			sum.add(&counts)
+		}
+	}
+	return sum
+}
+
+// count applies what one Txn has changed. Differences of two Txns may be
+// applied in either order.
+func (w *Writer) count(changes map[*Origin]*Counts) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for origin, change := range changes {
+		counts := w.counts[origin]
+		counts.add(change)
+		if counts == (Counts{}) {
+			delete(w.counts, origin)
+		} else {
+			w.counts[origin] = counts
+		}
+	}
+}
+
+func (c *Counts) add(d *Counts) {
+	c.Endpoints += d.Endpoints
+	c.Identities += d.Identities
+	c.Nodes += d.Nodes
+	c.Services += d.Services
+	c.ServiceExports += d.ServiceExports
+	c.Conflicts += d.Conflicts
+}
+
+// must turns the two errors that statedb's writes can return, both of them
+// misuse (a table that isn't locked, a Txn that has ended), into a panic.
+func must(err error) {
+	if err != nil {
+		panic(fmt.Errorf("BUG: state.Txn used after its end: %w", err))
+	}
+}
