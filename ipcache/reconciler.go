@@ -117,7 +117,7 @@ func (o *operations) Delete(_ context.Context, _ statedb.ReadTxn, _ statedb.Revi
 // writes again what the table says is there and isn't, or is different.
 //
 // The reconciler calls it once the table is initialized, and every hour. It
-// reads the whole map: 0.5 µs an entry (BenchmarkBPFAll).
+// reads the whole map: about 1 µs an entry (BenchmarkBPFAll).
 func (o *operations) Prune(_ context.Context, txn statedb.ReadTxn, rows iter.Seq2[*Row, statedb.Revision]) error {
 	if !o.pruned && !o.target.Restored() {
 		// A map that began empty has nothing but what we wrote.
