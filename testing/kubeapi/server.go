@@ -7,6 +7,7 @@
 //	server.go       Start, Stop, Kill, Restart
 //	build.go        the binary: built once, shared by all test packages
 //	credentials.go  keys, certificate, admin token, kubeconfig
+//	port.go         a port that stays the server's
 //	process.go      a child process that is always reaped
 //	etcd.go         what it stores its objects in
 //	clients.go      typed clients
@@ -22,6 +23,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,6 +31,7 @@ import (
 	"time"
 
 	"github.com/cilium/hive/hivetest"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
@@ -63,7 +66,7 @@ type Server struct {
 // continuous integration (CI is set in the environment), where it fails.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	log := hivetest.Logger(t)
+	log := hivetest.Logger(t, hivetest.LogLevel(slog.LevelWarn))
 
 	binary, err := Build(t.Context())
 	if err != nil {
@@ -194,13 +197,26 @@ func (s *Server) run(ctx context.Context) error {
 			return false, fmt.Errorf("it ended by itself: %w", p.err)
 		default:
 		}
-		_, err := s.Kubernetes.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
-		return err == nil, nil
+		return s.ready(ctx), nil
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("waiting until kube-apiserver is ready: %w", err), p.kill())
 	}
 	return nil
+}
+
+// ready says whether the server serves. The system's namespaces are created in
+// the background, and being ready doesn't include them.
+func (s *Server) ready(ctx context.Context) bool {
+	if _, err := s.Kubernetes.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
+		return false
+	}
+	for _, name := range []string{metav1.NamespaceSystem, metav1.NamespaceDefault} {
+		if _, err := s.Kubernetes.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{}); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // showOnFailure prints the end of a log file when the test has failed.
