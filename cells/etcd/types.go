@@ -8,8 +8,11 @@
 //	config.go      flags and upstream's etcd configuration file
 //	client.go      a connection, and whether it is still to the same etcd
 //	reader.go      list, watch, resume, relist; diff.go is its pure part
-//	writer.go      group commit; plan.go is its pure part
+//	list.go        a prefix at one revision, in pages bounded by bytes
+//	writer.go      group commit; plan.go and pace.go are its pure parts
+//	scope.go       one prefix of a Writer: warm start, completion, canary
 //	lease.go       a pool of leases, kept alive and adopted
+//	lost.go        what happens when etcd loses keys
 //	embed.go       an embedded server
 //
 // A Reader turns one prefix into batches of events and hides compaction,
@@ -42,6 +45,9 @@ type Batch struct {
 	// to that point was delivered, this batch included. It is set again after
 	// each resynchronisation.
 	Synced bool
+	// Listing is set for the pages of a list. A list waits for its Observer, so
+	// that there it may wait in turn for whatever it feeds; a watch does not.
+	Listing bool
 }
 
 // Observer receives what a Reader reads. Calls come from the Reader's one
@@ -87,18 +93,19 @@ var ErrClosed = errors.New("etcd client is closed")
 // means that a list is complete by itself. Deletions found by a relist are held
 // back until then.
 //
-// The Writer's contract (writer.go):
+// The Writer's contract (writer.go, scope.go):
 //
-//	NewWriter(log, client, WriterConfig) *Writer
+//	NewWriter(log, client) *Writer
 //	w.Run(ctx) error                           commits until ctx ends
+//	w.Admit(ctx) error                         waits while much is pending
 //	s := w.Scope(ScopeConfig{Prefix, Canary, CanaryValue, Lease, Refill})
 //	s.Load(ctx) error                          learns what the prefix holds, adopts its leases
 //	s.Apply(ops []Op)                          queues, coalescing by key; never blocks on etcd; no-ops are dropped
 //	s.Complete()                               all that belongs was applied: delete what Load found beyond
 //	                                           it, then write the canary
 //	s.Barrier(ctx) error                       waits until all that was applied is committed
-//	s.Drop(ctx) error                          deletes every key of the prefix
-//	s.Len() int                                keys that are, or are about to be, in etcd
+//	s.Drop(ctx) error                          deletes the canary and every key of the prefix
+//	s.Len() int                                keys that are known to be in etcd
 //
 // Values aren't kept after their commit. When etcd loses keys (a lease ran out,
 // the data are gone), Refill(keys) asks the Scope's owner to Apply them again

@@ -1,0 +1,169 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package etcd
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"sigs.k8s.io/yaml"
+)
+
+// The keys that --kvstore-opt knows. Those that upstream has, have its names.
+const (
+	OptAddress            = "etcd.address"
+	OptConfig             = "etcd.config"
+	OptQPS                = "etcd.qps"
+	OptMaxInflight        = "etcd.maxInflight"
+	OptKeepaliveHeartbeat = "etcd.keepaliveHeartbeat"
+	OptKeepaliveTimeout   = "etcd.keepaliveTimeout"
+	// OptPageBytes and OptCommitDelay are ours: see Options.
+	OptPageBytes   = "etcd.pageBytes"
+	OptCommitDelay = "etcd.commitDelay"
+	// OptMaxTxnOps is ours: the number of operations to try in one transaction.
+	OptMaxTxnOps = "etcd.maxTxnOps"
+	// optLimit and optBootstrapQPS are upstream's and have no meaning here:
+	// pages are bounded by bytes, and a bootstrap is few commits.
+	optLimit        = "etcd.limit"
+	optBootstrapQPS = "etcd.bootstrapQps"
+)
+
+// Config is the etcd of the local cluster, by upstream's flags.
+type Config struct {
+	KVStoreOpt      map[string]string `mapstructure:"kvstore-opt"`
+	KVStoreLeaseTTL time.Duration     `mapstructure:"kvstore-lease-ttl"`
+}
+
+// DefaultConfig has upstream's lease TTL (15 minutes).
+var DefaultConfig = Config{KVStoreLeaseTTL: 15 * time.Minute}
+
+// Flags registers the flags.
+func (def Config) Flags(flags *pflag.FlagSet) {
+	flags.StringToString("kvstore-opt", def.KVStoreOpt,
+		"Key-value store options, e.g. etcd.config=/var/lib/etcd-config/etcd.config or etcd.address=http://127.0.0.1:2379; "+
+			"etcd.qps bounds commits per second, each of up to etcd.maxTxnOps operations")
+	flags.Duration("kvstore-lease-ttl", def.KVStoreLeaseTTL, "Time-to-live for the KVstore lease.")
+}
+
+// Client gives the configuration of the local cluster's client, or an error
+// that names the option at fault.
+func (c Config) Client() (ClientConfig, error) {
+	opts, err := ParseOptions(c.KVStoreOpt)
+	if err != nil {
+		return ClientConfig{}, err
+	}
+	cfg := ClientConfig{ConfigPath: c.KVStoreOpt[OptConfig], Options: opts, LeaseTTL: c.KVStoreLeaseTTL}
+	if address := c.KVStoreOpt[OptAddress]; address != "" {
+		cfg.Endpoints = strings.Split(address, ",")
+	}
+	if cfg.ConfigPath == "" && len(cfg.Endpoints) == 0 {
+		return ClientConfig{}, fmt.Errorf("no etcd: --kvstore-opt needs %s or %s", OptConfig, OptAddress)
+	}
+	return cfg, nil
+}
+
+// Options tunes clients, Readers and Writers.
+type Options struct {
+	// QPS bounds the commits a Writer makes per second. A commit holds all that
+	// gathered since the last one, so that this bounds cost, not throughput.
+	QPS int
+	// MaxInflight bounds the commits under way at once.
+	MaxInflight int
+	// MaxTxnOps is how many operations a commit holds at most. Where the server
+	// allows less (etcd's own default is 128), the Writer finds out and keeps to it.
+	MaxTxnOps int
+	// CommitDelay is the longest that a Writer waits for more operations under
+	// sustained load. An operation in a quiet mesh never waits.
+	CommitDelay time.Duration
+	// PageBytes is the size that pages of a list are aimed at. Etcd counts the
+	// rest of the range for each page, so that small pages make large lists quadratic.
+	PageBytes int
+	// KeepaliveHeartbeat and KeepaliveTimeout find a dead connection.
+	KeepaliveHeartbeat, KeepaliveTimeout time.Duration
+}
+
+// DefaultOptions: 200 commits of up to 1,024 operations carry well over 5,000
+// changes per second. Keep-alives are upstream's.
+var DefaultOptions = Options{
+	QPS:                200,
+	MaxInflight:        4,
+	MaxTxnOps:          1024,
+	CommitDelay:        10 * time.Millisecond,
+	PageBytes:          4 << 20,
+	KeepaliveHeartbeat: 15 * time.Second,
+	KeepaliveTimeout:   25 * time.Second,
+}
+
+// ParseOptions reads the tuning part of --kvstore-opt over DefaultOptions. Every
+// unknown key and every malformed value is named in the error.
+func ParseOptions(opts map[string]string) (Options, error) {
+	var (
+		out  = DefaultOptions
+		errs []error
+	)
+	number := func(key, value string, dst *int) {
+		n, err := strconv.Atoi(value)
+		if err != nil || n <= 0 {
+			errs = append(errs, fmt.Errorf("--kvstore-opt %s=%q: not a positive number", key, value))
+			return
+		}
+		*dst = n
+	}
+	duration := func(key, value string, dst *time.Duration) {
+		d, err := time.ParseDuration(value)
+		if err != nil || d < 0 {
+			errs = append(errs, fmt.Errorf("--kvstore-opt %s=%q: not a duration", key, value))
+			return
+		}
+		*dst = d
+	}
+	for _, key := range slices.Sorted(maps.Keys(opts)) {
+		value := opts[key]
+		switch key {
+		case OptAddress, OptConfig, optLimit, optBootstrapQPS:
+		case OptQPS:
+			number(key, value, &out.QPS)
+		case OptMaxInflight:
+			number(key, value, &out.MaxInflight)
+		case OptMaxTxnOps:
+			number(key, value, &out.MaxTxnOps)
+		case OptPageBytes:
+			number(key, value, &out.PageBytes)
+		case OptCommitDelay:
+			duration(key, value, &out.CommitDelay)
+		case OptKeepaliveHeartbeat:
+			duration(key, value, &out.KeepaliveHeartbeat)
+		case OptKeepaliveTimeout:
+			duration(key, value, &out.KeepaliveTimeout)
+		default:
+			errs = append(errs, fmt.Errorf("--kvstore-opt %s: unknown option", key))
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+// keyPair is the part of etcd's client configuration file that its own parser
+// reads once and we read again at each handshake, so that a rotated certificate
+// is picked up without a restart.
+type keyPair struct {
+	Certfile string `json:"cert-file"`
+	Keyfile  string `json:"key-file"`
+}
+
+// readKeyPair gives the file names in the configuration at path.
+func readKeyPair(path string) (keyPair, error) {
+	var pair keyPair
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return pair, err
+	}
+	return pair, yaml.Unmarshal(data, &pair)
+}

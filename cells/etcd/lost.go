@@ -1,0 +1,160 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package etcd
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// This file is about what etcd loses: a lease that ran out takes its keys with
+// it, and an etcd that comes back empty has lost everything. Values aren't kept
+// here, so the owners of the Scopes are asked for them again.
+
+// check finds out what the etcd that is now connected still has.
+func (w *Writer) check(ctx context.Context) {
+	if another, err := w.checkEtcd(ctx); err != nil || another {
+		w.wakeUp() // with an error, the next connection or commit will tell
+		return
+	}
+	w.mu.Lock()
+	ids := make(map[leaseNumber]clientv3.LeaseID)
+	for _, n := range w.leases.alive() {
+		ids[n] = w.leases.id(n)
+	}
+	w.mu.Unlock()
+	var gone []leaseNumber
+	for n, id := range ids {
+		if expired, err := w.leases.expired(ctx, id); err == nil && expired {
+			gone = append(gone, n)
+		}
+	}
+	w.lost(gone)
+}
+
+// checkEtcd reads some key for the header of the response, if this Writer has
+// written anything.
+func (w *Writer) checkEtcd(ctx context.Context) (another bool, err error) {
+	w.mu.Lock()
+	before, known, key := w.etcd.revision, w.etcd.clusterID != 0, ""
+	for s := range w.scopes {
+		key = max(key, s.cfg.Prefix)
+	}
+	w.mu.Unlock()
+	if !known || key == "" {
+		return false, nil
+	}
+	resp, err := w.client.get(ctx, 10*time.Second, &pb.RangeRequest{Key: []byte(key), KeysOnly: true})
+	if err != nil {
+		return false, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if another = w.foundAnother(resp.Header, before); another {
+		w.loseEverything()
+	}
+	return another, nil
+}
+
+// foundAnother compares a response's header with what was known before the
+// request was sent, and takes note of it. Reads and commits are linearizable:
+// an etcd that answers with an earlier revision than was seen before the
+// request is another one, whatever ID it has.
+func (w *Writer) foundAnother(header *pb.ResponseHeader, before int64) bool {
+	another := w.etcd.clusterID != 0 &&
+		(header.ClusterId != w.etcd.clusterID || header.Revision < before)
+	if another {
+		w.etcd.revision = 0
+	}
+	w.etcd.clusterID = header.ClusterId
+	w.etcd.revision = max(w.etcd.revision, header.Revision)
+	return another
+}
+
+// lost has the keys on these leases written again.
+func (w *Writer) lost(numbers []leaseNumber) {
+	if len(numbers) == 0 {
+		return
+	}
+	w.mu.Lock()
+	lost := make(map[leaseNumber]bool, len(numbers))
+	for _, n := range numbers {
+		if w.leases.lose(n) {
+			lost[n] = true
+		}
+	}
+	gone := make(map[*Scope][]string)
+	for s := range w.scopes {
+		for key, r := range s.records {
+			if lost[r.lease] {
+				s.markLost(key, r)
+				gone[s] = append(gone[s], key)
+			}
+		}
+	}
+	w.queueRefills(gone)
+	w.mu.Unlock()
+	if len(lost) > 0 {
+		w.log.Warn("Leases are lost, writing their keys again", "leases", len(lost))
+	}
+	w.wakeUp()
+}
+
+// loseEverything has all keys of all Scopes written again. The lock is held.
+func (w *Writer) loseEverything() {
+	w.log.Warn("Etcd has lost its data, writing everything again")
+	for _, n := range w.leases.alive() {
+		w.leases.lose(n)
+	}
+	gone := make(map[*Scope][]string)
+	for s := range w.scopes {
+		for key, r := range s.records {
+			s.markLost(key, r)
+			gone[s] = append(gone[s], key)
+		}
+	}
+	w.queueRefills(gone)
+}
+
+func (s *Scope) markLost(key string, r record) {
+	s.w.leases.drop(r.lease)
+	s.records[key] = record{hash: r.hash, flags: recordLost | recordStale}
+}
+
+// queueRefills has the owners asked. A canary comes back by the Complete of its
+// Scope where that lost keys too, and by itself where it didn't. The lock is held.
+func (w *Writer) queueRefills(gone map[*Scope][]string) {
+	for s, keys := range gone {
+		if s == w.canaries || s.cfg.Refill == nil {
+			continue
+		}
+		s.refilling = true
+		w.refills = append(w.refills, func() { s.cfg.Refill(keys) })
+	}
+	for _, key := range gone[w.canaries] {
+		if owner := w.canaryOf[key]; owner != nil {
+			owner.writeCanary()
+		}
+	}
+}
+
+func (w *Writer) runRefills() {
+	w.mu.Lock()
+	refills := w.refills
+	w.refills = nil
+	w.mu.Unlock()
+	for _, refill := range refills {
+		refill()
+	}
+}
+
+// isTooLargeMessage recognises gRPC's refusal to send a message beyond the
+// client's limit (2 MiB by etcd's default), which has no code of its own.
+func isTooLargeMessage(description string) bool {
+	return strings.Contains(description, "message larger than max")
+}

@@ -1,0 +1,399 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/semaphore"
+	"k8s.io/apimachinery/pkg/util/wait"
+)
+
+// deletesPerBatch bounds a batch of deletions found by a relist or a Drain.
+const deletesPerBatch = 4096
+
+// ReaderConfig says what a Reader reads.
+type ReaderConfig struct {
+	Log *slog.Logger
+	// Prefix ends in a slash; events carry the keys below it.
+	Prefix string
+	// Canary is the key whose presence says that the source has written all of
+	// its state; empty where a list is complete by itself.
+	Canary string
+	// RelistJitter is the longest wait before a list that follows an earlier
+	// one, so that the readers of an etcd that went away don't return as one.
+	// The default is a second; negative is none.
+	RelistJitter time.Duration
+	// Lists, if set, bounds how many lists run at once over all Readers that
+	// share it, and with it the memory that their pages take.
+	Lists *semaphore.Weighted
+}
+
+// Reader follows one prefix of one source. The source is what counts: it may
+// be served by another etcd, with other revisions, each time that Run is called
+// or the connection comes back; the Observer sees one continuous difference.
+type Reader struct {
+	cfg      ReaderConfig
+	observer Observer
+
+	// Owned by Run (or Drain).
+	mirror   *mirror
+	position position
+	complete bool // the canary was seen at this etcd
+	// absentAt is the revision at which the canary was not there.
+	absentAt int64
+	events   []Event
+
+	synced  atomic.Bool
+	entries atomic.Int64
+	lists   atomic.Uint64
+
+	mu      sync.Mutex
+	resend  []string
+	again   bool // resend everything
+	wake    chan struct{}
+	lastErr error
+}
+
+// position is how far a Reader is at one etcd. The anchor is one key as it was
+// at or before that revision: an etcd that remembers it is the one that we
+// read. The cluster ID alone can't tell: an etcd rebuilt with the same URLs and
+// token has the same one, at any revision.
+type position struct {
+	clusterID uint64
+	revision  int64
+	anchor    mvccpb.KeyValue // without its value; Key is empty where there is none
+}
+
+// Reasons to leave the watch that are no failures.
+var (
+	errReconnected = errors.New("connection was made anew")
+	errCanary      = errors.New("source became complete")
+	errResend      = errors.New("observer wants entries again")
+)
+
+// NewReader makes a Reader. It does nothing until Run.
+func NewReader(cfg ReaderConfig, observer Observer) *Reader {
+	if cfg.RelistJitter == 0 {
+		cfg.RelistJitter = time.Second
+	}
+	return &Reader{cfg: cfg, observer: observer, mirror: newMirror(), wake: make(chan struct{}, 1)}
+}
+
+// Len is the number of keys the Observer was told of and that aren't deleted.
+func (r *Reader) Len() int { return int(r.entries.Load()) }
+
+// Synced says whether the source was complete once. It stays true while the
+// source is away.
+func (r *Reader) Synced() bool { return r.synced.Load() }
+
+// Lists is the number of lists made so far, for metrics and tests.
+func (r *Reader) Lists() uint64 { return r.lists.Load() }
+
+// LastError is why the source isn't being followed, or nil while it is.
+func (r *Reader) LastError() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lastErr
+}
+
+// Resend has the given keys (nil: all) emitted again, with what the source then
+// says of them, and Synced set once more after them.
+func (r *Reader) Resend(keys []string) {
+	r.mu.Lock()
+	if keys == nil {
+		r.again = true
+	}
+	r.resend = append(r.resend, keys...)
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Drain emits a deletion of every known key. The next Run starts from nothing.
+// It must not be called while Run runs.
+func (r *Reader) Drain(ctx context.Context) {
+	r.position, r.complete = position{}, false
+	r.synced.Store(false)
+	r.mirror.beginList()
+	r.emitStale(ctx)
+}
+
+// Run follows the source over client until ctx ends (nil), or the client is
+// closed (ErrClosed). Errors of the etcd are retried with a jittered back-off
+// and given by LastError; nothing known is dropped for them.
+func (r *Reader) Run(ctx context.Context, client *Client) error {
+	newBackoff := func() wait.Backoff {
+		return wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: 15 * time.Second}
+	}
+	backoff := newBackoff()
+	for {
+		followed, err := r.follow(ctx, client)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case client.isClosed():
+			return ErrClosed
+		}
+		if followed {
+			backoff = newBackoff()
+		}
+		if errors.Is(err, errReconnected) || errors.Is(err, errCanary) || errors.Is(err, errResend) {
+			continue
+		}
+		r.setError(err)
+		r.cfg.Log.Warn("Following etcd prefix interrupted", "prefix", r.cfg.Prefix, "error", err)
+		if sleep(ctx, backoff.Step()) != nil {
+			return nil
+		}
+	}
+}
+
+func (r *Reader) setError(err error) {
+	r.mu.Lock()
+	r.lastErr = err
+	r.mu.Unlock()
+}
+
+// follow catches up, by resuming or by a list, and then watches. followed says
+// that it came to watch, so that the back-off starts over.
+func (r *Reader) follow(ctx context.Context, client *Client) (followed bool, err error) {
+	generation, changed := client.Generation()
+	forced := r.takeResend()
+	resumed := false
+	if !forced {
+		if resumed, err = r.resumable(ctx, client); err != nil {
+			return false, fmt.Errorf("resuming %q: %w", r.cfg.Prefix, err)
+		}
+	}
+	if !resumed {
+		if err := r.list(ctx, client); err != nil {
+			if forced {
+				r.Resend(nil)
+			}
+			return false, fmt.Errorf("listing %q: %w", r.cfg.Prefix, err)
+		}
+	}
+	if now, _ := client.Generation(); now != generation {
+		// What was just read may come from two different etcds.
+		if generation != 0 {
+			return false, errReconnected
+		}
+		// The first connection is made by the first request.
+		generation = now
+		_, changed = client.Generation()
+	}
+	r.setError(nil)
+	return true, r.watch(ctx, client, generation, changed)
+}
+
+// takeResend applies what Resend asked for and says whether it calls for a list.
+func (r *Reader) takeResend() bool {
+	r.mu.Lock()
+	keys, all := r.resend, r.again
+	r.resend, r.again = nil, false
+	r.mu.Unlock()
+	switch {
+	case all:
+		r.mirror.forget(nil)
+	case len(keys) > 0:
+		r.mirror.forget(keys)
+	}
+	return all || len(keys) > 0
+}
+
+// resumable says whether this etcd is the one that the position belongs to, so
+// that a watch from there misses nothing.
+func (r *Reader) resumable(ctx context.Context, client *Client) (bool, error) {
+	if r.position.revision == 0 || !r.complete {
+		return false, nil
+	}
+	anchor := r.position.anchor
+	if len(anchor.Key) == 0 {
+		return false, nil // the prefix was empty: a list costs nothing
+	}
+	for _, revision := range []int64{0, anchor.ModRevision} {
+		resp, err := client.get(ctx, 10*time.Second, &pb.RangeRequest{Key: anchor.Key, Revision: revision})
+		switch {
+		case errors.Is(err, rpctypes.ErrCompacted), errors.Is(err, rpctypes.ErrFutureRev):
+			return false, nil
+		case err != nil:
+			return false, err
+		case resp.Header.ClusterId != r.position.clusterID, resp.Header.Revision < r.position.revision:
+			return false, nil
+		}
+		if len(resp.Kvs) == 1 && sameVersion(resp.Kvs[0], &anchor) {
+			return true, nil
+		}
+		// It may have changed since: then its history has it.
+	}
+	return false, nil
+}
+
+// sameVersion says whether two reads of a key saw the same write. Lease IDs are
+// drawn from the clock by etcd, so that they also tell two histories apart that
+// ran alike.
+func sameVersion(a, b *mvccpb.KeyValue) bool {
+	return a.CreateRevision == b.CreateRevision && a.ModRevision == b.ModRevision &&
+		a.Version == b.Version && a.Lease == b.Lease
+}
+
+// list reads the prefix at one revision and emits the difference. Deletions
+// are emitted only once the source is complete.
+func (r *Reader) list(ctx context.Context, client *Client) error {
+	if r.lists.Add(1) > 1 && r.cfg.RelistJitter > 0 {
+		if err := sleep(ctx, rand.N(r.cfg.RelistJitter)); err != nil {
+			return err
+		}
+	}
+	if r.cfg.Lists != nil {
+		if err := r.cfg.Lists.Acquire(ctx, 1); err != nil {
+			return err
+		}
+		defer r.cfg.Lists.Release(1)
+	}
+	// The canary is read first: what the source wrote before it is in the list.
+	complete := r.cfg.Canary == ""
+	if !complete {
+		resp, err := client.get(ctx, 10*time.Second, &pb.RangeRequest{Key: []byte(r.cfg.Canary), KeysOnly: true})
+		if err != nil {
+			return err
+		}
+		complete, r.absentAt = len(resp.Kvs) > 0, resp.Header.Revision
+	}
+
+	r.mirror.beginList()
+	var at position
+	err := listPages(ctx, client, r.cfg.Prefix, func(resp *pb.RangeResponse) error {
+		if at.clusterID == 0 {
+			at.clusterID, at.revision = resp.Header.ClusterId, resp.Header.Revision
+		} else if at.clusterID != resp.Header.ClusterId {
+			return ErrOtherEtcd
+		}
+		for _, kv := range resp.Kvs {
+			at.anchorAt(kv)
+		}
+		r.events = r.mirror.page(r.events[:0], len(r.cfg.Prefix), resp.Kvs)
+		r.emit(ctx, Batch{Events: r.events, Listing: true})
+		return ctx.Err()
+	})
+	if err != nil {
+		return err
+	}
+	r.position, r.complete = at, complete
+	if complete {
+		r.emitStale(ctx)
+		r.synced.Store(true)
+		r.emit(ctx, Batch{Synced: true})
+	}
+	return nil
+}
+
+// anchorAt moves the anchor to kv if it is the later one.
+func (p *position) anchorAt(kv *mvccpb.KeyValue) {
+	if kv.ModRevision > p.anchor.ModRevision {
+		p.anchor = mvccpb.KeyValue{Key: kv.Key, CreateRevision: kv.CreateRevision,
+			ModRevision: kv.ModRevision, Version: kv.Version, Lease: kv.Lease}
+	}
+}
+
+// watch delivers changes until something calls for another look at the source.
+func (r *Reader) watch(ctx context.Context, client *Client, generation uint64, changed <-chan struct{}) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	responses := client.etcd.Watch(ctx, r.cfg.Prefix, clientv3.WithPrefix(),
+		clientv3.WithRev(r.position.revision+1), clientv3.WithProgressNotify())
+	var canary clientv3.WatchChan
+	if !r.complete {
+		canary = client.etcd.Watch(ctx, r.cfg.Canary, clientv3.WithRev(r.absentAt+1), clientv3.WithFilterDelete())
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+			return errReconnected
+		case <-r.wake:
+			return errResend
+		case resp := <-canary:
+			if len(resp.Events) > 0 {
+				return errCanary
+			}
+			if err := resp.Err(); err != nil || resp.Canceled {
+				return fmt.Errorf("watching canary %q: %w", r.cfg.Canary, errors.Join(err, ctx.Err()))
+			}
+		case resp, ok := <-responses:
+			// The client resumes a watch by itself, at whatever etcd it then
+			// reaches. What arrives after a new connection was made is not
+			// trusted until the position was checked.
+			if now, _ := client.Generation(); now != generation {
+				return errReconnected
+			}
+			if err := resp.Err(); err != nil {
+				if errors.Is(err, rpctypes.ErrCompacted) {
+					r.position.revision = 0
+				}
+				return fmt.Errorf("watching %q: %w", r.cfg.Prefix, err)
+			}
+			if !ok || resp.Canceled {
+				return fmt.Errorf("watching %q: %w", r.cfg.Prefix, errors.Join(errors.New("watch ended"), ctx.Err()))
+			}
+			if resp.Header.ClusterId != r.position.clusterID {
+				r.position.revision = 0
+				return fmt.Errorf("watching %q: %w", r.cfg.Prefix, ErrOtherEtcd)
+			}
+			r.deliver(ctx, &resp)
+		}
+	}
+}
+
+// deliver emits one watch response as one batch.
+func (r *Reader) deliver(ctx context.Context, resp *clientv3.WatchResponse) {
+	r.events = r.events[:0]
+	for _, ev := range resp.Events {
+		key := ev.Kv.Key[len(r.cfg.Prefix):]
+		if ev.Type == clientv3.EventTypeDelete {
+			r.events = r.mirror.delete(r.events, key)
+		} else {
+			r.events = r.mirror.put(r.events, key, ev.Kv.Value)
+			r.position.anchorAt(ev.Kv)
+		}
+	}
+	// A response that catches up may end before the revision in its header;
+	// only one without events (a progress notification) speaks for all of it.
+	if n := len(resp.Events); n > 0 {
+		r.position.revision = max(r.position.revision, resp.Events[n-1].Kv.ModRevision)
+	} else {
+		r.position.revision = max(r.position.revision, resp.Header.Revision)
+	}
+	r.emit(ctx, Batch{Events: r.events})
+}
+
+// emitStale emits deletions of what the list that just ended hasn't seen.
+func (r *Reader) emitStale(ctx context.Context) {
+	for more := true; more; {
+		r.events, more = r.mirror.stale(r.events[:0], deletesPerBatch)
+		r.emit(ctx, Batch{Events: r.events})
+	}
+}
+
+func (r *Reader) emit(ctx context.Context, batch Batch) {
+	r.entries.Store(int64(len(r.mirror.keys)))
+	if len(batch.Events) > 0 || batch.Synced {
+		r.observer.OnBatch(ctx, batch)
+	}
+}

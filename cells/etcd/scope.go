@@ -1,0 +1,210 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package etcd
+
+import (
+	"context"
+	"fmt"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/cespare/xxhash/v2"
+)
+
+// ScopeConfig says what a Scope is.
+type ScopeConfig struct {
+	// Prefix ends in a slash; all keys below it are the Scope's, and only its.
+	Prefix string
+	// Canary is the key that is written once all that belongs to the Scope is
+	// in etcd; empty is none.
+	Canary string
+	// CanaryValue is its value, asked for when it is written.
+	CanaryValue func() []byte
+	// Lease puts the keys on leases, so that they vanish when nobody keeps them.
+	Lease bool
+	// Refill is called, from the Writer's Run, when etcd has lost keys: the owner
+	// is to Apply them again (nil: everything) and then to call Complete. It must
+	// not block.
+	Refill func(keys []string)
+}
+
+// Scope is one prefix that a Writer owns. Its methods are safe for concurrent
+// use; operations on one key take effect in the order of their Apply calls.
+type Scope struct {
+	w   *Writer
+	cfg ScopeConfig
+
+	// Guarded by w.mu.
+	records map[string]record
+	// refilling: keys were lost and the owner hasn't called Complete since.
+	refilling bool
+}
+
+// record is what is known about a key in etcd; 16 bytes.
+type record struct {
+	hash  uint64
+	lease leaseNumber
+	flags recordFlags
+}
+
+type recordFlags uint8
+
+const (
+	// recordStale: it was found in etcd or lost by it, and not applied since.
+	recordStale recordFlags = 1 << iota
+	// recordLost: it isn't in etcd as it should be, and must be written even if
+	// the value is the same.
+	recordLost
+)
+
+func (r record) lost() bool { return r.flags&recordLost != 0 }
+
+// Scope makes a Scope. Two Scopes of a Writer must not overlap.
+func (w *Writer) Scope(cfg ScopeConfig) *Scope {
+	s := &Scope{w: w, cfg: cfg, records: make(map[string]record)}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.scopes[s] = struct{}{}
+	if cfg.Canary != "" {
+		w.canaryOf[cfg.Canary] = s
+	}
+	return s
+}
+
+// Load learns what the prefix holds, and adopts the leases that the keys are
+// on: a writer that is restarted then writes only what differs, and keys don't
+// vanish when their first writer's leases would have run out. What isn't applied
+// before Complete is deleted by it.
+func (s *Scope) Load(ctx context.Context) error {
+	err := listPages(ctx, s.w.client, s.cfg.Prefix, func(page *pb.RangeResponse) error {
+		s.w.mu.Lock()
+		defer s.w.mu.Unlock()
+		for _, kv := range page.Kvs {
+			key := string(kv.Key[len(s.cfg.Prefix):])
+			if _, ok := s.records[key]; !ok {
+				s.records[key] = s.w.adopt(kv.Lease, xxhash.Sum64(kv.Value), s.cfg.Lease, recordStale)
+			}
+		}
+		return nil
+	})
+	if err == nil && s.cfg.Canary != "" {
+		var resp *pb.RangeResponse
+		if resp, err = s.w.client.get(ctx, pageTimeout, &pb.RangeRequest{Key: []byte(s.cfg.Canary)}); err == nil && len(resp.Kvs) > 0 {
+			s.w.mu.Lock()
+			s.w.canaries.records[s.cfg.Canary] = s.w.adopt(resp.Kvs[0].Lease, xxhash.Sum64(resp.Kvs[0].Value), true, 0)
+			s.w.mu.Unlock()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("loading %q: %w", s.cfg.Prefix, err)
+	}
+	return nil
+}
+
+// Apply queues operations. It doesn't wait for etcd; see Writer.Admit. What is
+// so in etcd already is dropped.
+func (s *Scope) Apply(ops []Op) {
+	s.w.mu.Lock()
+	for _, op := range ops {
+		committed, known := s.records[op.Key]
+		if known && committed.flags&recordStale != 0 && !op.Delete {
+			committed.flags &^= recordStale
+			s.records[op.Key] = committed
+		}
+		s.w.plan.add(target{s, op.Key}, op, committed, known)
+	}
+	s.w.arrived += len(ops)
+	s.w.mu.Unlock()
+	s.w.wakeUp()
+}
+
+// Complete says that all that belongs to the Scope has been applied: what etcd
+// holds beyond that is deleted, and then the canary is written.
+func (s *Scope) Complete() {
+	s.w.mu.Lock()
+	for key, committed := range s.records {
+		if committed.flags&recordStale != 0 {
+			s.w.plan.add(target{s, key}, Op{Key: key, Delete: true}, committed, true)
+		}
+	}
+	s.refilling = false
+	if s.cfg.Canary != "" && !s.w.plan.await(s, s.writeCanary) {
+		s.writeCanary()
+	}
+	s.w.mu.Unlock()
+	s.w.wakeUp()
+}
+
+// writeCanary queues the canary unless it is there. The lock is held.
+func (s *Scope) writeCanary() {
+	committed, known := s.w.canaries.records[s.cfg.Canary]
+	if (known && !committed.lost()) || s.refilling {
+		return
+	}
+	op := Op{Key: s.cfg.Canary, Value: s.cfg.CanaryValue()}
+	s.w.plan.add(target{s.w.canaries, op.Key}, op, committed, known)
+}
+
+// Barrier waits until everything applied so far is committed.
+func (s *Scope) Barrier(ctx context.Context) error {
+	done := make(chan struct{})
+	s.w.mu.Lock()
+	waits := s.w.plan.await(s, func() { close(done) })
+	s.w.mu.Unlock()
+	if !waits {
+		return nil
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for %q to be committed: %w", s.cfg.Prefix, context.Cause(ctx))
+	}
+}
+
+// Drop deletes the canary and every key of the prefix, whoever wrote it, and
+// forgets what was queued. The Scope can be used again afterwards.
+func (s *Scope) Drop(ctx context.Context) error {
+	s.w.mu.Lock()
+	s.w.plan.discard(s)
+	s.w.mu.Unlock()
+	if err := s.Barrier(ctx); err != nil { // what is under way
+		return err
+	}
+	if s.cfg.Canary != "" {
+		s.w.canaries.Apply([]Op{{Key: s.cfg.Canary, Delete: true}})
+		if err := s.w.canaries.Barrier(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.w.deletePrefix(ctx, s.cfg.Prefix); err != nil {
+		return err
+	}
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	for _, committed := range s.records {
+		s.w.leases.drop(committed.lease)
+	}
+	s.records = make(map[string]record)
+	return nil
+}
+
+// Close drops nothing in etcd: it takes the Scope out of the Writer.
+func (s *Scope) Close() {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.w.plan.discard(s)
+	for _, committed := range s.records {
+		s.w.leases.drop(committed.lease)
+	}
+	delete(s.w.scopes, s)
+	delete(s.w.canaryOf, s.cfg.Canary)
+}
+
+// Len is the number of keys that are known to be in etcd.
+func (s *Scope) Len() int {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	return len(s.records)
+}

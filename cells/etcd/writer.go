@@ -1,0 +1,464 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/time/rate"
+	"k8s.io/apimachinery/pkg/util/wait"
+)
+
+const (
+	// maxTxnBytes keeps a transaction below etcd's default request limit of
+	// 1.5 MiB.
+	maxTxnBytes = 1 << 20
+	// maxPendingBytes is where Admit begins to wait.
+	maxPendingBytes = 16 << 20
+	// defaultTxnOps is etcd's own limit of operations in a transaction
+	// (--max-txn-ops), to which a Writer falls back.
+	defaultTxnOps = 128
+	// commitTimeout bounds one transaction.
+	commitTimeout = 15 * time.Second
+)
+
+// Writer turns operations on keys into commits: each takes what gathered during
+// the last one (group commit), up to the server's limits; under sustained load
+// it waits a little for more (see pacer). While commits are full several are
+// under way at once, so that the order between different keys isn't kept; use
+// Scope.Barrier where it matters.
+//
+// The memory it takes is bounded by the number of keys, not of operations.
+type Writer struct {
+	log    *slog.Logger
+	client *Client
+	// keeping ends the leases' keep-alives; the leases live on in etcd until
+	// their TTL, for a successor to adopt.
+	keeping     context.Context
+	stopKeeping context.CancelFunc
+	limiter     *rate.Limiter
+	wake        chan struct{}
+
+	mu       sync.Mutex
+	plan     *plan
+	pacer    pacer
+	leases   *leasePool
+	scopes   map[*Scope]struct{}
+	canaries *Scope
+	canaryOf map[string]*Scope
+	arrived  int // operations since the pacer last asked
+	maxOps   int
+	running  int // commits under way
+	retry    wait.Backoff
+	notUntil time.Time // no commit before, after a failure
+	started  time.Time // of the last commit
+	etcd     struct {  // as the last commit found it
+		clusterID uint64
+		revision  int64
+	}
+	refills []func()
+	eased   chan struct{} // closed and renewed when something was committed
+	stats   WriterStats
+}
+
+// WriterStats counts what a Writer did since it was made.
+type WriterStats struct {
+	// Commits is the number of transactions made, Operations of what they held.
+	Commits, Operations uint64
+	// Failures is the number of transactions that failed and were tried again.
+	Failures uint64
+	// Pending is the number of operations that aren't committed.
+	Pending int
+	// Refused is the number of those that etcd refuses by themselves.
+	Refused int
+	// LastError is the last failure; empty since the last success.
+	LastError string
+}
+
+// NewWriter makes a Writer. Nothing is written until Run.
+func NewWriter(log *slog.Logger, client *Client) *Writer {
+	options := client.cfg.Options
+	keeping, stop := context.WithCancel(context.Background())
+	w := &Writer{
+		log: log, client: client, keeping: keeping, stopKeeping: stop,
+		limiter:  rate.NewLimiter(rate.Limit(options.QPS), max(1, options.QPS/4)),
+		wake:     make(chan struct{}, 1),
+		plan:     newPlan(),
+		pacer:    pacer{longest: options.CommitDelay, last: time.Now()},
+		leases:   newLeasePool(log, client, client.cfg.LeaseTTL),
+		scopes:   make(map[*Scope]struct{}),
+		canaryOf: make(map[string]*Scope),
+		maxOps:   options.MaxTxnOps,
+		retry:    newRetry(),
+		eased:    make(chan struct{}),
+	}
+	w.canaries = w.Scope(ScopeConfig{Lease: true})
+	w.leases.onLost = func(n leaseNumber) { w.lost([]leaseNumber{n}) }
+	return w
+}
+
+func newRetry() wait.Backoff {
+	return wait.Backoff{Duration: 20 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 12, Cap: 10 * time.Second}
+}
+
+func (w *Writer) wakeUp() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Stats gives the counters.
+func (w *Writer) Stats() WriterStats {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	stats := w.stats
+	stats.Pending, stats.Refused = w.plan.length(), len(w.plan.parked)
+	return stats
+}
+
+// Admit waits while much is pending. Whoever can take its time (a list can, a
+// watch can't) calls it before Apply, so that memory stays small.
+func (w *Writer) Admit(ctx context.Context) error {
+	for {
+		w.mu.Lock()
+		busy, eased := w.plan.bytes > maxPendingBytes, w.eased
+		w.mu.Unlock()
+		if !busy {
+			return nil
+		}
+		select {
+		case <-eased:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Run commits until ctx ends, and waits for the commits that are under way.
+func (w *Writer) Run(ctx context.Context) error {
+	var commits sync.WaitGroup
+	defer func() {
+		w.stopKeeping()
+		commits.Wait()
+		w.leases.keepers.Wait()
+	}()
+	_, changed := w.client.Generation()
+	for {
+		batch, delay := w.nextCommit(time.Now())
+		w.runRefills()
+		if batch != nil {
+			commits.Go(func() {
+				w.commit(ctx, batch)
+				w.mu.Lock()
+				w.running--
+				w.mu.Unlock()
+				w.wakeUp()
+			})
+			continue
+		}
+		var timer <-chan time.Time
+		if delay > 0 {
+			timer = time.After(delay)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.wake:
+		case <-timer:
+		case <-changed:
+			_, changed = w.client.Generation()
+			commits.Go(func() { w.check(ctx) })
+		}
+	}
+}
+
+// nextCommit takes the operations of the next commit, or says after which delay
+// to ask again; 0 is not before something happens.
+func (w *Writer) nextCommit(now time.Time) ([]*operation, time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.plan.unpark(now)
+	if w.plan.queue.Len() == 0 {
+		if len(w.plan.parked) > 0 {
+			return nil, time.Second
+		}
+		return nil, 0
+	}
+	if wait := w.notUntil.Sub(now); wait > 0 {
+		return nil, wait
+	}
+	full := w.plan.full(w.maxOps, maxTxnBytes)
+	if w.running > 0 && (!full || w.running >= w.client.cfg.Options.MaxInflight) {
+		return nil, 0
+	}
+	if !full {
+		if wait := w.started.Add(w.pacer.wait()).Sub(now); wait > 0 {
+			return nil, wait
+		}
+	}
+	if tokens := w.limiter.TokensAt(now); tokens < 1 {
+		return nil, time.Duration((1 - tokens) / float64(w.limiter.Limit()) * float64(time.Second))
+	}
+	w.pacer.observe(now, w.arrived)
+	w.arrived = 0
+	batch := w.plan.next(w.maxOps, maxTxnBytes)
+	if batch == nil {
+		return nil, 0
+	}
+	w.limiter.AllowN(now, 1)
+	w.started = now
+	w.running++
+	return batch, 0
+}
+
+// commit writes a batch. One that etcd refuses for its content is split until
+// the operation at fault is alone; any other failure queues it whole again.
+func (w *Writer) commit(ctx context.Context, batch []*operation) {
+	w.mu.Lock()
+	before := w.etcd.revision
+	w.mu.Unlock()
+	resp, err := w.try(ctx, batch)
+	if err == nil {
+		w.succeeded(batch, resp.Header, before)
+		return
+	}
+	switch {
+	case errors.Is(err, rpctypes.ErrTooManyOps):
+		w.mu.Lock()
+		w.maxOps = smallerTxn(min(w.maxOps, len(batch)))
+		w.mu.Unlock()
+		w.failed(batch, nil)
+	case atFault(err) && len(batch) > 1:
+		w.giveBackLeases(batch)
+		w.commit(ctx, batch[:len(batch)/2])
+		w.commit(ctx, batch[len(batch)/2:])
+	case atFault(err):
+		w.refused(batch[0], err)
+	case errors.Is(err, rpctypes.ErrLeaseNotFound):
+		w.failed(batch, err)
+		w.check(ctx)
+	default:
+		w.failed(batch, err)
+	}
+}
+
+// smallerTxn is the number of operations to go on with after n were too many.
+func smallerTxn(n int) int {
+	if n > defaultTxnOps {
+		return defaultTxnOps
+	}
+	return max(1, n/2)
+}
+
+// atFault says whether an error is about what was to be written, so that other
+// operations may well succeed.
+func atFault(err error) bool {
+	switch code := rpctypes.ErrorDesc(err); {
+	case errors.Is(err, rpctypes.ErrPermissionDenied), errors.Is(err, rpctypes.ErrRequestTooLarge), errors.Is(err, rpctypes.ErrEmptyKey):
+		return true
+	default:
+		// The client's own limit on messages is no error of etcd's.
+		return isTooLargeMessage(code)
+	}
+}
+
+// try makes one transaction.
+func (w *Writer) try(ctx context.Context, batch []*operation) (*pb.TxnResponse, error) {
+	if err := w.assignLeases(ctx, batch); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
+	resp, err := w.client.kv.Txn(ctx, w.request(batch))
+	return resp, rpctypes.Error(err)
+}
+
+// request builds the transaction. All its parts come from three allocations.
+func (w *Writer) request(batch []*operation) *pb.TxnRequest {
+	var size int
+	for _, op := range batch {
+		size += len(op.scope.cfg.Prefix) + len(op.key)
+	}
+	keys := make([]byte, 0, size)
+	ops := make([]pb.RequestOp, len(batch))
+	puts := make([]pb.PutRequest, len(batch))
+	req := &pb.TxnRequest{Success: make([]*pb.RequestOp, len(batch))}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, op := range batch {
+		begin := len(keys)
+		keys = append(append(keys, op.scope.cfg.Prefix...), op.key...)
+		key := keys[begin:len(keys):len(keys)]
+		if op.delete {
+			ops[i].Request = &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: key}}
+		} else {
+			puts[i] = pb.PutRequest{Key: key, Value: op.value, Lease: int64(w.leases.id(op.lease))}
+			ops[i].Request = &pb.RequestOp_RequestPut{RequestPut: &puts[i]}
+		}
+		req.Success[i] = &ops[i]
+	}
+	return req
+}
+
+// assignLeases gives each put the lease that its key is on, or one with room.
+func (w *Writer) assignLeases(ctx context.Context, batch []*operation) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, op := range batch {
+		if op.delete || !op.scope.cfg.Lease {
+			continue
+		}
+		if committed, ok := op.scope.records[op.key]; ok && w.leases.usable(committed.lease) {
+			op.lease = committed.lease
+			w.leases.hold(op.lease)
+			continue
+		}
+		for op.lease = w.leases.take(); op.lease == 0; op.lease = w.leases.take() {
+			w.mu.Unlock()
+			id, err := w.leases.grant(ctx)
+			w.mu.Lock()
+			if err != nil {
+				w.unassignLeases(batch)
+				return err
+			}
+			w.keepLease(id)
+		}
+	}
+	return nil
+}
+
+// keepLease makes a lease known and keeps it alive. The lock is held.
+func (w *Writer) keepLease(id clientv3.LeaseID) leaseNumber {
+	n, fresh := w.leases.add(id)
+	if fresh {
+		w.leases.keepAlive(w.keeping, n, id)
+	}
+	return n
+}
+
+func (w *Writer) unassignLeases(batch []*operation) {
+	for _, op := range batch {
+		w.leases.drop(op.lease)
+		op.lease = 0
+	}
+}
+
+func (w *Writer) giveBackLeases(batch []*operation) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.unassignLeases(batch)
+}
+
+// adopt is the record of a key found in etcd. A key that isn't on a lease as it
+// should be (or is on one as it should not) counts as lost. The lock is held.
+func (w *Writer) adopt(id int64, hash uint64, wantLease bool, flags recordFlags) record {
+	r := record{hash: hash, flags: flags}
+	if (id != 0) != wantLease {
+		r.flags |= recordLost
+		return r
+	}
+	if id != 0 {
+		r.lease = w.keepLease(clientv3.LeaseID(id))
+		w.leases.hold(r.lease)
+	}
+	return r
+}
+
+// succeeded takes note of a commit that was sent after the etcd was seen at
+// revision before.
+func (w *Writer) succeeded(batch []*operation, header *pb.ResponseHeader, before int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stats.Commits++
+	w.stats.Operations += uint64(len(batch))
+	w.stats.LastError = ""
+	w.retry = newRetry()
+	w.notUntil = time.Time{}
+	if w.foundAnother(header, before) {
+		w.loseEverything()
+	}
+	gone := make(map[*Scope][]string)
+	for _, op := range batch {
+		old, known := op.scope.records[op.key]
+		if known {
+			w.leases.drop(old.lease)
+		}
+		if op.delete {
+			delete(op.scope.records, op.key)
+			continue
+		}
+		r := record{hash: op.hash, lease: op.lease}
+		if op.lease != 0 && !w.leases.usable(op.lease) {
+			// The lease was found lost while the commit was under way.
+			r.flags = recordLost | recordStale
+			gone[op.scope] = append(gone[op.scope], op.key)
+		}
+		op.scope.records[op.key] = r
+		op.lease = 0
+	}
+	w.queueRefills(gone)
+	w.plan.succeeded(batch)
+	close(w.eased)
+	w.eased = make(chan struct{})
+}
+
+// failed queues a batch again. Without an error it is tried again at once.
+func (w *Writer) failed(batch []*operation, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.unassignLeases(batch)
+	w.plan.failed(batch)
+	if err == nil {
+		return
+	}
+	w.stats.Failures++
+	if w.stats.LastError == "" {
+		w.log.Warn("Writing to etcd failed, trying again", "operations", len(batch), "error", err)
+	}
+	w.stats.LastError = err.Error()
+	w.notUntil = time.Now().Add(w.retry.Step())
+}
+
+// refused sets an operation aside that etcd refuses by itself. It is tried
+// again now and then: a permission may be granted, a limit raised.
+func (w *Writer) refused(op *operation, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.unassignLeases([]*operation{op})
+	key := op.scope.cfg.Prefix + op.key
+	if op.refusals == 0 {
+		w.log.Error("Etcd refuses a key, going on without it", "key", key, "bytes", len(op.value), "error", err)
+	}
+	w.stats.Failures++
+	w.stats.LastError = fmt.Sprintf("writing %q: %v", key, err)
+	delay := min(time.Second<<min(op.refusals, 10), time.Minute)
+	op.refusals++
+	w.plan.park(op, time.Now().Add(delay))
+}
+
+// deletePrefix deletes a whole range, trying until ctx ends.
+func (w *Writer) deletePrefix(ctx context.Context, prefix string) error {
+	backoff := newRetry()
+	for {
+		tctx, cancel := context.WithTimeout(ctx, commitTimeout)
+		_, err := w.client.kv.DeleteRange(tctx, &pb.DeleteRangeRequest{
+			Key: []byte(prefix), RangeEnd: []byte(clientv3.GetPrefixRangeEnd(prefix))})
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if sleep(ctx, backoff.Step()) != nil || w.client.isClosed() {
+			return fmt.Errorf("deleting %q: %w", prefix, rpctypes.Error(err))
+		}
+	}
+}
