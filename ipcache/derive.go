@@ -31,6 +31,9 @@ type deriver struct {
 	endpoints statedb.Table[*state.Endpoint]
 	nodes     statedb.Table[*state.Node]
 	rules     rules
+
+	endpointChanges statedb.ChangeIterator[*state.Endpoint]
+	nodeChanges     statedb.ChangeIterator[*state.Node]
 	// synced marks the table as initialized; nil once that is done.
 	synced func(statedb.WriteTxn)
 
@@ -62,49 +65,67 @@ func newDeriver(db *statedb.DB, table statedb.RWTable[*Row], endpoints statedb.T
 	}
 }
 
-// run derives until ctx ends. Each round takes one snapshot of the sources and
-// makes one write transaction.
+// run derives until ctx ends.
 func (d *deriver) run(ctx context.Context, health cell.Health) error {
-	wtxn := d.db.WriteTxn(d.endpoints, d.nodes)
-	endpointChanges, endpointErr := d.endpoints.Changes(wtxn)
-	nodeChanges, nodeErr := d.nodes.Changes(wtxn)
-	wtxn.Commit()
-	if endpointErr != nil {
-		return fmt.Errorf("watching endpoints: %w", endpointErr)
-	}
-	if nodeErr != nil {
-		return fmt.Errorf("watching nodes: %w", nodeErr)
+	if err := d.watch(); err != nil {
+		return err
 	}
 	d.start()
-
 	for {
-		txn := d.db.ReadTxn()
-		endpoints, endpointsChanged := endpointChanges.Next(txn)
-		nodes, nodesChanged := nodeChanges.Next(txn)
-		endpointsSynced, endpointsInit := d.endpoints.Initialized(txn)
-		nodesSynced, nodesInit := d.nodes.Initialized(txn)
-
-		rest := d.round(nodes, endpoints, endpointsSynced && nodesSynced)
+		wake, rest := d.step()
 		health.OK(fmt.Sprintf("%d nodes, %d prefixes with several owners", len(d.known), len(d.waiting)))
 		if rest && ctx.Err() == nil {
 			continue
 		}
-		// Once initialized these channels stay closed and must not wake us.
-		if endpointsSynced {
-			endpointsInit = nil
-		}
-		if nodesSynced {
-			nodesInit = nil
-		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-endpointsChanged:
-		case <-nodesChanged:
-		case <-endpointsInit:
-		case <-nodesInit:
+		case <-wake.endpoints:
+		case <-wake.nodes:
+		case <-wake.endpointsSynced:
+		case <-wake.nodesSynced:
 		}
 	}
+}
+
+// watch begins to follow the sources.
+func (d *deriver) watch() (err error) {
+	wtxn := d.db.WriteTxn(d.endpoints, d.nodes)
+	defer wtxn.Commit()
+	if d.endpointChanges, err = d.endpoints.Changes(wtxn); err != nil {
+		return fmt.Errorf("watching endpoints: %w", err)
+	}
+	if d.nodeChanges, err = d.nodes.Changes(wtxn); err != nil {
+		return fmt.Errorf("watching nodes: %w", err)
+	}
+	return nil
+}
+
+// wakeups are closed when there is something to do again.
+type wakeups struct {
+	endpoints, nodes, endpointsSynced, nodesSynced <-chan struct{}
+}
+
+// step takes one snapshot of the sources and makes one write transaction of
+// what changed. It says whether it left some for the next.
+func (d *deriver) step() (wake wakeups, rest bool) {
+	txn := d.db.ReadTxn()
+	var (
+		endpoints iter.Seq2[statedb.Change[*state.Endpoint], statedb.Revision]
+		nodes     iter.Seq2[statedb.Change[*state.Node], statedb.Revision]
+	)
+	endpoints, wake.endpoints = d.endpointChanges.Next(txn)
+	nodes, wake.nodes = d.nodeChanges.Next(txn)
+	endpointsSynced, endpointsInit := d.endpoints.Initialized(txn)
+	nodesSynced, nodesInit := d.nodes.Initialized(txn)
+	// Once initialized these channels stay closed and must not wake us.
+	if !endpointsSynced {
+		wake.endpointsSynced = endpointsInit
+	}
+	if !nodesSynced {
+		wake.nodesSynced = nodesInit
+	}
+	return wake, d.round(nodes, endpoints, endpointsSynced && nodesSynced)
 }
 
 // start adds the entries that depend on nothing.
