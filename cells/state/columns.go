@@ -49,21 +49,21 @@ func (e *Endpoint) TableRow() []string {
 
 // endpointText is an Endpoint, or a claim that waits, as JSON and YAML show it.
 type endpointText struct {
-	Prefix         netip.Prefix     `json:"prefix" yaml:"prefix"`
-	Identity       uint32           `json:"identity" yaml:"identity"`
-	HostIP         string           `json:"hostIP,omitempty" yaml:"hostIP,omitempty"`
-	Cluster        string           `json:"cluster" yaml:"cluster"`
-	ClusterID      uint32           `json:"clusterID" yaml:"clusterID"`
-	Source         Source           `json:"source" yaml:"source"`
-	Object         string           `json:"object,omitempty" yaml:"object,omitempty"`
-	Namespace      string           `json:"namespace,omitempty" yaml:"namespace,omitempty"`
-	Pod            string           `json:"pod,omitempty" yaml:"pod,omitempty"`
-	ServiceAccount string           `json:"serviceAccount,omitempty" yaml:"serviceAccount,omitempty"`
-	Key            uint8            `json:"key,omitempty" yaml:"key,omitempty"`
-	Scope          string           `json:"scope" yaml:"scope"`
-	Metadata       string           `json:"metadata,omitempty" yaml:"metadata,omitempty"`
-	NamedPorts     []wire.NamedPort `json:"namedPorts,omitempty" yaml:"namedPorts,omitempty"`
-	Waiting        []endpointText   `json:"waiting,omitempty" yaml:"waiting,omitempty"`
+	Prefix         netip.Prefix   `json:"prefix" yaml:"prefix"`
+	Identity       uint32         `json:"identity" yaml:"identity"`
+	HostIP         string         `json:"hostIP,omitempty" yaml:"hostIP,omitempty"`
+	Cluster        string         `json:"cluster" yaml:"cluster"`
+	ClusterID      uint32         `json:"clusterID" yaml:"clusterID"`
+	Source         Source         `json:"source" yaml:"source"`
+	Object         string         `json:"object,omitempty" yaml:"object,omitempty"`
+	Namespace      string         `json:"namespace,omitempty" yaml:"namespace,omitempty"`
+	Pod            string         `json:"pod,omitempty" yaml:"pod,omitempty"`
+	ServiceAccount string         `json:"serviceAccount,omitempty" yaml:"serviceAccount,omitempty"`
+	Key            uint8          `json:"key,omitempty" yaml:"key,omitempty"`
+	Scope          string         `json:"scope" yaml:"scope"`
+	Metadata       string         `json:"metadata,omitempty" yaml:"metadata,omitempty"`
+	NamedPorts     []string       `json:"namedPorts,omitempty" yaml:"namedPorts,omitempty"`
+	Waiting        []endpointText `json:"waiting,omitempty" yaml:"waiting,omitempty"`
 }
 
 func textOf(c Claim) endpointText {
@@ -77,7 +77,10 @@ func textOf(c Claim) endpointText {
 		Object:    c.Owner.Object,
 		Namespace: ep.Namespace, Pod: ep.Pod, ServiceAccount: ep.ServiceAccount,
 		Key: ep.EncryptionKey, Scope: formatScope(ep.Scope),
-		Metadata: ep.Metadata, NamedPorts: ep.NamedPorts,
+		Metadata: ep.Metadata,
+	}
+	for _, p := range ep.NamedPorts {
+		text.NamedPorts = append(text.NamedPorts, p.Name+"="+formatUint(uint32(p.Port))+"/"+p.Protocol)
 	}
 	if ep.HostIP.IsValid() {
 		text.HostIP = ep.HostIP.String()
@@ -169,7 +172,8 @@ func (*RemoteCluster) TableHeader() []string {
 }
 
 // TableRow gives the values of the columns. Synced lists the resources that the
-// cluster offers, with their entries, and marks with "…" what isn't whole yet.
+// cluster offers, with their entries; a "+" follows what isn't whole yet. (All of
+// it is ASCII: `db/cmp` counts columns in bytes.)
 func (r *RemoteCluster) TableRow() []string {
 	var resources []string
 	for _, name := range slices.Sorted(maps.Keys(r.Resources)) {
@@ -179,7 +183,7 @@ func (r *RemoteCluster) TableRow() []string {
 		}
 		text := string(name) + "=" + strconv.Itoa(state.Entries)
 		if !state.Synced {
-			text += "…"
+			text += "+"
 		}
 		resources = append(resources, text)
 	}

@@ -115,6 +115,10 @@ type RemoteCluster struct {
 	Refused map[wire.Reason]uint64
 	// Conflicts counts addresses this cluster claims and another one holds.
 	Conflicts uint64
+	// HeldBack counts the endpoints that wait for their identity now, and Late
+	// those that were taken in without it since start.
+	HeldBack  int
+	Late      uint64
 	Failures  uint64
 	LastError string
 	LastEvent time.Time // when data last arrived
