@@ -55,6 +55,13 @@ type ClusterInfo = cmtypes.ClusterInfo
 // DefaultClusterInfo is ClusterInfo as upstream defaults it: ID 0, name "default".
 var DefaultClusterInfo = cmtypes.DefaultClusterInfo
 
+// MCSAPIConfig says whether the Multi-Cluster Services API is on, with
+// upstream's flags (--clustermesh-enable-mcs-api, …).
+type MCSAPIConfig = mcsapitypes.MCSAPIConfig
+
+// DefaultMCSAPIConfig is MCSAPIConfig as upstream defaults it: off.
+var DefaultMCSAPIConfig = mcsapitypes.DefaultMCSAPIConfig
+
 // Scope says how far an endpoint is to be synced.
 type Scope uint8
 
