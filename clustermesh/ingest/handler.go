@@ -1,0 +1,302 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package ingest
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/remote"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// handler is the remote.Handler of one cluster. It has one Reader for each
+// resource, which outlives connections: a reconnect brings the difference only.
+//
+// Run, Reset, Revoke and Remove are called one at a time; what only they touch
+// needs no lock. While Run runs, the Readers call apply on their goroutines.
+type handler struct {
+	options *Options
+	cluster string
+	log     *slog.Logger
+
+	// These change between Runs only.
+	layout    layout
+	streams   []*stream
+	origin    *state.Origin
+	validator *wire.Validator
+
+	mu     sync.Mutex
+	now    time.Time // of the apply or tick that runs
+	held   *heldBack
+	status status
+	// identitiesRead is closed once identities are complete in this Run.
+	identitiesRead chan struct{}
+	// wake makes tend look at its deadlines again.
+	wake chan struct{}
+}
+
+// layout is what decides where a cluster's keys are, and what they may say. With
+// another one, what the Readers know is of no use.
+type layout struct {
+	clusterID uint32
+	cached    bool
+	canaries  bool
+}
+
+// stream is one resource of the cluster.
+type stream struct {
+	resource wire.Resource
+	reader   *etcd.Reader
+	// enabled: the source offers it. Status reads it, so it is under the
+	// handler's mu.
+	enabled bool
+}
+
+func newHandler(options *Options, cluster string) *handler {
+	h := &handler{
+		options: options,
+		cluster: cluster,
+		log:     options.Log.With("cluster", cluster),
+		held:    newHeldBack(options.HoldTimeout, options.HoldLimit),
+		wake:    make(chan struct{}, 1),
+	}
+	h.status.init()
+	return h
+}
+
+// Run implements remote.Handler.
+func (h *handler) Run(ctx context.Context, conn remote.Connection) error {
+	if h.adopt(ctx, conn); ctx.Err() != nil {
+		return nil
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return h.tend(ctx) })
+	for _, s := range h.streams {
+		if !s.enabled {
+			continue
+		}
+		group.Go(func() error {
+			if s.resource == wire.Endpoints {
+				h.awaitIdentities(ctx)
+			}
+			if err := s.reader.Run(ctx, conn.Client); err != nil {
+				return fmt.Errorf("reading %s of cluster %q: %w", s.resource, h.cluster, err)
+			}
+			return nil
+		})
+	}
+	err := group.Wait()
+	h.rest()
+	return err
+}
+
+// adopt prepares the Readers for what the cluster config says. It may leave off
+// when ctx ends; the next Run continues.
+func (h *handler) adopt(ctx context.Context, conn remote.Connection) {
+	capabilities := conn.Config.Capabilities
+	next := layout{clusterID: conn.Config.ID, cached: capabilities.Cached, canaries: capabilities.SyncedCanaries}
+	if h.streams != nil && next != h.layout {
+		h.log.Info("Layout of remote cluster changed: draining what is known of it",
+			"clusterID", next.clusterID, "cached", next.cached, "syncedCanaries", next.canaries)
+		if !h.drain(ctx, allStreams) {
+			return
+		}
+		h.setStreams(nil)
+	}
+	if h.streams == nil {
+		h.layout = next
+		h.origin = h.options.Writer.Origin(h.cluster, next.clusterID, state.SourceClusterMesh)
+		h.validator = wire.NewValidator(h.cluster, next.clusterID, h.options.Local.MaxConnectedClusters)
+		h.setStreams([]*stream{
+			newStream(h, wire.Identities, h.identityCodec()),
+			newStream(h, wire.Nodes, h.nodeCodec()),
+			newStream(h, wire.Endpoints, h.endpointCodec()),
+			newStream(h, wire.Services, h.serviceCodec()),
+			newStream(h, wire.ServiceExports, h.serviceExportCodec()),
+		})
+	}
+	exports := capabilities.ServiceExportsEnabled != nil
+	if !exports && !h.drain(ctx, only(wire.ServiceExports)) {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.identitiesRead = make(chan struct{})
+	for _, s := range h.streams {
+		s.enabled = s.resource != wire.ServiceExports || exports
+	}
+	h.now = time.Now()
+	h.statusChanged(true)
+}
+
+func (h *handler) setStreams(streams []*stream) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.streams = streams
+}
+
+func newStream[T any](h *handler, resource wire.Resource, codec codec[T]) *stream {
+	cfg := etcd.ReaderConfig{
+		Log:          h.log,
+		Prefix:       wire.Prefix(resource, h.cluster, h.layout.cached),
+		RelistJitter: h.options.RelistJitter,
+		Lists:        h.options.lists,
+	}
+	if h.layout.canaries {
+		cfg.Canary = wire.CanaryKey(resource, h.cluster, h.layout.cached)
+	}
+	return &stream{
+		resource: resource,
+		reader:   etcd.NewReader(cfg, &observer[T]{handler: h, resource: resource, codec: codec}),
+	}
+}
+
+// awaitIdentities lets the first list of endpoints come after that of
+// identities, so that it need not be held back. It waits here rather than for
+// each batch because a list that is under way keeps others from starting.
+func (h *handler) awaitIdentities(ctx context.Context) {
+	for _, s := range h.streams {
+		if s.resource == wire.Identities && s.reader.Synced() {
+			return // they were complete in an earlier Run
+		}
+	}
+	timer := time.NewTimer(h.options.HoldTimeout)
+	defer timer.Stop()
+	select {
+	case <-h.identitiesRead:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// identitiesComplete is called with mu held, after each resynchronisation.
+func (h *handler) identitiesComplete() {
+	select {
+	case <-h.identitiesRead:
+	default:
+		close(h.identitiesRead)
+	}
+}
+
+// tend applies endpoints whose time to wait is over, and writes the status that
+// was put off, until ctx ends.
+func (h *handler) tend(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-h.wake:
+		case <-timer.C:
+		}
+		if next, ok := h.tick(time.Now()); ok {
+			timer.Reset(time.Until(next))
+		}
+	}
+}
+
+// tick does what is due at now and says when there is more to do.
+func (h *handler) tick(now time.Time) (next time.Time, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.now = now
+	h.applyLate(h.held.expire(now, nil))
+	if h.status.due(now) {
+		h.writeStatus()
+	}
+	next, ok = h.held.next()
+	if at, dirty := h.status.next(); dirty && (!ok || at.Before(next)) {
+		next, ok = at, true
+	}
+	return next, ok
+}
+
+// applyLate applies endpoints without their identity. It is called with mu held.
+func (h *handler) applyLate(endpoints []wire.Endpoint) {
+	if len(endpoints) == 0 {
+		return
+	}
+	tx := h.options.Writer.Begin()
+	for i := range endpoints {
+		h.upsertEndpoint(tx, endpoints[i])
+	}
+	tx.Commit()
+	h.status.late += uint64(len(endpoints))
+	h.statusChanged(false)
+	h.logLate(len(endpoints))
+}
+
+// rest ends a Run. Without a connection no identity can arrive, so that what
+// waits for one doesn't wait any longer.
+func (h *handler) rest() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.now = time.Now()
+	h.applyLate(h.held.all(nil))
+	h.writeStatus()
+}
+
+// Revoke implements remote.Handler: what would send traffic to the cluster goes,
+// and the next Run reads it anew.
+func (h *handler) Revoke(ctx context.Context) {
+	h.drain(ctx, only(wire.Services, wire.ServiceExports))
+}
+
+// Reset implements remote.Handler.
+func (h *handler) Reset(ctx context.Context) {
+	if h.drain(ctx, allStreams) {
+		h.setStreams(nil)
+	}
+}
+
+// Remove implements remote.Handler. When ctx ends, the process is stopping, and
+// what is left in the tables is meant to outlive it in the datapath.
+func (h *handler) Remove(ctx context.Context) {
+	if h.options.Startup != nil {
+		h.options.Startup.settle(h.cluster)
+	}
+	if !h.drain(ctx, allStreams) {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.streams = nil
+	tx := h.options.Writer.Begin()
+	tx.DeleteRemoteCluster(h.cluster)
+	tx.Commit()
+}
+
+func allStreams(*stream) bool { return true }
+
+func only(resources ...wire.Resource) func(*stream) bool {
+	return func(s *stream) bool { return slices.Contains(resources, s.resource) }
+}
+
+// drain removes the rows of some streams, consumers of a resource before what
+// they refer to. It says whether it came to the end before ctx did.
+func (h *handler) drain(ctx context.Context, which func(*stream) bool) bool {
+	for _, s := range slices.Backward(h.streams) {
+		if ctx.Err() != nil {
+			return false
+		}
+		if which(s) {
+			s.reader.Drain(ctx)
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.now = time.Now()
+	h.statusChanged(true)
+	return true
+}

@@ -1,0 +1,161 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package ingest
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+const (
+	// statusInterval is the least time between two writes of a cluster's row in
+	// remote-clusters, unless something became synced: 500 busy clusters then
+	// make 2,500 small transactions a second, not one more for each event.
+	statusInterval = 200 * time.Millisecond
+	// logInterval and logBurst bound what is logged about one cluster's values:
+	// a cluster that writes nonsense must not fill our log.
+	logInterval = 10 * time.Second
+	logBurst    = 10
+)
+
+// status is what a handler knows for its row in remote-clusters. It is under the
+// handler's mu.
+type status struct {
+	refused   map[wire.Reason]uint64
+	late      uint64
+	lastEvent time.Time
+	// conflict is the last address that another cluster holds, until it is logged.
+	conflict netip.Prefix
+
+	dirty   bool
+	written time.Time
+
+	limit      *rate.Limiter
+	suppressed uint64
+}
+
+func (s *status) init() {
+	s.refused = map[wire.Reason]uint64{}
+	s.limit = rate.NewLimiter(rate.Every(logInterval), logBurst)
+}
+
+// next is when what changed is to be written; ok is false if nothing did.
+func (s *status) next() (at time.Time, ok bool) { return s.written.Add(statusInterval), s.dirty }
+
+func (s *status) due(now time.Time) bool {
+	at, dirty := s.next()
+	return dirty && !now.Before(at)
+}
+
+// logs says whether something may be logged, and how much was not since then.
+func (s *status) logs() (suppressed uint64, ok bool) {
+	if !s.limit.Allow() {
+		s.suppressed++
+		return 0, false
+	}
+	suppressed, s.suppressed = s.suppressed, 0
+	return suppressed, true
+}
+
+// statusChanged is called with mu held after anything that the row shows; it
+// writes the row now, or has tend write it. urgent is for what others wait for.
+func (h *handler) statusChanged(urgent bool) {
+	if h.status.conflict.IsValid() {
+		h.logConflict(h.status.conflict)
+		h.status.conflict = netip.Prefix{}
+	}
+	h.status.dirty = true
+	if urgent || h.status.due(h.now) {
+		h.writeStatus()
+	}
+	// Otherwise, and for endpoints that began to wait, tend has a deadline.
+	if h.status.dirty || h.held.len() > 0 {
+		select {
+		case h.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// writeStatus writes the row. It is called with mu held, after the transaction
+// that it describes, whose counts are then known.
+func (h *handler) writeStatus() {
+	counts := h.options.Writer.Counts(h.cluster)
+	ready := len(h.streams) > 0
+	resources := make(map[wire.Resource]state.ResourceState, len(h.streams))
+	for _, s := range h.streams {
+		of := state.ResourceState{Enabled: s.enabled, Synced: s.enabled && s.reader.Synced()}
+		switch s.resource {
+		case wire.Identities:
+			of.Entries = counts.Identities
+		case wire.Nodes:
+			of.Entries = counts.Nodes
+		case wire.Endpoints:
+			of.Entries = counts.Endpoints + counts.Conflicts
+		case wire.Services:
+			of.Entries = counts.Services
+		case wire.ServiceExports:
+			of.Entries = counts.ServiceExports
+		}
+		resources[s.resource] = of
+		ready = ready && (of.Synced || !of.Enabled)
+	}
+
+	tx := h.options.Writer.Begin()
+	tx.UpdateRemoteCluster(h.cluster, func(row *state.RemoteCluster) {
+		row.Resources = resources
+		row.Ready = ready
+		row.Refused = maps.Clone(h.status.refused)
+		row.Conflicts = uint64(counts.Conflicts)
+		row.HeldBack = h.held.len()
+		row.Late = h.status.late
+		if h.status.lastEvent.After(row.LastEvent) {
+			row.LastEvent = h.status.lastEvent
+		}
+	})
+	tx.Commit()
+	h.status.dirty, h.status.written = false, h.now
+
+	if ready && h.options.Startup != nil {
+		h.options.Startup.settle(h.cluster)
+	}
+}
+
+// refuse counts and logs a value that is not taken in.
+func (h *handler) refuse(resource wire.Resource, key string, err error) *wire.Refusal {
+	var refusal *wire.Refusal
+	if !errors.As(err, &refusal) {
+		refusal = &wire.Refusal{Resource: resource, Key: key, Reason: wire.ReasonMalformed, Err: err}
+	}
+	h.mu.Lock()
+	h.status.refused[refusal.Reason]++
+	suppressed, ok := h.status.logs()
+	h.mu.Unlock()
+	if ok {
+		h.log.Warn("Refused a value of a remote cluster", "resource", resource, "key", key,
+			"reason", refusal.Reason, "error", refusal.Err, "suppressed", suppressed)
+	}
+	return refusal
+}
+
+func (h *handler) logConflict(prefix netip.Prefix) {
+	if suppressed, ok := h.status.logs(); ok {
+		h.log.Warn("Remote cluster claims an address that another cluster holds",
+			"address", prefix, "suppressed", suppressed)
+	}
+}
+
+func (h *handler) logLate(count int) {
+	if suppressed, ok := h.status.logs(); ok {
+		h.log.Warn("Took endpoints in without their identities",
+			"endpoints", count, "waited", h.options.HoldTimeout, "suppressed", suppressed)
+	}
+}
