@@ -1,0 +1,79 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package export
+
+import (
+	"github.com/cilium/statedb"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// namespaces knows which namespaces are global. A namespace that doesn't exist
+// isn't: its objects wait until it is known, and go when it goes.
+type namespaces struct {
+	policy func(*state.Namespace) bool
+	global map[string]struct{}
+}
+
+func newNamespaces(policy func(*state.Namespace) bool) *namespaces {
+	return &namespaces{policy: policy, global: map[string]struct{}{}}
+}
+
+// update takes in a change of one namespace and says whether that made it
+// global, or made it global no more.
+func (n *namespaces) update(change statedb.Change[*state.Namespace]) (flipped bool) {
+	name := change.Object.Name
+	now := !change.Deleted && n.policy(change.Object)
+	if now == n.isGlobal(name) {
+		return false
+	}
+	if now {
+		n.global[name] = struct{}{}
+	} else {
+		delete(n.global, name)
+	}
+	return true
+}
+
+func (n *namespaces) isGlobal(name string) bool {
+	_, ok := n.global[name]
+	return ok
+}
+
+// exports is the decision about one row that exists. An object in no namespace
+// (an identity without that label) isn't exported, unless its kind never is in one.
+func (c *codec[Row]) exports(row Row, n *namespaces) bool {
+	return c.eligible(row) && (c.namespace == nil || n.isGlobal(c.namespace(row)))
+}
+
+// op is what a row means for etcd: a put of its value, or a delete of its key.
+// The decision needs no memory of what was exported before, because a Scope
+// drops a delete of what it doesn't have. ok is false for a row that has no key
+// in this cluster's state.
+//
+// buf is only used during the call; the value is a slice of its own, exactly as
+// long as it has to be. The key is set in any case, to report an error by.
+func (c *codec[Row]) op(row Row, deleted bool, n *namespaces, buf *[]byte) (op etcd.Op, ok bool, err error) {
+	op.Key, ok = c.key(row)
+	if !ok {
+		return op, false, nil
+	}
+	if deleted || !c.exports(row, n) {
+		op.Delete = true
+		return op, true, nil
+	}
+	*buf, err = c.appendValue((*buf)[:0], row)
+	if err == nil {
+		// Readers refuse larger values, and an etcd with default limits does
+		// from 1.5 MiB on: there it would block the Scope's Barrier for good.
+		err = wire.CheckSize(c.resource, op.Key, *buf)
+	}
+	if err != nil {
+		return op, false, err
+	}
+	op.Value = append(make([]byte, 0, len(*buf)), *buf...)
+	return op, true, nil
+}
