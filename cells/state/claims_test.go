@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -273,4 +274,10 @@ func TestEveryFieldCounts(t *testing.T) {
 		require.False(t, sameEndpoint(&base, &changed), name)
 		require.Equal(t, changed, NewEndpoint(Claim{Origin: &Origin{}, Endpoint: changed}).Endpoint(), name)
 	}
+}
+
+// TestRowSize: one field more makes the allocation of each of 500,000 rows a
+// fifth larger (96 bytes).
+func TestRowSize(t *testing.T) {
+	require.EqualValues(t, 80, unsafe.Sizeof(Endpoint{}))
 }

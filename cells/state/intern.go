@@ -14,11 +14,12 @@ import (
 // shared is what the endpoints of one workload have in common.
 //
 // It is interned by the standard library's unique package rather than by a map
-// in the Writer. BenchmarkIntern has the map faster (the figures are there), by
-// an amount that is small beside the insertion of the row; but a map needs a
-// rule for when to forget, and a namespace per build, or a hostile cluster,
-// makes one that has none grow for ever. What unique holds goes with the last
-// row that uses it.
+// in the Writer. BenchmarkIntern has the map a third faster (90 ns against
+// 120 ns), which is little beside the 1 µs that inserting the row takes. But a
+// map needs a rule for when to forget: a namespace per build, or a hostile
+// cluster, makes one that has none grow for ever. What unique holds goes with
+// the last row that uses it. The handle takes 8 bytes in the row instead of the
+// 56 of these four fields.
 type shared struct {
 	origin         *Origin
 	namespace      string
