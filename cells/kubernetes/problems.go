@@ -1,0 +1,140 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package kubernetes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/cilium/cilium/pkg/metrics/metric"
+	"golang.org/x/time/rate"
+)
+
+// Problem classifies what is wrong with an object; it is a metric label, so
+// the set is closed.
+type Problem string
+
+const (
+	// ProblemName: the object's name isn't what its kind demands.
+	ProblemName Problem = "name"
+	// ProblemLabels: an identity has no security labels.
+	ProblemLabels Problem = "labels"
+	// ProblemAddress: an address or a CIDR can't be parsed.
+	ProblemAddress Problem = "address"
+	// ProblemNetworking: an endpoint of a slice says nothing about its network.
+	ProblemNetworking Problem = "networking"
+	// ProblemTimestamp: a service export has no creation timestamp.
+	ProblemTimestamp Problem = "timestamp"
+	// ProblemType: the source delivered something else than the kind's type.
+	ProblemType Problem = "type"
+	// ProblemManifest: a document of a manifest can't be read.
+	ProblemManifest Problem = "manifest"
+)
+
+// errNoLabels is the detail of ProblemLabels.
+var errNoLabels = errors.New("no security labels")
+
+// report takes one problem of the object being converted. The converters are
+// pure but for it.
+type report func(Problem, error)
+
+// logBurst and logInterval bound the lines about bad objects of one kind: the
+// first ten at once, then one a second. What is left out is counted in the
+// next line, and always in the metric.
+const (
+	logBurst = 10
+	logRate  = rate.Limit(1)
+)
+
+// problems logs and counts the bad objects of one kind. It is safe for
+// concurrent use.
+type problems struct {
+	log     *slog.Logger
+	kind    string
+	metrics *Metrics
+
+	mu         sync.Mutex
+	limit      *rate.Limiter
+	suppressed int
+}
+
+func newProblems(log *slog.Logger, kind string, metrics *Metrics) *problems {
+	return &problems{
+		log:     log.With("kind", kind),
+		kind:    kind,
+		metrics: metrics,
+		limit:   rate.NewLimiter(logRate, logBurst),
+	}
+}
+
+// of gives the report for one object, named as "namespace/name" or "name".
+func (p *problems) of(object string) report {
+	return func(problem Problem, err error) { p.add(problem, err, slog.String("object", object)) }
+}
+
+// add records one problem; attrs say where it is.
+func (p *problems) add(problem Problem, err error, attrs ...slog.Attr) {
+	p.metrics.Problems.WithLabelValues(p.kind, string(problem)).Inc()
+
+	p.mu.Lock()
+	if !p.limit.Allow() {
+		p.suppressed++
+		p.mu.Unlock()
+		return
+	}
+	suppressed := p.suppressed
+	p.suppressed = 0
+	p.mu.Unlock()
+
+	attrs = append(attrs, slog.String("problem", string(problem)), slog.Any("error", err))
+	if suppressed > 0 {
+		attrs = append(attrs, slog.Int("not-logged-before", suppressed))
+	}
+	p.log.LogAttrs(context.Background(), slog.LevelWarn, "Ignoring what is wrong in an object", attrs...)
+}
+
+// Metrics of this room.
+type Metrics struct {
+	// Problems counts what was ignored, by kind and by Problem.
+	Problems metric.Vec[metric.Counter]
+	// Events counts the changes applied, by kind and action (upsert, delete).
+	Events metric.Vec[metric.Counter]
+	// Batches counts the transactions that took them in: Events divided by
+	// Batches is the size of an average batch.
+	Batches metric.Counter
+}
+
+// NewMetrics makes the metrics; the hive's registry collects them.
+func NewMetrics() *Metrics {
+	const namespace, subsystem = "waggle", "kubernetes"
+	return &Metrics{
+		Problems: metric.NewCounterVec(metric.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "problems_total",
+			Help: "Objects, or parts of them, that were ignored because they are malformed",
+		}, []string{"kind", "problem"}),
+		Events: metric.NewCounterVec(metric.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "events_total",
+			Help: "Changes of objects that were applied to the tables",
+		}, []string{"kind", "action"}),
+		Batches: metric.NewCounter(metric.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "batches_total",
+			Help: "Table transactions that applied changes of objects",
+		}),
+	}
+}
+
+// objectName is how an object is called in logs and in the memory of a
+// reflector.
+func objectName(namespace, name string) string {
+	if namespace == "" {
+		return name
+	}
+	return namespace + "/" + name
+}
+
+// unexpectedType is the detail of ProblemType.
+func unexpectedType(obj any) error { return fmt.Errorf("unexpected type %T", obj) }
