@@ -58,21 +58,30 @@ type Client struct {
 // NewClient makes a client. It doesn't wait for a connection; the error is one
 // of the configuration, and names the file.
 func NewClient(log *slog.Logger, cfg ClientConfig) (*Client, error) {
+	c := prepareClient(log, cfg)
+	return c, c.open()
+}
+
+// prepareClient is a Client that can be handed around, and used after open.
+func prepareClient(log *slog.Logger, cfg ClientConfig) *Client {
 	if cfg.Options == (Options{}) {
 		cfg.Options = DefaultOptions
 	}
-	config, err := clientConfig(cfg)
+	return &Client{cfg: cfg, log: log, changed: make(chan struct{}), closed: make(chan struct{})}
+}
+
+func (c *Client) open() error {
+	config, err := clientConfig(c.cfg)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	c := &Client{cfg: cfg, log: log, changed: make(chan struct{}), closed: make(chan struct{})}
 	config.DialOptions = append(config.DialOptions, grpc.WithContextDialer(c.dial))
 	c.etcd, err = clientv3.New(*config)
 	if err != nil {
-		return nil, fmt.Errorf("creating etcd client: %w", err)
+		return fmt.Errorf("creating etcd client: %w", err)
 	}
 	c.kv = clientv3.RetryKVClient(c.etcd)
-	return c, nil
+	return nil
 }
 
 func clientConfig(cfg ClientConfig) (*clientv3.Config, error) {
@@ -213,6 +222,9 @@ func (c *Client) Close() error {
 	}
 	close(c.closed)
 	c.mu.Unlock()
+	if c.etcd == nil { // never opened
+		return nil
+	}
 	if err := c.etcd.Close(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("closing etcd client: %w", err)
 	}

@@ -4,6 +4,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -35,6 +36,8 @@ type ServerConfig struct {
 	// Token replaces the random cluster token, for tests that need an etcd which
 	// can't be told from another by its cluster ID.
 	Token string
+
+	maxTxnOps uint // for tests; 0 is serverMaxTxnOps
 }
 
 const (
@@ -104,17 +107,10 @@ func serverConfig(cfg ServerConfig) (*embed.Config, error) {
 		}
 	}
 	config.UnsafeNoFsync = true
-	config.MaxTxnOps = serverMaxTxnOps
-	config.QuotaBackendBytes = cfg.QuotaBytes
-	if config.QuotaBackendBytes == 0 {
-		config.QuotaBackendBytes = DefaultQuotaBytes
-	}
-	compaction := cfg.Compaction
-	if compaction == 0 {
-		compaction = DefaultCompaction
-	}
+	config.MaxTxnOps = cmp.Or(cfg.maxTxnOps, serverMaxTxnOps)
+	config.QuotaBackendBytes = cmp.Or(cfg.QuotaBytes, DefaultQuotaBytes)
 	config.AutoCompactionMode = embed.CompactorModePeriodic
-	config.AutoCompactionRetention = compaction.String()
+	config.AutoCompactionRetention = cmp.Or(cfg.Compaction, DefaultCompaction).String()
 	config.ClientTLSInfo.CertFile = cfg.CertFile
 	config.ClientTLSInfo.KeyFile = cfg.KeyFile
 	config.ClientTLSInfo.TrustedCAFile = cfg.TrustedCAFile

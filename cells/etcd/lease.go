@@ -49,8 +49,8 @@ type lease struct {
 	lost bool
 }
 
-func newLeasePool(log *slog.Logger, client *Client, ttl time.Duration) *leasePool {
-	return &leasePool{log: log, client: client, ttl: ttl, byID: make(map[clientv3.LeaseID]leaseNumber)}
+func newLeasePool(log *slog.Logger, client *Client) *leasePool {
+	return &leasePool{log: log, client: client, byID: make(map[clientv3.LeaseID]leaseNumber)}
 }
 
 // take gives a lease with room for one more key and counts the key. It returns

@@ -43,6 +43,7 @@ type operation struct {
 	delete   bool
 	lease    leaseNumber // that the commit under way puts it on
 	refusals int
+	refusal  error
 	retryAt  time.Time
 	waiting  []*barrier
 }

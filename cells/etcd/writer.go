@@ -80,30 +80,36 @@ type WriterStats struct {
 	Pending int
 	// Refused is the number of those that etcd refuses by themselves.
 	Refused int
-	// LastError is the last failure; empty since the last success.
+	// LastError is the last failure; empty since the last success, unless etcd
+	// refuses something.
 	LastError string
 }
 
 // NewWriter makes a Writer. Nothing is written until Run.
 func NewWriter(log *slog.Logger, client *Client) *Writer {
-	options := client.cfg.Options
 	keeping, stop := context.WithCancel(context.Background())
 	w := &Writer{
 		log: log, client: client, keeping: keeping, stopKeeping: stop,
-		limiter:  rate.NewLimiter(rate.Limit(options.QPS), max(1, options.QPS/4)),
 		wake:     make(chan struct{}, 1),
 		plan:     newPlan(),
-		pacer:    pacer{longest: options.CommitDelay, last: time.Now()},
-		leases:   newLeasePool(log, client, client.cfg.LeaseTTL),
+		leases:   newLeasePool(log, client),
 		scopes:   make(map[*Scope]struct{}),
 		canaryOf: make(map[string]*Scope),
-		maxOps:   options.MaxTxnOps,
 		retry:    newRetry(),
 		eased:    make(chan struct{}),
 	}
 	w.canaries = w.Scope(ScopeConfig{Lease: true})
 	w.leases.onLost = func(n leaseNumber) { w.lost([]leaseNumber{n}) }
+	w.configure(client.cfg)
 	return w
+}
+
+// configure sets the limits; before Run.
+func (w *Writer) configure(cfg ClientConfig) {
+	w.limiter = rate.NewLimiter(rate.Limit(cfg.Options.QPS), max(1, cfg.Options.QPS/4))
+	w.pacer = pacer{longest: cfg.Options.CommitDelay, last: time.Now()}
+	w.leases.ttl = cfg.LeaseTTL
+	w.maxOps = cfg.Options.MaxTxnOps
 }
 
 func newRetry() wait.Backoff {
@@ -123,6 +129,9 @@ func (w *Writer) Stats() WriterStats {
 	defer w.mu.Unlock()
 	stats := w.stats
 	stats.Pending, stats.Refused = w.plan.length(), len(w.plan.parked)
+	for _, op := range w.plan.parked {
+		stats.LastError = op.refusal.Error()
+	}
 	return stats
 }
 
@@ -440,7 +449,7 @@ func (w *Writer) refused(op *operation, err error) {
 		w.log.Error("Etcd refuses a key, going on without it", "key", key, "bytes", len(op.value), "error", err)
 	}
 	w.stats.Failures++
-	w.stats.LastError = fmt.Sprintf("writing %q: %v", key, err)
+	op.refusal = fmt.Errorf("writing %q: %w", key, err)
 	delay := min(time.Second<<min(op.refusals, 10), time.Minute)
 	op.refusals++
 	w.plan.park(op, time.Now().Add(delay))

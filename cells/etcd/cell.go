@@ -1,0 +1,169 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/job"
+	"github.com/spf13/pflag"
+)
+
+// Cell provides the client of the local cluster's etcd and the one Writer on it.
+var Cell = cell.Module(
+	"etcd",
+	"Client of the local etcd, and the group-commit writer",
+
+	cell.Config(DefaultConfig),
+	cell.Provide(
+		newLocalClient, // opened when the hive starts
+		newLocalWriter,
+	),
+)
+
+// ReadOnlyCell provides the client alone, for hives that only read.
+var ReadOnlyCell = cell.Module(
+	"etcd",
+	"Client of the local etcd",
+
+	cell.Config(DefaultConfig),
+	cell.Provide(newLocalClient),
+)
+
+// configPatience is the pause between looks for a configuration file that isn't
+// there yet: a Secret may be mounted after the pod starts.
+const configPatience = time.Second
+
+func newLocalClient(lc cell.Lifecycle, log *slog.Logger, cfg Config) *Client {
+	c := prepareClient(log, ClientConfig{})
+	lc.Append(cell.Hook{
+		OnStart: func(ctx cell.HookContext) error {
+			var err error
+			if c.cfg, err = cfg.Client(); err != nil {
+				return err
+			}
+			for {
+				err := c.open()
+				if !errors.Is(err, os.ErrNotExist) {
+					return err
+				}
+				log.Info("Waiting for the etcd configuration to appear", "error", err)
+				if sleep(ctx, configPatience) != nil {
+					return err
+				}
+			}
+		},
+		OnStop: func(cell.HookContext) error { return c.Close() },
+	})
+	return c
+}
+
+func newLocalWriter(jobs job.Group, lc cell.Lifecycle, log *slog.Logger, client *Client) *Writer {
+	w := NewWriter(log, client)
+	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error {
+		w.configure(client.cfg) // known since the client's own start
+		return nil
+	}})
+	jobs.Add(
+		job.OneShot("etcd-writer", func(ctx context.Context, _ cell.Health) error { return w.Run(ctx) }),
+		job.Timer("etcd-writer-health", w.reportHealth(), time.Second),
+	)
+	return w
+}
+
+// reportHealth makes the Writer's failures visible as degraded health.
+func (w *Writer) reportHealth() job.TimerFunc {
+	return func(context.Context) error {
+		stats := w.Stats()
+		if stats.LastError != "" {
+			return fmt.Errorf("%d operations wait, %d of them refused by etcd: %s", stats.Pending, stats.Refused, stats.LastError)
+		}
+		return nil
+	}
+}
+
+// ServerFlags are the flags of an embedded server, by etcd's own names.
+type ServerFlags struct {
+	DataDir          string        `mapstructure:"data-dir"`
+	ListenClientURLs string        `mapstructure:"listen-client-urls"`
+	CertFile         string        `mapstructure:"cert-file"`
+	KeyFile          string        `mapstructure:"key-file"`
+	TrustedCAFile    string        `mapstructure:"trusted-ca-file"`
+	QuotaBytes       int64         `mapstructure:"quota-backend-bytes"`
+	Compaction       time.Duration `mapstructure:"auto-compaction-retention"`
+}
+
+// DefaultServerFlags serve on etcd's usual port, on loopback, in plain text.
+var DefaultServerFlags = ServerFlags{
+	ListenClientURLs: "http://127.0.0.1:2379",
+	QuotaBytes:       DefaultQuotaBytes,
+	Compaction:       DefaultCompaction,
+}
+
+// Flags registers the flags.
+func (def ServerFlags) Flags(flags *pflag.FlagSet) {
+	flags.String("data-dir", def.DataDir, "Directory of the etcd's data (a temporary one, removed at the end, if empty)")
+	flags.String("listen-client-urls", def.ListenClientURLs, "URL to serve clients at: http://, https:// or unix://")
+	flags.String("cert-file", def.CertFile, "Certificate of the server, for https")
+	flags.String("key-file", def.KeyFile, "Key of the server's certificate")
+	flags.String("trusted-ca-file", def.TrustedCAFile, "CA whose certificates clients must have")
+	flags.Int64("quota-backend-bytes", def.QuotaBytes, "Size that the database may grow to")
+	flags.Duration("auto-compaction-retention", def.Compaction, "How much history is kept")
+}
+
+// ServerCell runs an embedded etcd, ready when the hive has started.
+var ServerCell = cell.Module(
+	"etcd-server",
+	"Embedded etcd of one member, ephemeral and not synced to disk",
+
+	cell.Config(DefaultServerFlags),
+	cell.Invoke(registerServer),
+)
+
+func registerServer(lc cell.Lifecycle, log *slog.Logger, flags ServerFlags) error {
+	if _, err := url.Parse(flags.ListenClientURLs); err != nil {
+		return fmt.Errorf("--listen-client-urls: %w", err)
+	}
+	var (
+		server    *Server
+		temporary string
+	)
+	lc.Append(cell.Hook{
+		OnStart: func(ctx cell.HookContext) (err error) {
+			dir := flags.DataDir
+			if dir == "" {
+				if dir, err = os.MkdirTemp("", "waggle-etcd-"); err != nil {
+					return fmt.Errorf("making the etcd's directory: %w", err)
+				}
+				temporary = dir
+			}
+			server, err = StartServer(ctx, ServerConfig{
+				Dir: dir, ListenURL: flags.ListenClientURLs,
+				CertFile: flags.CertFile, KeyFile: flags.KeyFile, TrustedCAFile: flags.TrustedCAFile,
+				QuotaBytes: flags.QuotaBytes, Compaction: flags.Compaction,
+			})
+			if err == nil {
+				log.Info("Embedded etcd serves", "url", server.URL(), "directory", dir)
+			}
+			return err
+		},
+		OnStop: func(cell.HookContext) error {
+			if server != nil {
+				server.Close()
+			}
+			if temporary != "" {
+				return os.RemoveAll(temporary)
+			}
+			return nil
+		},
+	})
+	return nil
+}

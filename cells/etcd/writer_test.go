@@ -1,0 +1,342 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package etcd
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cilium/hive/hivetest"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+func startWriter(t testing.TB, c *Client) *Writer {
+	t.Helper()
+	w, stop := runWriter(t, c)
+	t.Cleanup(stop)
+	return w
+}
+
+func runWriter(t testing.TB, c *Client) (w *Writer, stop func()) {
+	w = NewWriter(hivetest.Logger(t, hivetest.LogLevel(slog.LevelError+1)), c)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { w.Run(ctx) })
+	return w, sync.OnceFunc(func() { cancel(); wg.Wait() })
+}
+
+// content lists a prefix of an etcd.
+func content(t assert.TestingT, c *Client, prefix string) map[string]string {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	resp, err := c.etcd.Get(ctx, prefix, clientv3.WithPrefix())
+	if !assert.NoError(t, err) {
+		return nil
+	}
+	out := map[string]string{}
+	for _, kv := range resp.Kvs {
+		out[strings.TrimPrefix(string(kv.Key), prefix)] = string(kv.Value)
+	}
+	return out
+}
+
+func eventuallyContent(t testing.TB, c *Client, prefix string, want map[string]string) {
+	t.Helper()
+	require.EventuallyWithT(t, func(collect *assert.CollectT) {
+		require.Equal(collect, want, content(collect, c, prefix))
+	}, patience, tick)
+}
+
+func ops(m map[string]string) (out []Op) {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, Op{Key: k, Value: []byte(m[k])})
+	}
+	return out
+}
+
+func numbered(n int, value string) map[string]string {
+	out := map[string]string{}
+	for i := range n {
+		out[fmt.Sprintf("%06d", i)] = value
+	}
+	return out
+}
+
+func leased(prefix string, refill func([]string)) ScopeConfig {
+	return ScopeConfig{Prefix: prefix, Lease: true, Canary: "synced/" + strings.TrimSuffix(prefix, "/"),
+		CanaryValue: func() []byte { return []byte("done") }, Refill: refill}
+}
+
+func clientAt(t testing.TB, ttl time.Duration, urls ...string) *Client {
+	opts := DefaultOptions
+	opts.QPS = 10_000
+	return newTestClient(t, ClientConfig{Endpoints: urls, LeaseTTL: ttl, Options: opts})
+}
+
+func TestWriterGroupsCommits(t *testing.T) {
+	c := clientAt(t, time.Minute, startServer(t, ServerConfig{}).URL())
+	w := startWriter(t, c)
+	s := w.Scope(leased("p/", nil))
+	want := numbered(5000, "value")
+	s.Apply(ops(want))
+	s.Complete()
+	require.NoError(t, s.Barrier(t.Context()))
+	require.Equal(t, want, content(t, c, "p/"))
+	eventuallyContent(t, c, "synced/", map[string]string{"p": "done"})
+	stats := w.Stats()
+	require.EqualValues(t, 5001, stats.Operations)
+	require.LessOrEqual(t, stats.Commits, uint64(10), "in batches")
+
+	// Nothing changes: nothing is written.
+	s.Apply(ops(want))
+	s.Complete()
+	require.NoError(t, s.Barrier(t.Context()))
+	require.Equal(t, stats.Commits, w.Stats().Commits)
+
+	leases, err := c.etcd.Leases(t.Context())
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, len(leases.Leases), 6, "a thousand keys on each")
+	// Each commit under way may have asked for one of its own.
+	require.LessOrEqual(t, len(leases.Leases), 6+DefaultOptions.MaxInflight)
+}
+
+// TestWriterSmallServer has etcd's default limit of operations, which the
+// Writer must find out.
+func TestWriterSmallServer(t *testing.T) {
+	server := startServer(t, ServerConfig{maxTxnOps: 16})
+	c := clientAt(t, time.Minute, server.URL())
+	w := startWriter(t, c)
+	s := w.Scope(leased("p/", nil))
+	want := numbered(500, "v")
+	s.Apply(ops(want))
+	require.NoError(t, s.Barrier(t.Context()))
+	require.Equal(t, want, content(t, c, "p/"))
+}
+
+// TestWriterIsolatesBadKeys has one value beyond etcd's limit among good ones.
+func TestWriterIsolatesBadKeys(t *testing.T) {
+	c := clientAt(t, time.Minute, startServer(t, ServerConfig{}).URL())
+	w := startWriter(t, c)
+	s := w.Scope(leased("p/", nil))
+	want := numbered(300, "v")
+	all := ops(want)
+	all = slices.Insert(all, 150, Op{Key: "large", Value: make([]byte, 2<<20)}, Op{Key: "larger", Value: make([]byte, 5<<20)})
+	s.Apply(all)
+	eventuallyContent(t, c, "p/", want)
+	require.Eventually(t, func() bool { return w.Stats().Refused == 2 }, patience, tick)
+	require.Contains(t, w.Stats().LastError, "large")
+
+	// A value that fits takes its place.
+	s.Apply([]Op{{Key: "large", Value: []byte("small")}, {Key: "larger", Delete: true}})
+	want["large"] = "small"
+	eventuallyContent(t, c, "p/", want)
+	require.Eventually(t, func() bool { return w.Stats().Pending == 0 }, patience, tick)
+}
+
+// TestWriterRestart adopts keys and leases: nothing is written that is there,
+// what is stale goes, and every key outlives its first writer's leases.
+func TestWriterRestart(t *testing.T) {
+	server := startServer(t, ServerConfig{})
+	const ttl = time.Second // etcd's shortest is about that
+	first := clientAt(t, ttl, server.URL())
+	w, stop := runWriter(t, first)
+	s := w.Scope(leased("p/", nil))
+	s.Apply(ops(numbered(100, "v")))
+	s.Complete()
+	require.NoError(t, s.Barrier(t.Context()))
+	eventuallyContent(t, first, "synced/", map[string]string{"p": "done"})
+	stop()
+
+	c := clientAt(t, ttl, server.URL())
+	watched := c.etcd.Watch(t.Context(), "p/", clientv3.WithPrefix())
+	w = startWriter(t, c)
+	s = w.Scope(leased("p/", nil))
+	require.NoError(t, s.Load(t.Context()))
+	want := numbered(99, "v")
+	want["000000"], want["new"] = "changed", "v"
+	s.Apply(ops(want))
+	s.Complete()
+	require.NoError(t, s.Barrier(t.Context()))
+	require.Equal(t, want, content(t, c, "p/"))
+	require.EqualValues(t, 3, w.Stats().Operations, "one changed, one new, one gone; the canary is there")
+
+	// Several lifetimes later each key is still there, and none was ever away.
+	deadline := time.After(4 * ttl)
+	for done := false; !done; {
+		select {
+		case resp := <-watched:
+			for _, ev := range resp.Events {
+				if ev.Type == clientv3.EventTypeDelete {
+					require.Equal(t, "p/000099", string(ev.Kv.Key))
+				}
+			}
+		case <-deadline:
+			done = true
+		}
+	}
+	require.Equal(t, want, content(t, c, "p/"))
+	require.EqualValues(t, 3, w.Stats().Operations)
+}
+
+// TestWriterLeaseExpires has just the keys of a lost lease written again.
+func TestWriterLeaseExpires(t *testing.T) {
+	c := clientAt(t, time.Minute, startServer(t, ServerConfig{}).URL())
+	w := startWriter(t, c)
+	want := numbered(1500, "v")
+	var (
+		s        *Scope
+		refilled atomic.Int64
+	)
+	s = w.Scope(leased("p/", func(keys []string) {
+		refilled.Add(int64(len(keys)))
+		for _, k := range keys {
+			s.Apply([]Op{{Key: k, Value: []byte(want[k])}})
+		}
+		s.Complete()
+	}))
+	s.Apply(ops(want))
+	s.Complete()
+	eventuallyContent(t, c, "synced/", map[string]string{"p": "done"})
+	resp, err := c.etcd.Get(t.Context(), "p/000000")
+	require.NoError(t, err)
+	_, err = c.etcd.Revoke(t.Context(), clientv3.LeaseID(resp.Kvs[0].Lease))
+	require.NoError(t, err)
+	// The keep-alive would find out by itself, a third of the TTL later; a
+	// write on the lost lease does so at once.
+	s.Apply([]Op{{Key: "000000", Value: []byte("v2")}})
+	want["000000"] = "v2"
+	eventuallyContent(t, c, "p/", want)
+	eventuallyContent(t, c, "synced/", map[string]string{"p": "done"})
+	require.LessOrEqual(t, refilled.Load(), int64(1000), "only what was lost")
+	require.NotZero(t, refilled.Load())
+}
+
+// TestWriterEtcdLost swaps the etcd for an empty one, which has another
+// cluster ID or, worse, the same.
+func TestWriterEtcdLost(t *testing.T) {
+	for name, token := range map[string]string{"another cluster ID": "", "the same cluster ID": "same"} {
+		for _, lease := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, leases %v", name, lease), func(t *testing.T) {
+				first := startServer(t, ServerConfig{Token: token})
+				second := startServer(t, ServerConfig{Token: token})
+				p := newProxy(t, first)
+				c := clientAt(t, time.Minute, p.url())
+				w := startWriter(t, c)
+				want := numbered(300, "v")
+				var s *Scope
+				cfg := leased("p/", func([]string) {
+					s.Apply(ops(want))
+					s.Complete()
+				})
+				cfg.Lease = lease
+				s = w.Scope(cfg)
+				s.Apply(ops(want))
+				s.Complete()
+				eventuallyContent(t, c, "synced/", map[string]string{"p": "done"})
+
+				p.set(second)
+				p.cut()
+				direct := clientAt(t, time.Minute, second.URL())
+				canary := direct.etcd.Watch(t.Context(), "synced/p", clientv3.WithFilterDelete())
+				eventuallyContent(t, direct, "p/", want)
+				eventuallyContent(t, direct, "synced/", map[string]string{"p": "done"})
+
+				// The canary came last.
+				resp := <-canary
+				require.NoError(t, resp.Err())
+				last, err := direct.etcd.Get(t.Context(), "p/", clientv3.WithLastRev()...)
+				require.NoError(t, err)
+				require.LessOrEqual(t, last.Kvs[0].ModRevision, resp.Events[0].Kv.ModRevision)
+			})
+		}
+	}
+}
+
+// TestWriterEtcdAway coalesces while there is no etcd.
+func TestWriterEtcdAway(t *testing.T) {
+	server := startServer(t, ServerConfig{})
+	p := newProxy(t, server)
+	c := clientAt(t, time.Minute, p.url())
+	w := startWriter(t, c)
+	s := w.Scope(leased("p/", nil))
+	s.Apply(ops(numbered(10, "v")))
+	require.NoError(t, s.Barrier(t.Context()))
+	p.set(nil)
+	p.cut()
+	for i := range 1000 {
+		s.Apply(ops(numbered(10, fmt.Sprint(i))))
+	}
+	require.LessOrEqual(t, w.Stats().Pending, 20, "bounded by keys, not by operations")
+	p.set(server)
+	require.NoError(t, s.Barrier(t.Context()))
+	require.Equal(t, numbered(10, "999"), content(t, c, "p/"))
+}
+
+func TestScopeDrop(t *testing.T) {
+	c := clientAt(t, time.Minute, startServer(t, ServerConfig{}).URL())
+	w := startWriter(t, c)
+	s, other := w.Scope(leased("p/", nil)), w.Scope(leased("q/", nil))
+	s.Apply(ops(numbered(1500, "v")))
+	s.Complete()
+	other.Apply(ops(numbered(3, "v")))
+	other.Complete()
+	require.NoError(t, s.Barrier(t.Context()))
+	eventuallyContent(t, c, "synced/", map[string]string{"p": "done", "q": "done"})
+	require.NoError(t, s.Drop(t.Context()))
+	require.Empty(t, content(t, c, "p/"))
+	require.Equal(t, map[string]string{"q": "done"}, content(t, c, "synced/"))
+	require.Len(t, content(t, c, "q/"), 3)
+	require.Zero(t, s.Len())
+	s.Apply(ops(numbered(2, "v")))
+	s.Complete()
+	eventuallyContent(t, c, "synced/", map[string]string{"p": "done", "q": "done"})
+	require.Equal(t, numbered(2, "v"), content(t, c, "p/"))
+}
+
+// TestAdmit waits while much is pending, and goes on when it was written.
+func TestAdmit(t *testing.T) {
+	c := clientAt(t, time.Minute, startServer(t, ServerConfig{}).URL())
+	w := NewWriter(slog.New(slog.DiscardHandler), c)
+	s := w.Scope(ScopeConfig{Prefix: "p/"})
+	require.NoError(t, w.Admit(t.Context()))
+	s.Apply(ops(numbered(300, strings.Repeat("x", 100<<10))))
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(assert.AnError)
+	require.ErrorIs(t, w.Admit(ctx), assert.AnError)
+	run, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { w.Run(run) })
+	require.NoError(t, w.Admit(t.Context()))
+	stop()
+	wg.Wait()
+}
+
+// BenchmarkWriter writes keys of the size that endpoints have.
+func BenchmarkWriter(b *testing.B) {
+	c := clientAt(b, time.Minute, startServer(b, ServerConfig{}).URL())
+	w := startWriter(b, c)
+	s := w.Scope(leased("p/", nil))
+	batch := make([]Op, 1000)
+	b.ReportAllocs()
+	b.ResetTimer()
+	for n := range b.N {
+		for i := range batch {
+			batch[i] = Op{Key: fmt.Sprintf("10.%d.%d", n, i), Value: fmt.Appendf(make([]byte, 0, 200), "%0190d", n)}
+		}
+		require.NoError(b, w.Admit(b.Context()))
+		s.Apply(batch)
+	}
+	require.NoError(b, s.Barrier(b.Context()))
+	b.ReportMetric(float64(b.N*len(batch))/b.Elapsed().Seconds(), "keys/s")
+}
