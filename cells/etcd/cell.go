@@ -20,7 +20,7 @@ import (
 // Cell provides the client of the local cluster's etcd and the one Writer on it.
 var Cell = cell.Module(
 	"etcd",
-	"Client of the local etcd, and the group-commit writer",
+	"Client of the local etcd and the group-commit writer",
 
 	cell.Config(DefaultConfig),
 	cell.Provide(
@@ -122,7 +122,7 @@ func (def ServerFlags) Flags(flags *pflag.FlagSet) {
 // ServerCell runs an embedded etcd, ready when the hive has started.
 var ServerCell = cell.Module(
 	"etcd-server",
-	"Embedded etcd of one member, ephemeral and not synced to disk",
+	"Embedded etcd of one member for data that can be made again",
 
 	cell.Config(DefaultServerFlags),
 	cell.Invoke(registerServer),
