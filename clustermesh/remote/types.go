@@ -7,16 +7,20 @@
 // ingest are Handlers; they see neither files nor connections come and go.
 //
 //	types.go      the contract
-//	directory.go  the configuration directory
-//	config.go     flags, and the checks of a cluster config
-//	cluster.go    one remote cluster's state machine
-//	mesh.go       all of them, and the IDs in use
+//	snapshot.go   what changed in the configuration directory; pure
+//	directory.go  the configuration directory, watched
+//	cluster.go    one remote cluster: what it is told, and its reconnects
+//	session.go    one connection: which etcd, which cluster config, is it alive
 //	watchdog.go   heartbeats
-//	cell.go       the wiring
+//	status.go     what row, health and metrics say about a cluster
+//	mesh.go       all of them
+//	ids.go        the cluster IDs in use
+//	cell.go       flags and the wiring
 package remote
 
 import (
 	"context"
+	"net"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
@@ -34,13 +38,18 @@ type Connection struct {
 }
 
 // Handler takes in one remote cluster. Its methods are called one at a time,
-// from the cluster's own job.
+// and never once the cluster's job has ended.
 type Handler interface {
 	// Run is called for each connection and works until ctx ends, which happens
 	// when the connection is lost, the configuration or the cluster config
 	// changed, the cluster is removed, or the process stops. An error (other
-	// than ctx's own) makes a reconnect after a back-off. State is kept between
-	// calls: a reconnect continues where the last one was.
+	// than ctx's own) makes a reconnect after a back-off, and so does a return
+	// before ctx ended. State is kept between calls: a reconnect continues where
+	// the last one was.
+	//
+	// A connection that comes back by itself within half a minute, even to
+	// another etcd, is no reason to end Run as long as the cluster config is the
+	// same: Readers and Writers notice it themselves.
 	Run(ctx context.Context, conn Connection) error
 	// Revoke is called once when the cluster has been away for longer than
 	// --clustermesh-cache-ttl: what would send traffic there must go.
@@ -54,5 +63,10 @@ type Handler interface {
 	Remove(ctx context.Context)
 }
 
-// Factory makes the Handler of one remote cluster.
+// Factory makes the Handler of one remote cluster. It is called each time that
+// a cluster is added, from one goroutine.
 type Factory func(cluster string) Handler
+
+// Dialer replaces the dialer of connections to remote clusters, if a hive has
+// one. The address is host:port, or unix:/path. It is called concurrently.
+type Dialer func(ctx context.Context, address string) (net.Conn, error)

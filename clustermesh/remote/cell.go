@@ -1,0 +1,115 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package remote
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/cilium/cilium/pkg/clustermesh/common"
+	"github.com/cilium/cilium/pkg/metrics"
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/job"
+	"k8s.io/utils/clock"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// Cell lives the life of remote clusters and tells the Handlers of the hive's
+// Factory. Without --clustermesh-config there is no mesh, and it does nothing.
+var Cell = cell.Module(
+	"remote-clusters",
+	"Life of remote clusters: configuration, connection, cluster config",
+
+	// --clustermesh-config and --clustermesh-cache-ttl, as upstream has them.
+	cell.Config(common.DefaultConfig),
+	// The Mesh, for those who want to know which clusters there are.
+	cell.Provide(provideMesh),
+	// It lives whether or not somebody asks.
+	cell.Invoke(func(*Mesh) {}),
+)
+
+// Metrics provides upstream's metrics of remote clusters
+// (…_remote_cluster_failures and others), in upstream's subsystem: "clustermesh"
+// in an agent, none in KVStoreMesh. A hive without it has none of them; one that
+// has upstream's clustermesh cell has them already.
+func Metrics(subsystem string) cell.Cell {
+	return metrics.Metric(common.MetricsProvider(subsystem))
+}
+
+type params struct {
+	cell.In
+
+	Log       *slog.Logger
+	Config    common.Config
+	Etcd      etcd.Config // for its tuning; where to connect is in the directory
+	Cluster   wire.ClusterInfo
+	Factory   Factory
+	Writer    *state.Writer
+	Lifecycle cell.Lifecycle
+	Jobs      job.Group
+	Dialer    Dialer                     `optional:"true"`
+	Clock     clock.WithDelayedExecution `optional:"true"`
+	Metrics   common.Metrics             `optional:"true"`
+}
+
+func provideMesh(p params) (*Mesh, error) {
+	options, err := etcd.ParseOptions(p.Etcd.KVStoreOpt)
+	if err != nil {
+		return nil, err
+	}
+	cfg := settings{
+		log:         p.Log,
+		directory:   p.Config.ClusterMeshConfig,
+		local:       p.Cluster,
+		cacheTTL:    p.Config.ClusterMeshCacheTTL,
+		answerLimit: answerLimit,
+		options:     options,
+		dial:        p.Dialer,
+		factory:     p.Factory,
+		writer:      p.Writer,
+		clock:       p.Clock,
+		metrics:     p.Metrics,
+	}
+	if cfg.clock == nil {
+		cfg.clock = clock.RealClock{}
+	}
+	if cfg.metrics.TotalRemoteClusters == nil {
+		// Counted, and shown nowhere.
+		cfg.metrics = common.MetricsProvider("")()
+	}
+	mesh := newMesh(cfg, p.Jobs)
+	if mesh.Enabled() {
+		mesh.register(p.Lifecycle)
+	}
+	return mesh, nil
+}
+
+// register adds what runs. A directory that doesn't exist fails the start.
+//
+// These two jobs are added before the start, and so stop before the group they
+// are in: they may add jobs to it at any time. The jobs of clusters may not,
+// since a group that is being stopped waits for them and holds up what adds.
+func (m *Mesh) register(lifecycle cell.Lifecycle) {
+	var directory *directory
+	lifecycle.Append(cell.Hook{
+		OnStart: func(cell.HookContext) (err error) {
+			directory, err = openDirectory(m.cfg.log, m.cfg.directory, m.cfg.local.Name)
+			return err
+		},
+		OnStop: func(cell.HookContext) error { return directory.close() },
+	})
+	m.jobs.Add(
+		job.OneShot("config-directory", func(ctx context.Context, health cell.Health) error {
+			m.follow(ctx, health, directory)
+			return nil
+		}),
+		job.OneShot("readmit-removed", func(ctx context.Context, _ cell.Health) error {
+			m.readmit(ctx)
+			return nil
+		}),
+	)
+}

@@ -1,0 +1,186 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package remote
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cilium/cilium/pkg/clustermesh/common"
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/job"
+	"k8s.io/utils/clock"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// settings are what all remote clusters have in common.
+type settings struct {
+	log       *slog.Logger
+	directory string // of the configurations; empty is no mesh
+	local     wire.ClusterInfo
+	// cacheTTL is --clustermesh-cache-ttl; 0 is never.
+	cacheTTL    time.Duration
+	answerLimit time.Duration
+	options     etcd.Options
+	dial        Dialer
+	factory     Factory
+	writer      *state.Writer
+	clock       clock.WithDelayedExecution
+	metrics     common.Metrics
+}
+
+// Mesh is all remote clusters. Its methods are safe for concurrent use.
+type Mesh struct {
+	cfg settings
+	ids *ids
+	jobs   job.Group
+	listed chan struct{}
+
+	mu       sync.Mutex
+	clusters map[string]*cluster
+	// leaving are the clusters that were removed and whose Remove hasn't
+	// returned yet; the file is set if the cluster came back in the meantime.
+	leaving map[string]*file
+	// left are those whose Remove has returned.
+	left    []string
+	hasLeft chan struct{}
+}
+
+func newMesh(cfg settings, jobs job.Group) *Mesh {
+	return &Mesh{
+		cfg:      cfg,
+		ids:      newIDs(),
+		jobs:     jobs,
+		listed:   make(chan struct{}),
+		clusters: map[string]*cluster{},
+		leaving:  map[string]*file{},
+		hasLeft:  make(chan struct{}, 1),
+	}
+}
+
+// Enabled says whether there is a configuration directory.
+func (m *Mesh) Enabled() bool { return m.cfg.directory != "" }
+
+// Listed is closed once all clusters that the directory had at the start are
+// known, by Clusters and as rows of the table "remote-clusters".
+// It is never closed where the mesh isn't Enabled.
+func (m *Mesh) Listed() <-chan struct{} { return m.listed }
+
+// Clusters are the names of the configured clusters, sorted.
+func (m *Mesh) Clusters() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.clusters))
+}
+
+// follow is the job that follows the configuration directory.
+func (m *Mesh) follow(ctx context.Context, health cell.Health, d *directory) {
+	var once sync.Once
+	d.follow(ctx, health, func(changes []change) {
+		m.apply(changes)
+		once.Do(func() { close(m.listed) })
+	})
+}
+
+// apply takes in what changed in the directory.
+func (m *Mesh) apply(changes []change) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, change := range changes {
+		if change.removed {
+			m.remove(change.cluster)
+		} else {
+			m.configure(change.cluster, change.file)
+		}
+	}
+	m.cfg.metrics.TotalRemoteClusters.Set(float64(len(m.clusters)))
+}
+
+func (m *Mesh) configure(name string, f file) {
+	if _, ok := m.leaving[name]; ok {
+		m.cfg.log.Info("Delaying remote cluster until its removal is done", "cluster", name)
+		m.leaving[name] = &f
+		return
+	}
+	if c, ok := m.clusters[name]; ok {
+		c.configure(f)
+		return
+	}
+	log := m.cfg.log.With("cluster", name)
+	c := &cluster{
+		name:    name,
+		path:    filepath.Join(m.cfg.directory, name),
+		log:     log,
+		cfg:     &m.cfg,
+		ids:     m.ids,
+		handler: m.cfg.factory(name),
+		status:  &status{cluster: name, log: log, writer: m.cfg.writer, clock: m.cfg.clock, metrics: m.cfg.metrics},
+	}
+	m.clusters[name] = c
+	c.status.start()
+	c.configure(f)
+	log.Info("Adding remote cluster")
+	// The underscore, which no cluster's name has, keeps the health of "a" from
+	// being a prefix of that of "ab": health is removed by prefix.
+	m.jobs.Add(job.OneShot(fmt.Sprintf("remote-%s_etcd", name), func(ctx context.Context, health cell.Health) error {
+		if c.live(ctx, health) {
+			m.leave(name)
+		}
+		return nil
+	}))
+}
+
+func (m *Mesh) remove(name string) {
+	if c, ok := m.clusters[name]; ok {
+		delete(m.clusters, name)
+		m.leaving[name] = nil
+		c.remove()
+		return
+	}
+	// It came back and went again while it was being removed.
+	m.leaving[name] = nil
+}
+
+// leave is called by a cluster's job when the removal is done.
+func (m *Mesh) leave(name string) {
+	m.mu.Lock()
+	m.left = append(m.left, name)
+	m.mu.Unlock()
+	select {
+	case m.hasLeft <- struct{}{}:
+	default:
+	}
+}
+
+// readmit is the job that adds the clusters again which came back while they
+// were being removed.
+func (m *Mesh) readmit(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.hasLeft:
+		}
+		m.mu.Lock()
+		for _, name := range m.left {
+			f := m.leaving[name]
+			delete(m.leaving, name)
+			if f != nil {
+				m.configure(name, *f)
+			}
+		}
+		m.left = nil
+		m.cfg.metrics.TotalRemoteClusters.Set(float64(len(m.clusters)))
+		m.mu.Unlock()
+	}
+}
