@@ -33,6 +33,14 @@ func ScriptCommands(client *Client) map[string]script.Cmd {
 	}
 }
 
+// opened is the plain client, once the hive that opens it was started.
+func opened(client *Client) (*clientv3.Client, error) {
+	if etcd := client.Etcd(); etcd != nil {
+		return etcd, nil
+	}
+	return nil, errors.New("the etcd client isn't open: hive/start opens it")
+}
+
 func listCommand(client *Client) script.Cmd {
 	return script.Command(
 		script.CmdUsage{
@@ -58,7 +66,11 @@ func listCommand(client *Client) script.Cmd {
 			}
 			ctx, cancel := context.WithTimeout(s.Context(), scriptTimeout)
 			defer cancel()
-			resp, err := client.Etcd().Get(ctx, prefix, clientv3.WithPrefix())
+			etcd, err := opened(client)
+			if err != nil {
+				return nil, err
+			}
+			resp, err := etcd.Get(ctx, prefix, clientv3.WithPrefix())
 			if err != nil {
 				return nil, fmt.Errorf("listing %q: %w", prefix, err)
 			}
@@ -136,7 +148,11 @@ func updateCommand(client *Client) script.Cmd {
 			}
 			ctx, cancel := context.WithTimeout(s.Context(), scriptTimeout)
 			defer cancel()
-			if _, err := client.Etcd().Put(ctx, args[0], string(value)); err != nil {
+			etcd, err := opened(client)
+			if err != nil {
+				return nil, err
+			}
+			if _, err := etcd.Put(ctx, args[0], string(value)); err != nil {
 				return nil, fmt.Errorf("writing %q: %w", args[0], err)
 			}
 			return nil, nil
@@ -153,7 +169,11 @@ func deleteCommand(client *Client) script.Cmd {
 			}
 			ctx, cancel := context.WithTimeout(s.Context(), scriptTimeout)
 			defer cancel()
-			if _, err := client.Etcd().Delete(ctx, args[0]); err != nil {
+			etcd, err := opened(client)
+			if err != nil {
+				return nil, err
+			}
+			if _, err := etcd.Delete(ctx, args[0]); err != nil {
 				return nil, fmt.Errorf("deleting %q: %w", args[0], err)
 			}
 			return nil, nil

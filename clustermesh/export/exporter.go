@@ -42,14 +42,6 @@ type Exporter struct {
 	reported time.Time
 }
 
-// Options is what differs between the mesh's etcd and the in-cluster cache's.
-// A hive that provides none exports for the mesh.
-type Options struct {
-	// NamedPorts exports the named ports of endpoints, which policy needs and
-	// upstream's exporter leaves out.
-	NamedPorts bool
-}
-
 // newExporter makes an Exporter of the cluster's rows. policy says whether a
 // namespace is global; newScope makes the Scope of a resource, and is given
 // what to call when etcd has lost keys of it.

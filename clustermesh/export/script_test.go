@@ -1,0 +1,120 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package export_test
+
+import (
+	"context"
+	"flag"
+	"log/slog"
+	"maps"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/cilium/pkg/hive"
+	fakeclient "github.com/cilium/cilium/pkg/k8s/client/testutils"
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/hivetest"
+	"github.com/cilium/hive/script"
+	"github.com/cilium/hive/script/scripttest"
+	"github.com/spf13/pflag"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/export"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+var debug = flag.Bool("debug", false, "Enable debug logging")
+
+// startEtcd starts an embedded etcd for the time of the test.
+func startEtcd(t testing.TB) *etcd.Server {
+	t.Helper()
+	server, err := etcd.StartServer(context.Background(), etcd.ServerConfig{Dir: t.TempDir(), ListenURL: "http://127.0.0.1:0"})
+	require.NoError(t, err)
+	t.Cleanup(server.Close)
+	return server
+}
+
+// newClient connects to an etcd for the time of the test.
+func newClient(t testing.TB, server *etcd.Server) *etcd.Client {
+	t.Helper()
+	client, err := etcd.NewClient(quiet(t), etcd.ClientConfig{Endpoints: []string{server.URL()}})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, client.Close()) })
+	return client
+}
+
+// quiet is the test's log from warnings on, or all of it with -debug.
+func quiet(t testing.TB) *slog.Logger {
+	level := slog.LevelWarn
+	if *debug {
+		level = slog.LevelDebug
+	}
+	return hivetest.Logger(t, hivetest.LogLevel(level))
+}
+
+// newHive exports what upstream's fake clientset holds, as a clustermesh
+// apiserver does.
+func newHive(cells ...cell.Cell) *hive.Hive {
+	return hive.New(append([]cell.Cell{
+		cell.Config(wire.DefaultClusterInfo),
+		cell.Config(wire.DefaultMCSAPIConfig),
+		fakeclient.FakeClientCell(),
+		state.Cell,
+		kubernetes.Cell,
+		etcd.Cell,
+		export.Cell,
+		export.HeartbeatCell,
+	}, cells...)...)
+}
+
+// setup makes the engine of a script: a hive, with the script's flags, and an
+// etcd of its own.
+func setup(t testing.TB, args []string) *script.Engine {
+	log := quiet(t)
+	server := startEtcd(t)
+	client := newClient(t, server)
+
+	h := newHive()
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	h.RegisterFlags(flags)
+	args = append(args, "--kvstore-opt="+etcd.OptAddress+"="+server.URL())
+	require.NoError(t, flags.Parse(args), "flags of the script")
+	t.Cleanup(func() { assert.NoError(t, h.Stop(log, context.Background())) })
+
+	cmds, err := h.ScriptCommands(log)
+	require.NoError(t, err)
+	maps.Insert(cmds, maps.All(script.DefaultCmds()))
+	maps.Insert(cmds, maps.All(etcd.ScriptCommands(client)))
+	return &script.Engine{Cmds: cmds, RetryInterval: 10 * time.Millisecond, MaxRetryInterval: 200 * time.Millisecond}
+}
+
+func runScripts(t *testing.T, pattern string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	scripttest.Test(t, ctx, setup, nil, pattern)
+}
+
+// TestScript runs the scripts of testdata: objects in, keys out.
+func TestScript(t *testing.T) { runScripts(t, "testdata/*.txtar") }
+
+// TestUpstreamScripts runs the scripts that upstream tests its exporter with,
+// as they lie in its module: the same objects, flags and expected bytes.
+func TestUpstreamScripts(t *testing.T) {
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/cilium/cilium").Output()
+	if err != nil {
+		t.Skipf("finding upstream's module: %v", err)
+	}
+	dir := strings.TrimSpace(string(out))
+	if dir == "" {
+		t.Skip("upstream's module isn't in the module cache (a vendored build)")
+	}
+	runScripts(t, filepath.Join(dir, "clustermesh-apiserver", "clustermesh", "testdata", "*.txtar"))
+}
