@@ -134,7 +134,7 @@ func (w *Writer) queueRefills(gone map[*Scope][]string) {
 			continue
 		}
 		s.refilling = true
-		w.refills = append(w.refills, func() { s.cfg.Refill(keys) })
+		w.callbacks = append(w.callbacks, func() { s.cfg.Refill(keys) })
 	}
 	for _, key := range gone[w.canaries] {
 		if owner := w.canaryOf[key]; owner != nil {
@@ -143,13 +143,13 @@ func (w *Writer) queueRefills(gone map[*Scope][]string) {
 	}
 }
 
-func (w *Writer) runRefills() {
+func (w *Writer) runCallbacks() {
 	w.mu.Lock()
-	refills := w.refills
-	w.refills = nil
+	callbacks := w.callbacks
+	w.callbacks = nil
 	w.mu.Unlock()
-	for _, refill := range refills {
-		refill()
+	for _, callback := range callbacks {
+		callback()
 	}
 }
 

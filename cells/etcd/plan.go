@@ -225,6 +225,17 @@ func (p *plan) await(scope *Scope, done func()) bool {
 	return b.left > 0
 }
 
+// awaitKey calls done when the operation that was just added is committed.
+func (p *plan) awaitKey(t target, done func()) {
+	b := &barrier{left: 1, done: done}
+	if element, ok := p.byKey[t]; ok {
+		op := element.Value.(*operation)
+		op.waiting = append(op.waiting, b)
+	} else if op := p.inflight[t]; op != nil {
+		op.waiting = append(op.waiting, b)
+	}
+}
+
 func (p *plan) release(op *operation) {
 	for _, b := range op.waiting {
 		if b.left--; b.left == 0 {

@@ -21,6 +21,9 @@ type ScopeConfig struct {
 	Canary string
 	// CanaryValue is its value, asked for when it is written.
 	CanaryValue func() []byte
+	// OnComplete is called, from the Writer's Run, each time that all that was
+	// applied before a Complete is in etcd, canary included. It must not block.
+	OnComplete func()
 	// Lease puts the keys on leases, so that they vanish when nobody keeps them.
 	Lease bool
 	// Refill is called, from the Writer's Run, when etcd has lost keys: the owner
@@ -102,6 +105,32 @@ func (s *Scope) Load(ctx context.Context) error {
 	return nil
 }
 
+// LoadKey learns one key of the prefix, for a Scope that shares it with others
+// and has only this key.
+func (s *Scope) LoadKey(ctx context.Context, key string) error {
+	resp, err := s.w.client.get(ctx, pageTimeout, &pb.RangeRequest{Key: []byte(s.cfg.Prefix + key)})
+	if err != nil {
+		return fmt.Errorf("loading %q: %w", s.cfg.Prefix+key, err)
+	}
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	if _, ok := s.records[key]; !ok && len(resp.Kvs) > 0 {
+		s.records[key] = s.w.adopt(resp.Kvs[0].Lease, xxhash.Sum64(resp.Kvs[0].Value), s.cfg.Lease, recordStale)
+	}
+	return nil
+}
+
+// Restart has the next Complete delete what isn't applied from now on, as after
+// Load: the owner starts over with another source.
+func (s *Scope) Restart() {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	for key, committed := range s.records {
+		committed.flags |= recordStale
+		s.records[key] = committed
+	}
+}
+
 // Apply queues operations. It doesn't wait for etcd; see Writer.Admit. What is
 // so in etcd already is dropped.
 func (s *Scope) Apply(ops []Op) {
@@ -129,7 +158,7 @@ func (s *Scope) Complete() {
 		}
 	}
 	s.refilling = false
-	if s.cfg.Canary != "" && !s.w.plan.await(s, s.writeCanary) {
+	if !s.w.plan.await(s, s.writeCanary) {
 		s.writeCanary()
 	}
 	s.w.mu.Unlock()
@@ -138,12 +167,27 @@ func (s *Scope) Complete() {
 
 // writeCanary queues the canary unless it is there. The lock is held.
 func (s *Scope) writeCanary() {
-	committed, known := s.w.canaries.records[s.cfg.Canary]
-	if (known && !committed.lost()) || s.refilling {
-		return
+	if s.refilling {
+		return // the Complete that follows comes here again
 	}
-	op := Op{Key: s.cfg.Canary, Value: s.cfg.CanaryValue()}
-	s.w.plan.add(target{s.w.canaries, op.Key}, op, committed, known)
+	if s.cfg.Canary != "" {
+		committed, known := s.w.canaries.records[s.cfg.Canary]
+		if !known || committed.lost() {
+			op := Op{Key: s.cfg.Canary, Value: s.cfg.CanaryValue()}
+			s.w.plan.add(target{s.w.canaries, op.Key}, op, committed, known)
+			s.w.plan.awaitKey(target{s.w.canaries, op.Key}, s.completed)
+			return
+		}
+	}
+	s.completed()
+}
+
+// completed has OnComplete called. The lock is held.
+func (s *Scope) completed() {
+	if s.cfg.OnComplete != nil {
+		s.w.callbacks = append(s.w.callbacks, s.cfg.OnComplete)
+		s.w.wakeUp()
+	}
 }
 
 // Barrier waits until everything applied so far is committed.
@@ -163,8 +207,9 @@ func (s *Scope) Barrier(ctx context.Context) error {
 	}
 }
 
-// Drop deletes the canary and every key of the prefix, whoever wrote it, and
-// forgets what was queued. The Scope can be used again afterwards.
+// Drop deletes every key of the prefix, whoever wrote it, and then the canary,
+// and forgets what was queued: as long as the canary is there, there may be
+// keys. The Scope can be used again afterwards.
 func (s *Scope) Drop(ctx context.Context) error {
 	s.w.mu.Lock()
 	s.w.plan.discard(s)
@@ -172,22 +217,20 @@ func (s *Scope) Drop(ctx context.Context) error {
 	if err := s.Barrier(ctx); err != nil { // what is under way
 		return err
 	}
-	if s.cfg.Canary != "" {
-		s.w.canaries.Apply([]Op{{Key: s.cfg.Canary, Delete: true}})
-		if err := s.w.canaries.Barrier(ctx); err != nil {
-			return err
-		}
-	}
 	if err := s.w.deletePrefix(ctx, s.cfg.Prefix); err != nil {
 		return err
 	}
 	s.w.mu.Lock()
-	defer s.w.mu.Unlock()
 	for _, committed := range s.records {
 		s.w.leases.drop(committed.lease)
 	}
 	s.records = make(map[string]record)
-	return nil
+	s.w.mu.Unlock()
+	if s.cfg.Canary == "" {
+		return nil
+	}
+	s.w.canaries.Apply([]Op{{Key: s.cfg.Canary, Delete: true}})
+	return s.w.canaries.Barrier(ctx)
 }
 
 // Close drops nothing in etcd: it takes the Scope out of the Writer.

@@ -30,8 +30,8 @@ import (
 type Event struct {
 	// Key is the key below the prefix that is read, without a leading slash.
 	Key string
-	// Value is the new value; it is only valid during the call that delivers
-	// the event. Meaningless for a deletion.
+	// Value is the new value. It isn't modified afterwards, so that an Observer
+	// may keep it. Meaningless for a deletion.
 	Value []byte
 	// Deleted is set when the key is gone.
 	Deleted bool
@@ -52,7 +52,7 @@ type Batch struct {
 
 // Observer receives what a Reader reads. Calls come from the Reader's one
 // goroutine, in order; a slow Observer slows the Reader, and nothing is lost.
-// The Observer copies what it keeps.
+// The slice of events is reused after the call.
 type Observer interface {
 	OnBatch(ctx context.Context, batch Batch)
 }
@@ -98,13 +98,13 @@ var ErrClosed = errors.New("etcd client is closed")
 //	NewWriter(log, client) *Writer
 //	w.Run(ctx) error                           commits until ctx ends
 //	w.Admit(ctx) error                         waits while much is pending
-//	s := w.Scope(ScopeConfig{Prefix, Canary, CanaryValue, Lease, Refill})
+//	s := w.Scope(ScopeConfig{Prefix, Canary, CanaryValue, Lease, Refill, OnComplete})
 //	s.Load(ctx) error                          learns what the prefix holds, adopts its leases
 //	s.Apply(ops []Op)                          queues, coalescing by key; never blocks on etcd; no-ops are dropped
 //	s.Complete()                               all that belongs was applied: delete what Load found beyond
 //	                                           it, then write the canary
 //	s.Barrier(ctx) error                       waits until all that was applied is committed
-//	s.Drop(ctx) error                          deletes the canary and every key of the prefix
+//	s.Drop(ctx) error                          deletes every key of the prefix, and the canary
 //	s.Len() int                                keys that are known to be in etcd
 //
 // Values aren't kept after their commit. When etcd loses keys (a lease ran out,

@@ -65,9 +65,9 @@ type Writer struct {
 		clusterID uint64
 		revision  int64
 	}
-	refills []func()
-	eased   chan struct{} // closed and renewed when something was committed
-	stats   WriterStats
+	callbacks []func()      // to call from Run, without the lock
+	eased     chan struct{} // closed and renewed when something was committed
+	stats     WriterStats
 }
 
 // WriterStats counts what a Writer did since it was made.
@@ -164,7 +164,7 @@ func (w *Writer) Run(ctx context.Context) error {
 	_, changed := w.client.Generation()
 	for {
 		batch, delay := w.nextCommit(time.Now())
-		w.runRefills()
+		w.runCallbacks()
 		if batch != nil {
 			commits.Go(func() {
 				w.commit(ctx, batch)
