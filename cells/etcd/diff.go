@@ -46,7 +46,8 @@ func (m *mirror) page(events []Event, prefixLen int, kvs []*mvccpb.KeyValue) []E
 // put takes one key's value, from a list or a watch.
 func (m *mirror) put(events []Event, key, value []byte) []Event {
 	hash := xxhash.Sum64(value)
-	if old, ok := m.keys[string(key)]; ok && old.hash == hash && !old.again {
+	old, ok := m.keys[string(key)]
+	if ok && old.hash == hash && !old.again {
 		if old.pass != m.pass {
 			old.pass = m.pass
 			m.keys[string(key)] = old
@@ -55,7 +56,7 @@ func (m *mirror) put(events []Event, key, value []byte) []Event {
 	}
 	name := string(key)
 	m.keys[name] = mirrored{hash: hash, pass: m.pass}
-	return append(events, Event{Key: name, Value: value})
+	return append(events, Event{Key: name, Value: value, New: !ok})
 }
 
 // delete takes one deletion from a watch; of an unknown key it is no event.

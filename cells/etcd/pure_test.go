@@ -189,6 +189,7 @@ func TestMirrorAgainstModel(t *testing.T) {
 					continue
 				}
 				old, ok := got[ev.Key]
+				require.Equal(t, !ok, ev.New)
 				require.False(t, ok && old == string(ev.Value), "an event without a difference")
 				got[ev.Key] = string(ev.Value)
 			}

@@ -35,6 +35,8 @@ type Event struct {
 	Value []byte
 	// Deleted is set when the key is gone.
 	Deleted bool
+	// New is set when the key wasn't there before.
+	New bool
 }
 
 // Batch is what one watch response or one page of a list held. A key occurs in

@@ -1,0 +1,208 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package kvstoremesh
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/waggle-mesh/waggle/clustermesh/remote"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// cluster replicates one remote cluster, as its remote.Handler. Readers outlive
+// connections, so that a reconnect brings the difference only.
+type cluster struct {
+	mesh *KVStoreMesh
+	name string
+	log  *slog.Logger
+
+	// Touched by Handler's methods only, which are called one at a time.
+	layout   layout
+	loaded   bool
+	replicas []*replica
+
+	mu     sync.Mutex
+	status status
+	dirty  chan struct{}
+}
+
+// layout is what decides where the source's keys are, and which are its own.
+type layout struct {
+	clusterID uint32
+	cached    bool
+	canaries  bool
+}
+
+func newCluster(mesh *KVStoreMesh, name string) *cluster {
+	c := &cluster{mesh: mesh, name: name, log: mesh.log.With("cluster", name),
+		status: newStatus(), dirty: make(chan struct{}, 1)}
+	return c
+}
+
+// changed has the row written, soon.
+func (c *cluster) changed() {
+	select {
+	case c.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// Run implements remote.Handler.
+func (c *cluster) Run(ctx context.Context, conn remote.Connection) error {
+	if err := c.load(ctx); err != nil {
+		return err
+	}
+	if err := c.publishConfig(ctx, conn.RawConfig); err != nil {
+		return err
+	}
+	c.adopt(conn)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { c.report(ctx); return nil })
+	for _, r := range c.replicas {
+		if !r.enabled {
+			continue
+		}
+		group.Go(func() error {
+			if err := r.reader.Run(ctx, conn.Client); err != nil {
+				return fmt.Errorf("reading %s: %w", r.resource, err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// load learns what an earlier process has left in the local etcd, once.
+func (c *cluster) load(ctx context.Context) error {
+	if c.loaded {
+		return nil
+	}
+	// A drain of what an earlier process left of this cluster ends first.
+	c.mesh.owners.lock(c.name)
+	defer c.mesh.owners.unlock(c.name)
+	if c.replicas == nil {
+		for _, resource := range wire.Resources {
+			c.replicas = append(c.replicas, newReplica(c, resource))
+		}
+	}
+	for _, r := range c.replicas {
+		if err := r.scope.Load(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.mesh.configs.LoadKey(ctx, c.name); err != nil {
+		return err
+	}
+	c.loaded = true
+	return nil
+}
+
+// publishConfig writes the source's cluster config, as that of a cache. Agents
+// connect when they see it, and wait for the canaries.
+func (c *cluster) publishConfig(ctx context.Context, raw []byte) error {
+	cached, err := wire.CachedClusterConfig(raw)
+	if err != nil {
+		return err
+	}
+	c.mesh.setConfig(c.name, cached)
+	return c.mesh.configs.Barrier(ctx)
+}
+
+// adopt prepares the Readers for what the cluster config says.
+func (c *cluster) adopt(conn remote.Connection) {
+	capabilities := conn.Config.Capabilities
+	next := layout{clusterID: conn.Config.ID, cached: capabilities.Cached, canaries: capabilities.SyncedCanaries}
+	if next != c.layout {
+		c.layout = next
+		budget := &budget{max: c.mesh.config.MaxKeysPerCluster}
+		validator := wire.NewValidator(c.name, next.clusterID, c.mesh.local.MaxConnectedClusters)
+		for _, r := range c.replicas {
+			r.follow(next, validator, budget)
+		}
+	}
+	c.mu.Lock()
+	for _, r := range c.replicas {
+		r.enabled = r.resource != wire.ServiceExports || capabilities.ServiceExportsEnabled != nil
+	}
+	c.mu.Unlock()
+	for _, r := range c.replicas {
+		if !r.enabled {
+			// Nothing belongs there, and readers wait for its canary all the same.
+			r.reader.Drain(context.Background())
+			r.scope.Complete()
+		}
+	}
+	c.changed()
+}
+
+// Revoke implements remote.Handler: what would send traffic to a cluster that
+// has been away for too long goes. The rest stays, upstream's rule as well.
+func (c *cluster) Revoke(ctx context.Context) {
+	for _, r := range c.replicas {
+		if r.reader != nil && (r.resource == wire.Services || r.resource == wire.ServiceExports) {
+			c.logError("revoking", r, r.drain(ctx))
+		}
+	}
+	c.writeRow()
+}
+
+// Reset implements remote.Handler.
+func (c *cluster) Reset(ctx context.Context) {
+	// In the order in which consumers can do without: what refers to identities
+	// and nodes goes before them.
+	for _, r := range slices.Backward(c.replicas) {
+		if r.reader != nil {
+			c.logError("draining", r, r.drain(ctx))
+		}
+	}
+	c.writeRow()
+}
+
+func (c *cluster) logError(doing string, r *replica, err error) {
+	if err != nil {
+		c.log.Error("Draining cached data of remote cluster failed", "doing", doing, "resource", r.resource, "error", err)
+	}
+}
+
+// Remove implements remote.Handler. The cluster config goes first, so that no
+// agent connects anew; then, after a grace period for those that are, the data.
+func (c *cluster) Remove(ctx context.Context) {
+	c.removeRow()
+	if c.mesh.config.DisableDrainOnDisconnection {
+		c.log.Warn("Remote cluster is removed, but the removal of its cached data is disabled")
+		c.close()
+		return
+	}
+	if err := c.load(ctx); err != nil {
+		// It will be found as an orphan by the next process.
+		c.log.Error("Draining cached data of removed cluster failed", "error", err)
+		return
+	}
+	c.mesh.setConfig(c.name, nil)
+	if err := c.mesh.grace(ctx, c.name); err == nil {
+		for _, r := range slices.Backward(c.replicas) {
+			if err = r.scope.Drop(ctx); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			c.log.Info("Removed the cluster's cached data")
+		} else if ctx.Err() == nil {
+			c.log.Error("Draining cached data of removed cluster failed", "error", err)
+		}
+	}
+	c.close()
+}
+
+func (c *cluster) close() {
+	for _, r := range c.replicas {
+		r.scope.Close()
+	}
+}

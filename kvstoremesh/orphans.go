@@ -1,0 +1,153 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package kvstoremesh
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/job"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/clustermesh/remote"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// An earlier process may have been stopped before it had removed the data of a
+// cluster whose configuration is gone. Its keys may live on: they share leases
+// with those of other clusters, which we keep alive. Canaries go last, so that
+// each cluster of which something is left has one.
+
+func registerOrphans(m *KVStoreMesh, mesh *remote.Mesh, jobs job.Group) {
+	if !mesh.Enabled() || m.config.DisableDrainOnDisconnection {
+		return
+	}
+	jobs.Add(job.OneShot("drain-orphans", func(ctx context.Context, _ cell.Health) error {
+		select {
+		case <-mesh.Listed():
+		case <-ctx.Done():
+			return nil
+		}
+		return m.drainOrphans(ctx, mesh)
+	}, job.WithRetry(-1, &job.ExponentialBackoff{Min: time.Second, Max: time.Minute})))
+}
+
+func (m *KVStoreMesh) drainOrphans(ctx context.Context, mesh *remote.Mesh) error {
+	names, err := m.cachedClusters(ctx)
+	if err != nil {
+		return err
+	}
+	var drains sync.WaitGroup
+	defer drains.Wait()
+	for _, name := range names {
+		if slices.Contains(mesh.Clusters(), name) {
+			continue
+		}
+		m.log.Info("Found cached data of a cluster that is no longer configured", "cluster", name)
+		drains.Go(func() { m.drainOrphan(ctx, mesh, name) })
+	}
+	return nil
+}
+
+// cachedClusters lists the clusters of which there is cached data.
+func (m *KVStoreMesh) cachedClusters(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	resp, err := m.client.Etcd().Get(ctx, wire.SyncedRoot, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, fmt.Errorf("listing %q: %w", wire.SyncedRoot, err)
+	}
+	names := make(map[string]struct{})
+	for _, kv := range resp.Kvs {
+		name, rest, _ := strings.Cut(strings.TrimPrefix(string(kv.Key), wire.SyncedRoot), "/")
+		if strings.HasPrefix(rest, wire.CacheRoot) {
+			names[name] = struct{}{}
+		}
+	}
+	return slices.Sorted(maps.Keys(names)), nil
+}
+
+// drainOrphan removes a cluster's data unless it is configured by then.
+func (m *KVStoreMesh) drainOrphan(ctx context.Context, mesh *remote.Mesh, name string) {
+	if err := m.configs.LoadKey(ctx, name); err != nil {
+		m.log.Error("Removing cached data of an unconfigured cluster failed", "cluster", name, "error", err)
+		return
+	}
+	if !m.deleteOrphanConfig(name) || m.grace(ctx, name) != nil {
+		return
+	}
+	m.owners.lock(name)
+	defer m.owners.unlock(name)
+	if slices.Contains(mesh.Clusters(), name) {
+		return // it came back, and its Handler takes over what is there
+	}
+	for _, resource := range slices.Backward(wire.Resources) {
+		scope := m.writer.Scope(etcd.ScopeConfig{
+			Prefix: wire.CachePrefix(resource, name), Canary: wire.CanaryKey(resource, name, true), Lease: true})
+		err := scope.Load(ctx)
+		if err == nil {
+			err = scope.Drop(ctx)
+		}
+		scope.Close()
+		if err != nil {
+			m.log.Error("Removing cached data of an unconfigured cluster failed", "cluster", name, "error", err)
+			return
+		}
+	}
+	m.log.Info("Removed a cluster's cached data", "cluster", name)
+}
+
+// grace has the deletion of a cluster's config committed, so that no agent
+// connects anew, and waits for those that are connected to leave.
+func (m *KVStoreMesh) grace(ctx context.Context, name string) error {
+	if err := m.configs.Barrier(ctx); err != nil {
+		return err
+	}
+	m.log.Info("Waiting before removing a cluster's cached data, for agents to disconnect",
+		"cluster", name, "duration", m.config.DrainGracePeriod)
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(m.config.DrainGracePeriod):
+		return nil
+	}
+}
+
+// owners lets one party at a time work on the cached data of a cluster: its
+// Handler, or the drain of what an earlier process left.
+type owners struct {
+	mu   sync.Mutex
+	held map[string]chan struct{} // closed when let go
+}
+
+func (o *owners) lock(name string) {
+	for {
+		o.mu.Lock()
+		held, ok := o.held[name]
+		if !ok {
+			if o.held == nil {
+				o.held = make(map[string]chan struct{})
+			}
+			o.held[name] = make(chan struct{})
+			o.mu.Unlock()
+			return
+		}
+		o.mu.Unlock()
+		<-held
+	}
+}
+
+func (o *owners) unlock(name string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	close(o.held[name])
+	delete(o.held, name)
+}

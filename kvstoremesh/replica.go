@@ -1,0 +1,124 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package kvstoremesh
+
+import (
+	"context"
+	"time"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// replica is one resource of one cluster: what the Reader reads of the source,
+// the Scope writes into the local etcd.
+type replica struct {
+	cluster   *cluster
+	resource  wire.Resource
+	reader    *etcd.Reader
+	scope     *etcd.Scope
+	admission *admission
+	ops       []etcd.Op // reused from batch to batch; the Reader's goroutine's
+
+	// Guarded by cluster.mu.
+	enabled  bool
+	complete bool // all of it is in the local etcd, canary included
+}
+
+// newReplica makes the Scope, which lives as long as the replica, and the Reader
+// for the first layout of the source.
+func newReplica(c *cluster, resource wire.Resource) *replica {
+	r := &replica{cluster: c, resource: resource}
+	r.scope = c.mesh.writer.Scope(etcd.ScopeConfig{
+		Prefix:      wire.CachePrefix(resource, c.name),
+		Canary:      wire.CanaryKey(resource, c.name, true),
+		CanaryValue: func() []byte { return []byte(time.Now().Format(time.RFC3339)) },
+		Lease:       true,
+		Refill:      r.refill,
+		OnComplete:  r.completed,
+	})
+	return r
+}
+
+// follow (re)makes the Reader for a layout of the source. The Scope stays: what
+// the new source has as well isn't written again.
+func (r *replica) follow(layout layout, validator *wire.Validator, budget *budget) {
+	cfg := etcd.ReaderConfig{
+		Log:          r.cluster.log,
+		Prefix:       wire.Prefix(r.resource, r.cluster.name, layout.cached),
+		RelistJitter: r.cluster.mesh.relistJitter,
+		Lists:        r.cluster.mesh.lists,
+	}
+	// The additions of later schemas are optional: a source that doesn't know
+	// them writes no canary for them, and none is waited for.
+	if layout.canaries {
+		cfg.Canary = wire.CanaryKey(r.resource, r.cluster.name, layout.cached)
+	}
+	r.reader = etcd.NewReader(cfg, r)
+	r.admission = newAdmission(r.resource, validator, budget)
+	r.scope.Restart()
+}
+
+// OnBatch implements etcd.Observer: one batch in, one batch out.
+func (r *replica) OnBatch(ctx context.Context, batch etcd.Batch) {
+	if batch.Listing {
+		// A list can wait; a watch must not, since what it doesn't deliver piles
+		// up in the client. Its backlog coalesces in the Writer instead.
+		if r.cluster.mesh.writer.Admit(ctx) != nil {
+			return // the Run ends, and with it the list, which starts over
+		}
+	}
+	c := r.cluster
+	r.ops = r.ops[:0]
+	c.mu.Lock()
+	for _, ev := range batch.Events {
+		var err error
+		if r.ops, err = r.admission.admit(r.ops, ev); err != nil {
+			c.status.refuse(c.log, err)
+		}
+	}
+	again := r.admission.room()
+	if len(batch.Events) > 0 {
+		c.status.lastEvent = time.Now()
+	}
+	c.mu.Unlock()
+
+	r.scope.Apply(r.ops)
+	if again != nil {
+		r.reader.Resend(again)
+	}
+	if batch.Synced {
+		r.scope.Complete()
+	}
+	c.changed()
+}
+
+// completed is called when all that was read is in the local etcd.
+func (r *replica) completed() {
+	r.cluster.mu.Lock()
+	r.complete = true
+	r.cluster.mu.Unlock()
+	r.cluster.changed()
+}
+
+// refill is called when the local etcd has lost keys. They are read again from
+// the source; what it no longer has is deleted.
+func (r *replica) refill(keys []string) {
+	r.cluster.mu.Lock()
+	enabled := r.enabled
+	r.complete = false
+	r.cluster.mu.Unlock()
+	r.cluster.changed()
+	if enabled {
+		r.reader.Resend(keys)
+		return
+	}
+	r.scope.Complete() // nothing belongs there but the canary
+}
+
+// drain deletes what is known of the source from the local etcd.
+func (r *replica) drain(ctx context.Context) error {
+	r.reader.Drain(ctx)
+	return r.scope.Barrier(ctx)
+}
