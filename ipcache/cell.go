@@ -21,8 +21,9 @@ import (
 // Cell writes the tables of endpoints and nodes into the map that
 // --ipcache-backend names.
 //
-// It provides *Datapath, for lookups, and statedb.Table[*Row]; it needs the
-// tables of endpoints and nodes and wire.ClusterInfo.
+// It provides *Datapath, for lookups, statedb.Table[*Row] and
+// reconciler.Reconciler[*Row]; it needs the tables of endpoints and nodes and
+// wire.ClusterInfo.
 var Cell = NewCell(OpenByFlag)
 
 // InMemoryCell is Cell for a build without BPF: whatever the flags say, the map
@@ -43,7 +44,9 @@ func NewCell(open Opener) cell.Cell {
 		cell.Provide(statedb.RWTable[*Row].ToTable),
 
 		cell.Provide(scriptCommands),
-		cell.Invoke(register),
+		cell.Invoke(registerDeriver),
+		cell.Provide(newReconciler),
+		cell.Invoke(func(reconciler.Reconciler[*Row]) {}),
 	)
 }
 
@@ -113,26 +116,19 @@ func (c Config) validate() error {
 	return nil
 }
 
-type registerParams struct {
+type deriverParams struct {
 	cell.In
 
-	Log        *slog.Logger
-	Health     cell.Health
-	JobGroup   job.Group
-	Reconciler reconciler.Params
-
+	JobGroup  job.Group
 	DB        *statedb.DB
 	Config    Config
 	Cluster   wire.ClusterInfo
-	Datapath  *Datapath
 	Table     statedb.RWTable[*Row]
 	Endpoints statedb.Table[*state.Endpoint]
 	Nodes     statedb.Table[*state.Node]
 }
 
-// register starts the two jobs. They come after the Datapath's start hook, since
-// that was appended when the Datapath was made.
-func register(p registerParams) error {
+func registerDeriver(p deriverParams) {
 	d := newDeriver(p.DB, p.Table, p.Endpoints, p.Nodes, rules{
 		clusterName:  p.Cluster.Name,
 		ipv4:         p.Config.EnableIPv4,
@@ -140,7 +136,11 @@ func register(p registerParams) error {
 		underlayIPv6: p.Config.UnderlayProtocol == "ipv6",
 	})
 	p.JobGroup.Add(job.OneShot("derive", d.run))
+}
 
-	_, err := registerReconciler(p.Reconciler, p.Table, newOperations(p.Log, p.Health, p.Table, p.Datapath))
-	return err
+// newReconciler comes after the Datapath's start hook, which was appended when
+// the Datapath was made: the reconciler never meets a map that isn't open yet.
+func newReconciler(params reconciler.Params, log *slog.Logger, health cell.Health,
+	table statedb.RWTable[*Row], target *Datapath) (reconciler.Reconciler[*Row], error) {
+	return registerReconciler(params, table, newOperations(log, health, table, target))
 }

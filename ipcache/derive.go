@@ -61,7 +61,7 @@ func newDeriver(db *statedb.DB, table statedb.RWTable[*Row], endpoints statedb.T
 		synced:     table.RegisterInitializer(wtxn, "endpoints-and-nodes"),
 		known:      map[string]knownNode{},
 		waiting:    map[Key][]claim{},
-		byEndpoint: &owner{}, byNobody: &owner{},
+		byEndpoint: &owner{"-"}, byNobody: &owner{"-"},
 	}
 }
 

@@ -24,8 +24,7 @@ const (
 	reconcileRound = 10_000
 
 	// Entries that failed are tried again after 100 ms, then after twice as long
-	// each time. The upper bound is how long one that didn't fit may stay out
-	// after others made room.
+	// each time.
 	retryMin = 100 * time.Millisecond
 	retryMax = 30 * time.Second
 
@@ -92,7 +91,7 @@ func (o *operations) UpdateBatch(_ context.Context, _ statedb.ReadTxn, batch []r
 }
 
 // DeleteBatch implements reconciler.BatchOperations.
-func (o *operations) DeleteBatch(_ context.Context, _ statedb.ReadTxn, batch []reconciler.BatchEntry[*Row]) {
+func (o *operations) DeleteBatch(_ context.Context, txn statedb.ReadTxn, batch []reconciler.BatchEntry[*Row]) {
 	o.keys = o.keys[:0]
 	for i := range batch {
 		o.keys = append(o.keys, batch[i].Object.Key)
@@ -100,6 +99,26 @@ func (o *operations) DeleteBatch(_ context.Context, _ statedb.ReadTxn, batch []r
 	for i, err := range o.delete(o.keys) {
 		batch[i].Result = err
 	}
+	o.admit(txn, len(batch))
+}
+
+// admit writes entries that didn't fit into the room that deletions made, rather
+// than leave them out until their retries, which may be half a minute apart.
+// Their rows' status follows with the retry.
+func (o *operations) admit(txn statedb.ReadTxn, room int) {
+	if len(o.overflow) == 0 {
+		return
+	}
+	o.entries = o.entries[:0]
+	for key := range o.overflow {
+		if len(o.entries) == room {
+			break
+		}
+		if row, _, ok := o.table.Get(txn, ByPrefix(key.Prefix())); ok {
+			o.entries = append(o.entries, row.Entry)
+		}
+	}
+	o.update(o.entries) // what fails again is still counted, and is retried
 }
 
 // Update implements reconciler.Operations; it is called for retries.
@@ -180,12 +199,15 @@ func (o *operations) Prune(_ context.Context, txn statedb.ReadTxn, rows iter.Seq
 func (o *operations) update(entries []Entry) []error {
 	errs := o.target.Update(entries)
 	before := len(o.overflow)
+	if before == 0 && errs == nil {
+		return nil
+	}
 	for i, entry := range entries {
 		switch {
-		case errs != nil && errors.Is(errs[i], ErrFull):
-			o.overflow[entry.Key] = struct{}{}
-		case len(o.overflow) > 0:
+		case errs == nil || errs[i] == nil:
 			delete(o.overflow, entry.Key)
+		case errors.Is(errs[i], ErrFull):
+			o.overflow[entry.Key] = struct{}{}
 		}
 	}
 	o.report(before)

@@ -1,0 +1,102 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package ipcache
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	"github.com/cilium/statedb"
+	"github.com/cilium/statedb/reconciler"
+	"github.com/stretchr/testify/require"
+
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// BenchmarkPipeline takes endpoints from their table into the map: written in
+// transactions of 5,000, until the last one is in the map.
+func BenchmarkPipeline(b *testing.B) {
+	const n, perTxn = 100_000, 5_000
+	entries := numbered(b, n)
+	for _, backend := range []string{BackendMemory, BackendBPF} {
+		b.Run(backend, func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				cfg := memoryConfig(n + 1)
+				if backend == BackendBPF {
+					cfg = bpfConfig(b, n+1)
+				}
+				r := newRunning(b, OpenByFlag, cfg)
+				r.start(b)
+				r.committed(b, "0.0.0.0/0", identityWorld)
+				b.StartTimer()
+				for start := 0; start < n; start += perTxn {
+					r.do(func(tx *state.Txn) {
+						for _, entry := range entries[start : start+perTxn] {
+							tx.UpsertEndpoint(r.there, state.Owner{}, wire.Endpoint{
+								Prefix: entry.Prefix(), Identity: entry.Identity, HostIP: entry.TunnelEndpoint(),
+							})
+						}
+					})
+				}
+				last := entries[n-1]
+				r.committed(b, last.Prefix().String(), last.Identity)
+				b.StopTimer()
+				r.stop(b)
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "entries/s")
+		})
+	}
+}
+
+// BenchmarkTableMemory says what a row costs with its indexes.
+func BenchmarkTableMemory(b *testing.B) {
+	const n = 100_000
+	entries := numbered(b, n)
+	for b.Loop() {
+		db := statedb.New()
+		table, err := NewTable(db)
+		require.NoError(b, err)
+		by := &owner{"-"}
+		before := heap()
+		wtxn := db.WriteTxn(table)
+		for _, entry := range entries {
+			row := &Row{Entry: entry, owner: by, status: reconciler.StatusKindDone}
+			_, _, err := table.Insert(wtxn, row)
+			require.NoError(b, err)
+		}
+		wtxn.Commit()
+		after := heap()
+		b.ReportMetric(float64(after-before)/n, "B/row")
+		runtime.KeepAlive(table)
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc
+}
+
+// BenchmarkLookup finds addresses in a map of 100,000.
+func BenchmarkLookup(b *testing.B) {
+	const n = 100_000
+	entries := numbered(b, n)
+	for _, m := range []Map{NewMemoryMap(n), tempBPF(b, n)} {
+		require.Nil(b, m.Update(entries))
+		b.Run(fmt.Sprintf("%T", m), func(b *testing.B) {
+			i := 0
+			for b.Loop() {
+				i++
+				if _, ok := m.Lookup(entries[i%n].Prefix().Addr()); !ok {
+					b.Fatal("not found")
+				}
+			}
+		})
+	}
+}
