@@ -25,7 +25,7 @@ const initializer = "clustermesh"
 // for the clusters configured at start.
 var Cell = cell.Module(
 	"clustermesh-ingest",
-	"Takes remote clusters' state in from etcd",
+	"State of remote clusters from etcd to the tables",
 
 	// --clustermesh-sync-timeout
 	cell.Config(DefaultConfig),
@@ -57,20 +57,46 @@ func newFactory(log *slog.Logger, writer *state.Writer, local wire.ClusterInfo, 
 	return NewFactory(Options{Log: log, Writer: writer, Local: local, Startup: startup})
 }
 
-func initializeTables(log *slog.Logger, cfg Config, jobs job.Group, writer *state.Writer, startup *Startup) {
-	done := writer.RegisterInitializer(initializer, wire.Resources...)
-	jobs.Add(job.OneShot("initial-sync", func(ctx context.Context, _ cell.Health) error {
-		missing, err := startup.Wait(ctx, cfg.ClusterMeshSyncTimeout)
-		if err != nil {
-			return nil // the process stops
+// startupParams is what keeping the tables uninitialized takes.
+type startupParams struct {
+	cell.In
+
+	Log     *slog.Logger
+	Config  Config
+	Jobs    job.Group
+	Writer  *state.Writer
+	Mesh    *remote.Mesh
+	Startup *Startup
+}
+
+// initializeTables registers the initializer, and the job that marks it done.
+func initializeTables(p startupParams) {
+	done := p.Writer.RegisterInitializer(initializer, wire.Resources...)
+	p.Jobs.Add(job.OneShot("initial-sync", func(ctx context.Context, _ cell.Health) error {
+		if err := p.await(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil // the process stops
+			}
+			p.Log.Warn("Going on without remote clusters: connections to them may be disrupted", "error", err)
 		}
-		if len(missing) > 0 {
-			log.Warn("Remote clusters were not taken in in time: connections to them may be disrupted",
-				"clusters", missing, "timeout", cfg.ClusterMeshSyncTimeout)
-		}
-		tx := writer.Begin()
+		tx := p.Writer.Begin()
 		done(tx)
 		tx.Commit()
 		return nil
 	}))
+}
+
+// await waits for the remote clusters, but no longer than the timeout.
+func (p *startupParams) await(ctx context.Context) error {
+	if !p.Mesh.Enabled() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.Config.ClusterMeshSyncTimeout)
+	defer cancel()
+	select {
+	case <-p.Mesh.Listed():
+		p.Startup.Complete()
+	case <-ctx.Done():
+	}
+	return p.Startup.Wait(ctx)
 }

@@ -70,7 +70,7 @@ func newHandler(options *Options, cluster string) *handler {
 		held:    newHeldBack(options.HoldTimeout, options.HoldLimit),
 		wake:    make(chan struct{}, 1),
 	}
-	h.status.init()
+	h.status.init(options.statusInterval)
 	return h
 }
 
@@ -133,7 +133,9 @@ func (h *handler) adopt(ctx context.Context, conn remote.Connection) {
 	defer h.mu.Unlock()
 	h.identitiesRead = make(chan struct{})
 	for _, s := range h.streams {
-		s.enabled = s.resource != wire.ServiceExports || exports
+		if s.resource == wire.ServiceExports {
+			s.enabled = exports
+		}
 	}
 	h.now = time.Now()
 	h.statusChanged(true)
@@ -157,6 +159,7 @@ func newStream[T any](h *handler, resource wire.Resource, codec codec[T]) *strea
 	}
 	return &stream{
 		resource: resource,
+		enabled:  resource != wire.ServiceExports, // for these, see adopt
 		reader:   etcd.NewReader(cfg, &observer[T]{handler: h, resource: resource, codec: codec}),
 	}
 }

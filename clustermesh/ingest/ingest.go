@@ -76,7 +76,8 @@ type Options struct {
 	// RelistJitter is that of etcd.ReaderConfig.
 	RelistJitter time.Duration
 
-	lists *semaphore.Weighted
+	lists          *semaphore.Weighted
+	statusInterval time.Duration
 }
 
 // NewFactory gives the Factory of Handlers that fill the tables of o.Writer. The
@@ -87,6 +88,9 @@ func NewFactory(o Options) remote.Factory {
 	}
 	if o.HoldLimit == 0 {
 		o.HoldLimit = DefaultHoldLimit
+	}
+	if o.statusInterval == 0 {
+		o.statusInterval = statusInterval
 	}
 	o.lists = semaphore.NewWeighted(concurrentLists)
 	return func(cluster string) remote.Handler {

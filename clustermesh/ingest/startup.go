@@ -5,10 +5,10 @@ package ingest
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
-	"time"
 )
 
 // Startup knows whether the clusters that were configured at start have been
@@ -38,22 +38,20 @@ func (s *Startup) Complete() {
 	s.check()
 }
 
-// Wait waits until all clusters are taken in, at most for timeout, or until ctx
-// ends, whose error it returns. It returns the names of those that are missing.
-// It is for one caller.
-func (s *Startup) Wait(ctx context.Context, timeout time.Duration) (missing []string, err error) {
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
+// Wait waits until all clusters are taken in. If ctx ends before, its error is
+// wrapped in one that names those that are missing.
+func (s *Startup) Wait(ctx context.Context) error {
 	select {
 	case <-s.settled:
-		return nil, nil
-	case <-timer.C:
+		return nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(s.pending)), nil
+	if !s.listed {
+		return fmt.Errorf("waiting for the list of remote clusters: %w", ctx.Err())
+	}
+	return fmt.Errorf("waiting for remote clusters %q: %w", slices.Sorted(maps.Keys(s.pending)), ctx.Err())
 }
 
 func (s *Startup) expect(cluster string) {

@@ -35,20 +35,22 @@ type status struct {
 	// conflict is the last address that another cluster holds, until it is logged.
 	conflict netip.Prefix
 
-	dirty   bool
-	written time.Time
+	dirty    bool
+	written  time.Time
+	interval time.Duration
 
 	limit      *rate.Limiter
 	suppressed uint64
 }
 
-func (s *status) init() {
+func (s *status) init(interval time.Duration) {
+	s.interval = interval
 	s.refused = map[wire.Reason]uint64{}
 	s.limit = rate.NewLimiter(rate.Every(logInterval), logBurst)
 }
 
 // next is when what changed is to be written; ok is false if nothing did.
-func (s *status) next() (at time.Time, ok bool) { return s.written.Add(statusInterval), s.dirty }
+func (s *status) next() (at time.Time, ok bool) { return s.written.Add(s.interval), s.dirty }
 
 func (s *status) due(now time.Time) bool {
 	at, dirty := s.next()
