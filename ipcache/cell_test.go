@@ -233,6 +233,9 @@ func TestCellRestart(t *testing.T) {
 		synced = w.RegisterInitializer("test", wire.Endpoints)
 	}))
 	require.True(t, r.datapath.Restored())
+	path, ok := r.datapath.PinPath()
+	require.True(t, ok)
+	require.FileExists(t, path)
 	r.committed(t, "0.0.0.0/0", identityWorld)
 	const want = "identity=70000 encryptkey=0 tunnelendpoint=192.168.0.1 flags=hastunnel"
 	require.Equal(t, want, r.lookup(t, "10.0.1.7"))

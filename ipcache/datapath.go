@@ -113,6 +113,17 @@ func (d *Datapath) Fallback() error {
 	return d.fallback
 }
 
+// PinPath is where the map is pinned, for BPF programs that are to read it; false
+// if it isn't in the kernel.
+func (d *Datapath) PinPath() (string, bool) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if b, ok := d.target.(*BPFMap); ok {
+		return b.Path(), true
+	}
+	return "", false
+}
+
 // Overflow is how many wanted entries aren't in the map because it is full.
 func (d *Datapath) Overflow() int { return int(d.overflow.Load()) }
 

@@ -71,9 +71,14 @@ func (d *deriver) run(ctx context.Context, health cell.Health) error {
 		return err
 	}
 	d.start()
+	nodes, contested := -1, -1
 	for {
 		wake, rest := d.step()
-		health.OK(fmt.Sprintf("%d nodes, %d prefixes with several owners", len(d.known), len(d.waiting)))
+		// Health is a table too: it isn't written for each change of an endpoint.
+		if nodes != len(d.known) || contested != len(d.waiting) {
+			nodes, contested = len(d.known), len(d.waiting)
+			health.OK(fmt.Sprintf("%d nodes, %d prefixes with several owners", nodes, contested))
+		}
 		if rest && ctx.Err() == nil {
 			continue
 		}

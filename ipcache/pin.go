@@ -39,7 +39,7 @@ type BPFConfig struct {
 // with what was tried, or others that the kernel gives.
 func OpenBPF(log *slog.Logger, cfg BPFConfig) (_ *BPFMap, err error) {
 	defer func() {
-		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) ||
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) ||
 			errors.Is(err, unix.ENOSYS) || errors.Is(err, ebpf.ErrNotSupported) {
 			err = fmt.Errorf("%w: %w", ErrBPFNotPermitted, err)
 		}
