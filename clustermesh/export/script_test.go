@@ -97,7 +97,7 @@ func setup(t testing.TB, args []string) *script.Engine {
 }
 
 func runScripts(t *testing.T, pattern string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	scripttest.Test(t, ctx, setup, nil, pattern)
 }
