@@ -90,6 +90,24 @@ func sameConfig(a, b ClusterConfig) bool {
 	return a == b && aKnown == bKnown && aOn == bOn
 }
 
+// ValidateLocalCluster checks this cluster's own name, ID and the mesh's size, as
+// upstream does for a cluster that is in a mesh: an ID of 0 is none.
+func ValidateLocalCluster(c ClusterInfo) error {
+	if c.MaxConnectedClusters != 255 && c.MaxConnectedClusters != 511 {
+		return fmt.Errorf("--%s=%d: must be 255 or 511", cmtypes.OptMaxConnectedClusters, c.MaxConnectedClusters)
+	}
+	if c.ID == 0 || c.ID > c.MaxConnectedClusters {
+		return fmt.Errorf("--%s=%d: must be between 1 and %d", cmtypes.OptClusterID, c.ID, c.MaxConnectedClusters)
+	}
+	if err := cmtypes.ValidateClusterName(c.Name); err != nil {
+		return fmt.Errorf("--%s=%q: %w", cmtypes.OptClusterName, c.Name, err)
+	}
+	if c.Name == DefaultClusterInfo.Name {
+		return fmt.Errorf("--%s=%q: a cluster in a mesh needs a name of its own", cmtypes.OptClusterName, c.Name)
+	}
+	return nil
+}
+
 // ValidateClusterConfig says whether a mesh like the local one can contain a
 // cluster with this config: its ID is one of the mesh's, and if ours is a mesh of
 // more than 255 clusters, it splits identities as we do. This is upstream's

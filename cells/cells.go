@@ -1,0 +1,82 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cells says what Waggle's hives are made of. It reads like a table of
+// contents: a program is its list of cells, and nothing else composes them.
+package cells
+
+import (
+	"github.com/cilium/hive/cell"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/export"
+	"github.com/waggle-mesh/waggle/clustermesh/ingest"
+	"github.com/waggle-mesh/waggle/clustermesh/remote"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+	"github.com/waggle-mesh/waggle/kvstoremesh"
+)
+
+// Exporter is the hive of "waggle clustermesh": Kubernetes → etcd.
+var Exporter = cell.Module(
+	"exporter",
+	"Kubernetes to the kvstore of the cluster",
+
+	cell.Config(wire.DefaultClusterInfo),  // --cluster-name, --cluster-id, --max-connected-clusters
+	cell.Config(wire.DefaultMCSAPIConfig), // --clustermesh-enable-mcs-api
+	cell.Invoke(validateCluster),
+
+	kubernetes.ClientCell, // the API server, unless manifests are read
+	ExporterParts,
+)
+
+// ExporterParts is Exporter without the flags and the client that a host's hive,
+// or a test with a fake client, brings along.
+var ExporterParts = cell.Group(
+	kubernetes.Cell,      // Kubernetes → tables
+	state.Cell,           // the tables
+	etcd.Cell,            // client and Writer of the local etcd
+	export.Cell,          // tables → cilium/state/…
+	export.HeartbeatCell, // cilium/.heartbeat
+)
+
+// KVStoreMesh is the hive of "waggle kvstoremesh": remote etcds → local etcd.
+var KVStoreMesh = cell.Module(
+	"kvstoremesh-hive",
+	"Remote kvstores to the local one",
+
+	cell.Config(wire.DefaultClusterInfo),
+	cell.Invoke(validateCluster),
+
+	state.Cell,         // the table of remote clusters
+	etcd.Cell,          // client and Writer of the local etcd
+	remote.Cell,        // the remote clusters' life
+	remote.Metrics(""), // upstream's metrics of it
+	kvstoremesh.Cell,   // cilium/state/… there → cilium/cache/… here
+)
+
+// Agent is the hive of "waggle agent": local etcd → tables → BPF ipcache map.
+var Agent = cell.Module(
+	"agent",
+	"Kvstore to the ipcache map",
+
+	cell.Config(wire.DefaultClusterInfo),
+	cell.Invoke(validateCluster),
+
+	cell.Config(etcd.DefaultConfig), // the tuning of clients; where to connect is in --clustermesh-config
+	state.Cell,                      // the tables
+	remote.Cell,                     // the remote clusters' life
+	remote.Metrics("clustermesh"),   // upstream's metrics of it
+	ingest.Cell,                     // etcd → tables
+	datapath,                        // tables → the map, by build tag
+)
+
+// Etcd is the hive of "waggle etcd": an embedded etcd of its own process.
+var Etcd = etcd.ServerCell
+
+// validateCluster refuses an impossible cluster name or ID when a hive starts,
+// and names the flag.
+func validateCluster(lc cell.Lifecycle, cluster wire.ClusterInfo) {
+	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error { return wire.ValidateLocalCluster(cluster) }})
+}
