@@ -22,7 +22,7 @@ import (
 // Factory. Without --clustermesh-config there is no mesh, and it does nothing.
 var Cell = cell.Module(
 	"remote-clusters",
-	"Life of remote clusters: configuration, connection, cluster config",
+	"Life of remote clusters",
 
 	// --clustermesh-config and --clustermesh-cache-ttl, as upstream has them.
 	cell.Config(common.DefaultConfig),
@@ -62,17 +62,18 @@ func provideMesh(p params) (*Mesh, error) {
 		return nil, err
 	}
 	cfg := settings{
-		log:         p.Log,
-		directory:   p.Config.ClusterMeshConfig,
-		local:       p.Cluster,
-		cacheTTL:    p.Config.ClusterMeshCacheTTL,
-		answerLimit: answerLimit,
-		options:     options,
-		dial:        p.Dialer,
-		factory:     p.Factory,
-		writer:      p.Writer,
-		clock:       p.Clock,
-		metrics:     p.Metrics,
+		log:          p.Log,
+		directory:    p.Config.ClusterMeshConfig,
+		local:        p.Cluster,
+		cacheTTL:     p.Config.ClusterMeshCacheTTL,
+		answerLimit:  answerLimit,
+		connectLimit: connectLimit,
+		options:      options,
+		dial:         p.Dialer,
+		factory:      p.Factory,
+		writer:       p.Writer,
+		clock:        p.Clock,
+		metrics:      p.Metrics,
 	}
 	if cfg.clock == nil {
 		cfg.clock = clock.RealClock{}

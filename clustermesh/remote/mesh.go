@@ -29,20 +29,21 @@ type settings struct {
 	directory string // of the configurations; empty is no mesh
 	local     wire.ClusterInfo
 	// cacheTTL is --clustermesh-cache-ttl; 0 is never.
-	cacheTTL    time.Duration
-	answerLimit time.Duration
-	options     etcd.Options
-	dial        Dialer
-	factory     Factory
-	writer      *state.Writer
-	clock       clock.WithDelayedExecution
-	metrics     common.Metrics
+	cacheTTL time.Duration
+	// answerLimit and connectLimit are the constants, or shorter in tests.
+	answerLimit, connectLimit time.Duration
+	options                   etcd.Options
+	dial                      Dialer
+	factory                   Factory
+	writer                    *state.Writer
+	clock                     clock.WithDelayedExecution
+	metrics                   common.Metrics
 }
 
 // Mesh is all remote clusters. Its methods are safe for concurrent use.
 type Mesh struct {
-	cfg settings
-	ids *ids
+	cfg    settings
+	ids    *ids
 	jobs   job.Group
 	listed chan struct{}
 

@@ -19,9 +19,16 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
-// answerLimit is how long an etcd may stay away before its client is made anew,
-// with addresses and certificates read again.
-const answerLimit = 30 * time.Second
+const (
+	// answerLimit is how long an etcd may stay away before Run is ended and the
+	// client is made anew, with addresses and certificates read again.
+	answerLimit = 30 * time.Second
+	// connectLimit is the same where nothing runs that would be interrupted. It
+	// is twice what one attempt may take.
+	connectLimit = 10 * time.Second
+	// readTimeout bounds one read of the cluster config.
+	readTimeout = 5 * time.Second
+)
 
 var errRunEnded = errors.New("following the cluster ended early")
 
@@ -75,22 +82,40 @@ func (c *cluster) session(ctx, step context.Context) error {
 // the one that a remote cluster may read in any case.
 func (c *cluster) look(ctx context.Context, client *etcd.Client) (sighting, error) {
 	key := wire.ClusterConfigKey(c.name)
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.answerLimit)
+	limit := c.cfg.connectLimit
+	if c.run != nil {
+		limit = c.cfg.answerLimit
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var last error
-	_, err := client.WaitReady(ctx, key, func(err error) {
+	failed := func(err error) {
 		last = err
-		c.status.lost(err)
 		c.gone()
-	})
-	if err != nil {
-		if last != nil {
-			err = fmt.Errorf("no answer within %s: %w", c.cfg.answerLimit, last)
-		}
-		return sighting{}, err
+		c.status.lost(err)
 	}
+	for {
+		if _, err := client.WaitReady(ctx, key, failed); err != nil {
+			if last != nil {
+				err = fmt.Errorf("no answer within %s: %w", limit, last)
+			}
+			return sighting{}, err
+		}
+		seen, err := read(ctx, client, key)
+		if err == nil {
+			return seen, nil
+		}
+		failed(err)
+	}
+}
+
+// read reads from whatever member it reaches: a stale answer is followed by the
+// watch, and one that has lost its quorum can still say what it knows.
+func read(ctx context.Context, client *etcd.Client, key string) (sighting, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
 	_, reconnected := client.Generation()
-	resp, err := client.Etcd().Get(ctx, key)
+	resp, err := client.Etcd().Get(ctx, key, clientv3.WithSerializable())
 	if err != nil {
 		return sighting{}, fmt.Errorf("reading cluster configuration: %w", err)
 	}
