@@ -182,3 +182,22 @@ func unknownFields(t *testing.T, raw []byte) map[string]any {
 	}
 	return fields
 }
+
+// As TestValidateClusterConfigAsUpstream, for our own cluster.
+func TestValidateLocalClusterAsUpstream(t *testing.T) {
+	before := cmtypes.ClusterIDMax
+	t.Cleanup(func() { cmtypes.ClusterIDMax = before })
+	for _, size := range []uint32{0, 254, 255, 256, 511, 512} {
+		for _, id := range []uint32{0, 1, 255, 256, 511, 512} {
+			for _, name := range []string{"", "default", "east", "-east", "East", "a-name-of-more-than-32-characters"} {
+				c := ClusterInfo{ID: id, Name: name, MaxConnectedClusters: size}
+				want := c.InitClusterIDMax()
+				if want == nil {
+					want = c.ValidateStrict()
+				}
+				got := ValidateLocalCluster(c)
+				require.Equal(t, want == nil, got == nil, "%+v: %v, %v", c, want, got)
+			}
+		}
+	}
+}
