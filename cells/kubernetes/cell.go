@@ -95,8 +95,8 @@ func (c Config) Flags(flags *pflag.FlagSet) {
 // ErrNoSource is returned at start when there is nothing to read from.
 var ErrNoSource = errors.New("no Kubernetes to read from: give --k8s-kubeconfig-path or --k8s-manifests, or run in a pod")
 
-// ErrTwoSources is returned at start when both an API server and manifests are
-// asked for.
+// ErrTwoSources is returned when both an API server and manifests are asked
+// for: there is one source of truth.
 var ErrTwoSources = errors.New("--k8s-manifests excludes --k8s-kubeconfig-path and --k8s-api-server-urls")
 
 type params struct {
@@ -121,16 +121,12 @@ func explicit(cfg client.Config) bool {
 }
 
 func register(p params) error {
-	var problem error
-	switch {
-	case p.Config.Manifests != "" && explicit(p.Clientset.Config()):
-		problem = ErrTwoSources
-	case p.Config.Manifests == "" && !p.Clientset.IsEnabled():
-		problem = ErrNoSource
+	if p.Config.Manifests != "" && explicit(p.Clientset.Config()) {
+		return ErrTwoSources
 	}
-	if problem != nil {
+	if p.Config.Manifests == "" && !p.Clientset.IsEnabled() {
 		// Reported at start, so that commands which only inspect the hive work.
-		p.Lifecycle.Append(cell.Hook{OnStart: func(cell.HookContext) error { return problem }})
+		p.Lifecycle.Append(cell.Hook{OnStart: func(cell.HookContext) error { return ErrNoSource }})
 		return nil
 	}
 

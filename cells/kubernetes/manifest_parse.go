@@ -5,6 +5,7 @@ package kubernetes
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/validation/path"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -84,11 +86,9 @@ func newParser(kinds []*kind) *parser {
 
 func (p *parser) sum(text []byte) uint64 { return maphash.Bytes(p.seed, text) }
 
-// split cuts a file into pieces. JSON is one piece.
+// split cuts a file into pieces. No line of JSON looks like those that it cuts
+// at, so JSON comes out whole.
 func split(content []byte) []piece {
-	if first := bytes.TrimLeft(content, " \t\r\n\ufeff"); len(first) > 0 && first[0] == '{' {
-		return []piece{{document: 1, line: 1, text: content}}
-	}
 	var pieces []piece
 	document, line := 0, 1
 	start, startLine := 0, 1
@@ -259,8 +259,8 @@ func (p *parser) parseObject(raw []byte, piece piece, defaults metav1.TypeMeta, 
 		bad(fmt.Errorf("version %q of the kind isn't read, only %q is", gvk.Version, kind.Version))
 		return
 	}
-	if head.Metadata.Name == "" {
-		bad(errors.New("metadata.name is missing"))
+	if err := checkName("metadata.name", head.Metadata.Name); err != nil {
+		bad(err)
 		return
 	}
 	if !kind.selector.Matches(labels.Set(head.Metadata.Labels)) {
@@ -275,17 +275,30 @@ func (p *parser) parseObject(raw []byte, piece piece, defaults metav1.TypeMeta, 
 	}
 	id := objectID{GroupKind: gvk.GroupKind(), name: head.Metadata.Name}
 	if kind.namespaced {
-		id.namespace = head.Metadata.Namespace
-		if id.namespace == "" {
-			// Where kubectl would put it.
-			id.namespace = metav1.NamespaceDefault
-			accessor, err := meta.Accessor(object)
-			if err != nil {
-				bad(err)
-				return
-			}
-			accessor.SetNamespace(id.namespace)
+		// Where kubectl would put it.
+		id.namespace = cmp.Or(head.Metadata.Namespace, metav1.NamespaceDefault)
+		if err := checkName("metadata.namespace", id.namespace); err != nil {
+			bad(err)
+			return
 		}
 	}
+	accessor, err := meta.Accessor(object)
+	if err != nil {
+		bad(err)
+		return
+	}
+	accessor.SetNamespace(id.namespace)
 	out.manifests = append(out.manifests, manifest{id: id, kind: kind, object: object, sum: p.sum(raw)})
+}
+
+// checkName refuses what the API server would refuse of any kind: names become
+// parts of keys, where a slash would make another key.
+func checkName(field, name string) error {
+	if name == "" {
+		return fmt.Errorf("%s is missing", field)
+	}
+	if faults := path.IsValidPathSegmentName(name); len(faults) > 0 {
+		return fmt.Errorf("%s %q: %s", field, name, strings.Join(faults, ", "))
+	}
+	return nil
 }
