@@ -28,9 +28,8 @@ const (
 	// may only read.
 	mapFlags = unix.BPF_F_NO_PREALLOC | unix.BPF_F_RDONLY_PROG
 
-	// chunkSize is the number of entries of one system call. Larger ones gain
-	// nothing (BenchmarkBPFUpdate), and hold the trie's lock no longer: the
-	// kernel takes it for each entry.
+	// chunkSize is the number of entries of one system call: many enough that the
+	// call itself doesn't count (BenchmarkBPFUpdate), and 200 KB of buffers.
 	chunkSize = 4096
 )
 

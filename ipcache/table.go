@@ -21,7 +21,8 @@ const TableName = "ipcache"
 // Row is a row of the table "ipcache": one wanted entry of the map, keyed by its
 // prefix, and whether the map has it. Rows are immutable.
 //
-// A Row is 80 bytes: the table holds one for each endpoint of the mesh, so the
+// A Row is 80 bytes, and takes 355 with its place in the table
+// (BenchmarkTableMemory). There is one for each endpoint of the mesh, so the
 // reconciler's status is kept in a shorter form than its own.
 type Row struct {
 	Entry

@@ -17,7 +17,8 @@
 //	precedence.go   which claim on a prefix wins
 //	derive.go       endpoints and nodes → table
 //	reconciler.go   table → Map
-//	bpf.go          the Map in the kernel; pin.go: where it is pinned
+//	bpf.go          the Map in the kernel
+//	pin.go          where that is pinned, and whose it is; bpffs.go mounts the place
 //	memory.go       the Map in memory
 //	datapath.go     which of them this process has
 //	commands.go     ipcache/list and ipcache/get
