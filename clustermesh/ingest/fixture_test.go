@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -66,6 +65,9 @@ type fixture struct {
 	*testing.T
 	server  *etcd.Server
 	address *address
+	// All there were: a server that still has clients takes seconds to close.
+	clients []*etcd.Client
+	servers []*etcd.Server
 	client  *etcd.Client
 	config  wire.ClusterConfig
 	writer  *state.Writer
@@ -82,6 +84,7 @@ func setup(t *testing.T, adjust ...func(*Options)) *fixture {
 	f.writer, err = state.NewWriter(f.db)
 	require.NoError(t, err)
 	f.tables = f.writer.Tables()
+	t.Cleanup(f.close)
 	f.swap("")
 
 	options := Options{
@@ -108,7 +111,7 @@ func (f *fixture) swap(token string) {
 	client, err := etcd.NewClient(slog.New(slog.DiscardHandler), etcd.ClientConfig{
 		Endpoints: []string{f.server.URL()}, Dial: f.address.dial})
 	require.NoError(f, err)
-	f.Cleanup(func() { require.NoError(f, client.Close()) })
+	f.clients = append(f.clients, client)
 	f.client = client
 }
 
@@ -121,11 +124,20 @@ func (f *fixture) replace(token string) {
 	require.NoError(f, err)
 }
 
+func (f *fixture) close() {
+	for _, client := range f.clients {
+		require.NoError(f, client.Close())
+	}
+	for _, server := range f.servers {
+		server.Close()
+	}
+}
+
 func (f *fixture) serve(token string) {
 	server, err := etcd.StartServer(f.Context(), etcd.ServerConfig{
 		Dir: f.TempDir(), ListenURL: "http://127.0.0.1:0", Token: token})
 	require.NoError(f, err)
-	f.Cleanup(server.Close)
+	f.servers = append(f.servers, server)
 	f.server = server
 	f.address.set(strings.TrimPrefix(server.URL(), "http://"))
 }
@@ -290,5 +302,3 @@ func (f *fixture) ready() {
 	f.Helper()
 	f.wantsRow(func(c *assert, row state.RemoteCluster) { require.True(c, row.Ready) })
 }
-
-func single(address string) netip.Prefix { return state.PrefixOf(netip.MustParseAddr(address)) }

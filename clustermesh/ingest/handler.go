@@ -107,7 +107,7 @@ func (h *handler) adopt(ctx context.Context, conn remote.Connection) {
 	next := layout{clusterID: conn.Config.ID, cached: capabilities.Cached, canaries: capabilities.SyncedCanaries}
 	if h.streams != nil && next != h.layout {
 		h.log.Info("Layout of remote cluster changed: draining what is known of it",
-			"clusterID", next.clusterID, "cached", next.cached, "syncedCanaries", next.canaries)
+			"cluster-id", next.clusterID, "cached", next.cached, "synced-canaries", next.canaries)
 		if !h.drain(ctx, allStreams) {
 			return
 		}
@@ -219,7 +219,7 @@ func (h *handler) tick(now time.Time) (next time.Time, ok bool) {
 		h.writeStatus()
 	}
 	next, ok = h.held.next()
-	if at, dirty := h.status.next(); dirty && (!ok || at.Before(next)) {
+	if at, later := h.status.next(); later && (!ok || at.Before(next)) {
 		next, ok = at, true
 	}
 	return next, ok
@@ -237,7 +237,6 @@ func (h *handler) applyLate(endpoints []wire.Endpoint) {
 	tx.Commit()
 	h.status.late += uint64(len(endpoints))
 	h.statusChanged(false)
-	h.logLate(len(endpoints))
 }
 
 // rest ends a Run. Without a connection no identity can arrive, so that what

@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -133,6 +133,33 @@ func TestRefusals(t *testing.T) {
 	f.wants(steady)
 }
 
+// TestWithdraws is the rule of the package's documentation, for every reason.
+func TestWithdraws(t *testing.T) {
+	takenBack := []wire.Reason{wire.ReasonIdentityRange, wire.ReasonForeignLabel, wire.ReasonForeignCluster}
+	for _, resource := range wire.Resources {
+		for _, reason := range wire.Reasons {
+			require.Equal(t, resource == wire.Identities || slices.Contains(takenBack, reason),
+				withdraws(&wire.Refusal{Resource: resource, Reason: reason}), "%s: %s", resource, reason)
+		}
+	}
+}
+
+func TestIdentityWithoutLabelsGoes(t *testing.T) {
+	f := setup(t)
+	f.run()
+	f.put(f.identityAt(webID, webLabels(peer)))
+	f.wants(map[string]string{fmt.Sprint("identity ", webID): webLabels(peer)})
+	key, _ := f.identityAt(webID, "")
+	_, err := f.client.Etcd().Put(t.Context(), key, "")
+	require.NoError(t, err)
+	f.wants(map[string]string{})
+	f.wantsRow(func(c *assert, row state.RemoteCluster) {
+		require.EqualValues(c, 1, row.Refused[wire.ReasonMalformed])
+	})
+	f.put(f.identityAt(webID, webLabels(peer)))
+	f.wants(map[string]string{fmt.Sprint("identity ", webID): webLabels(peer)})
+}
+
 // TestRefusedInList has the bad values there before the first list.
 func TestRefusedInList(t *testing.T) {
 	f := setup(t)
@@ -157,9 +184,9 @@ func TestHostOfAnotherClusterIsRemoteNode(t *testing.T) {
 func TestConflictsAreCounted(t *testing.T) {
 	f := setup(t)
 	local := f.writer.Origin("home", 1, state.SourceLocal)
+	owner, prefix := state.Owner{Object: "endpoint/shop/a"}, state.PrefixOf(netip.MustParseAddr("10.3.0.1"))
 	tx := f.writer.Begin()
-	tx.UpsertEndpoint(local, state.Owner{Object: "endpoint/shop/a"},
-		wire.Endpoint{Prefix: state.PrefixOf(netip.MustParseAddr("10.3.0.1")), Identity: 1<<16 + 1, Pod: "a"})
+	tx.UpsertEndpoint(local, owner, wire.Endpoint{Prefix: prefix, Identity: 1<<16 + 1, Pod: "a"})
 	tx.Commit()
 	f.put(f.identityAt(webID, webLabels(peer)))
 	f.put(f.endpointAt("10.3.0.1", webID, "web-1"))
@@ -170,73 +197,10 @@ func TestConflictsAreCounted(t *testing.T) {
 	})
 	require.Equal(t, fmt.Sprint(1<<16+1, " a home"), f.content()["endpoint 10.3.0.1"])
 
-	f.put(f.key(wire.Endpoints, "10.3.0.1"), "")
+	// The holder gives it up, of which the remote cluster hears nothing.
+	tx = f.writer.Begin()
+	tx.DeleteEndpoint(local, owner, prefix)
+	tx.Commit()
 	f.wantsRow(func(c *assert, row state.RemoteCluster) { require.Zero(c, row.Conflicts) })
-}
-
-// TestIdentityAfterEndpoint: the endpoint shows up together with its identity.
-func TestIdentityAfterEndpoint(t *testing.T) {
-	f := setup(t)
-	f.put(f.identityAt(webID, webLabels(peer)))
-	f.put(f.endpointAt("10.3.0.1", webID, "web"))
-	f.run()
-	f.wants(map[string]string{fmt.Sprint("identity ", webID): webLabels(peer), "endpoint 10.3.0.1": fmt.Sprint(webID, " web peer")})
-	f.ready()
-
-	f.put(f.endpointAt("10.3.0.1", dbID, "db"))
-	f.put(f.endpointAt("10.3.0.2", dbID, "db"))
-	f.wantsRow(func(c *assert, row state.RemoteCluster) { require.Equal(c, 2, row.HeldBack) })
-	f.wants(map[string]string{fmt.Sprint("identity ", webID): webLabels(peer), "endpoint 10.3.0.1": fmt.Sprint(webID, " web peer")})
-
-	// One transaction brings the identity and what waited for it: a reader that
-	// sees the identity sees the endpoints.
-	_, _, changed, _ := f.tables.Identities.GetWatch(f.db.ReadTxn(), state.IdentityByID(dbID))
-	f.put(f.identityAt(dbID, webLabels(peer)))
-	<-changed
-	require.Equal(t, map[string]string{
-		fmt.Sprint("identity ", webID): webLabels(peer), fmt.Sprint("identity ", dbID): webLabels(peer),
-		"endpoint 10.3.0.1": fmt.Sprint(dbID, " db peer"), "endpoint 10.3.0.2": fmt.Sprint(dbID, " db peer"),
-	}, f.content())
-	f.wantsRow(func(c *assert, row state.RemoteCluster) { require.Zero(c, row.HeldBack) })
-	require.Zero(t, f.row().Late)
-}
-
-func TestIdentityThatNeverComes(t *testing.T) {
-	for name, adjust := range map[string]func(*Options){
-		"timeout": func(o *Options) { o.HoldTimeout = 50 * time.Millisecond },
-		"limit":   func(o *Options) { o.HoldLimit = -1 },
-	} {
-		t.Run(name, func(t *testing.T) {
-			f := setup(t, adjust)
-			f.run()
-			f.ready()
-			f.put(f.endpointAt("10.3.0.1", webID, "web"))
-			f.wants(map[string]string{"endpoint 10.3.0.1": fmt.Sprint(webID, " web peer")})
-			f.wantsRow(func(c *assert, row state.RemoteCluster) {
-				require.EqualValues(c, 1, row.Late)
-				require.Zero(c, row.HeldBack)
-			})
-		})
-	}
-}
-
-// TestWhatWaitsIsDeleted: an endpoint that was held back and deleted doesn't
-// come with its identity, and one that waits is let through when the connection ends.
-func TestWhatWaitsIsDeleted(t *testing.T) {
-	f := setup(t)
-	stop := f.run()
-	f.ready()
-	f.put(f.endpointAt("10.3.0.1", webID, "web"))
-	f.put(f.endpointAt("10.3.0.2", dbID, "db"))
-	f.wantsRow(func(c *assert, row state.RemoteCluster) { require.Equal(c, 2, row.HeldBack) })
-	f.put(f.key(wire.Endpoints, "10.3.0.1"), "")
-	f.wantsRow(func(c *assert, row state.RemoteCluster) { require.Equal(c, 1, row.HeldBack) })
-	f.put(f.identityAt(webID, webLabels(peer)))
-	f.wants(map[string]string{fmt.Sprint("identity ", webID): webLabels(peer)})
-
-	stop()
-	require.Equal(t, map[string]string{
-		fmt.Sprint("identity ", webID): webLabels(peer), "endpoint 10.3.0.2": fmt.Sprint(dbID, " db peer"),
-	}, f.content())
-	require.EqualValues(t, 1, f.row().Late)
+	require.Equal(t, fmt.Sprint(webID, " web-1 peer"), f.content()["endpoint 10.3.0.1"])
 }

@@ -20,6 +20,10 @@ const (
 	// remote-clusters, unless something became synced: 500 busy clusters then
 	// make 2,500 small transactions a second, not one more for each event.
 	statusInterval = 200 * time.Millisecond
+	// contestedIntervals is how many of those pass between two looks at a cluster
+	// that claims what others hold: when they give it up, no event of this
+	// cluster says so.
+	contestedIntervals = 25
 	// logInterval and logBurst bound what is logged about one cluster's values:
 	// a cluster that writes nonsense must not fill our log.
 	logInterval = 10 * time.Second
@@ -30,14 +34,18 @@ const (
 // handler's mu.
 type status struct {
 	refused   map[wire.Reason]uint64
-	late      uint64
 	lastEvent time.Time
+	// late counts the endpoints taken in without their identity, and lateLogged
+	// those of them that the log was told of.
+	late, lateLogged uint64
 	// conflict is the last address that another cluster holds, until it is logged.
 	conflict netip.Prefix
 
-	dirty    bool
-	written  time.Time
-	interval time.Duration
+	dirty bool
+	// contested: the row that was written has conflicts.
+	contested bool
+	written   time.Time
+	interval  time.Duration
 
 	limit      *rate.Limiter
 	suppressed uint64
@@ -49,12 +57,20 @@ func (s *status) init(interval time.Duration) {
 	s.limit = rate.NewLimiter(rate.Every(logInterval), logBurst)
 }
 
-// next is when what changed is to be written; ok is false if nothing did.
-func (s *status) next() (at time.Time, ok bool) { return s.written.Add(s.interval), s.dirty }
+// next is when the row is to be written; ok is false if it needn't be.
+func (s *status) next() (at time.Time, ok bool) {
+	switch {
+	case s.dirty:
+		return s.written.Add(s.interval), true
+	case s.contested:
+		return s.written.Add(contestedIntervals * s.interval), true
+	}
+	return time.Time{}, false
+}
 
 func (s *status) due(now time.Time) bool {
-	at, dirty := s.next()
-	return dirty && !now.Before(at)
+	at, ok := s.next()
+	return ok && !now.Before(at)
 }
 
 // logs says whether something may be logged, and how much was not since then.
@@ -70,16 +86,13 @@ func (s *status) logs() (suppressed uint64, ok bool) {
 // statusChanged is called with mu held after anything that the row shows; it
 // writes the row now, or has tend write it. urgent is for what others wait for.
 func (h *handler) statusChanged(urgent bool) {
-	if h.status.conflict.IsValid() {
-		h.logConflict(h.status.conflict)
-		h.status.conflict = netip.Prefix{}
-	}
+	h.logProblems()
 	h.status.dirty = true
 	if urgent || h.status.due(h.now) {
 		h.writeStatus()
 	}
 	// Otherwise, and for endpoints that began to wait, tend has a deadline.
-	if h.status.dirty || h.held.len() > 0 {
+	if _, later := h.status.next(); later || h.held.len() > 0 {
 		select {
 		case h.wake <- struct{}{}:
 		default:
@@ -124,7 +137,7 @@ func (h *handler) writeStatus() {
 		}
 	})
 	tx.Commit()
-	h.status.dirty, h.status.written = false, h.now
+	h.status.dirty, h.status.written, h.status.contested = false, h.now, counts.Conflicts > 0
 
 	if ready && h.options.Startup != nil {
 		h.options.Startup.settle(h.cluster)
@@ -148,16 +161,21 @@ func (h *handler) refuse(resource wire.Resource, key string, err error) *wire.Re
 	return refusal
 }
 
-func (h *handler) logConflict(prefix netip.Prefix) {
-	if suppressed, ok := h.status.logs(); ok {
-		h.log.Warn("Remote cluster claims an address that another cluster holds",
-			"address", prefix, "suppressed", suppressed)
+// logProblems logs what a transaction has noted. It is called with mu held.
+func (h *handler) logProblems() {
+	s := &h.status
+	if s.conflict.IsValid() {
+		if suppressed, ok := s.logs(); ok {
+			h.log.Warn("Remote cluster claims an address that another cluster holds",
+				"address", s.conflict, "suppressed", suppressed)
+		}
+		s.conflict = netip.Prefix{}
 	}
-}
-
-func (h *handler) logLate(count int) {
-	if suppressed, ok := h.status.logs(); ok {
-		h.log.Warn("Took endpoints in without their identities",
-			"endpoints", count, "waited", h.options.HoldTimeout, "suppressed", suppressed)
+	if s.late > s.lateLogged {
+		if suppressed, ok := s.logs(); ok {
+			h.log.Warn("Took endpoints in without their identities, which are late",
+				"endpoints", s.late-s.lateLogged, "suppressed", suppressed)
+			s.lateLogged = s.late
+		}
 	}
 }
