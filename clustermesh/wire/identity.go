@@ -132,3 +132,9 @@ func IdentityRangeFor(clusterID, maxConnectedClusters uint32) IdentityRange {
 	size := uint32(1) << max(identityBits-clusterBits, 0)
 	return IdentityRange{Min: max(clusterID*size, MinIdentity), Max: (clusterID+1)*size - 1}
 }
+
+// ClusterIDOf is the cluster that an identity of a mesh of this size belongs to.
+func ClusterIDOf(identity, maxConnectedClusters uint32) uint32 {
+	clusterBits := bits.Len64(uint64(maxConnectedClusters)+1) - 1
+	return identity >> max(identityBits-clusterBits, 0)
+}

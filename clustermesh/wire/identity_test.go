@@ -202,3 +202,13 @@ func BenchmarkLabel(b *testing.B) {
 		Label(list, LabelNamespace)
 	}
 }
+
+func TestClusterIDOf(t *testing.T) {
+	for _, size := range []uint32{255, 511} {
+		for id := range size + 1 {
+			r := IdentityRangeFor(id, size)
+			require.Equal(t, id, ClusterIDOf(r.Min, size))
+			require.Equal(t, id, ClusterIDOf(r.Max, size))
+		}
+	}
+}

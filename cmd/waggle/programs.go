@@ -1,0 +1,143 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"net/http"
+
+	"github.com/cilium/cilium/clustermesh-apiserver/health"
+	"github.com/cilium/cilium/clustermesh-apiserver/metrics"
+	"github.com/cilium/cilium/pkg/hive"
+	"github.com/cilium/cilium/pkg/logging"
+	"github.com/cilium/cilium/pkg/pprof"
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/shell"
+	"github.com/cilium/statedb"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/waggle-mesh/waggle/cells"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/export"
+	"github.com/waggle-mesh/waggle/kvstoremesh"
+)
+
+// program is one hive as a command.
+type program struct {
+	name, short, long string
+	cells             cell.Cell
+	// ready gives /readyz; the hive decides what that means.
+	ready cell.Cell
+}
+
+var programs = []program{
+	{
+		name: "clustermesh", short: "Export the cluster's state from Kubernetes to its etcd",
+		long: `Reads nodes, identities, endpoints, services and namespaces of a cluster from its
+API server, or from a directory of manifests, and writes them to the cluster's
+etcd in Cilium's kvstore schema, for remote clusters to read.`,
+		cells: cells.Exporter,
+		ready: readiness(func(e *export.Exporter) func() bool { return isClosed(e.Synced()) }),
+	},
+	{
+		name: "kvstoremesh", short: "Replicate remote clusters' etcds into the local one",
+		long: `Follows the etcd of each remote cluster that --clustermesh-config has a file for,
+and writes what it holds below cilium/cache/ of the local etcd, so that the local
+agents read only that one.`,
+		cells: cells.KVStoreMesh,
+		ready: readiness(func(r *kvstoremesh.Readiness) func() bool { return isClosed(r.Ready()) }),
+	},
+	{
+		name: "agent", short: "Write the mesh's endpoints to the BPF ipcache map",
+		long: `Reads the remote clusters that --clustermesh-config has a file for, usually all
+from the local etcd that "waggle kvstoremesh" fills, and keeps a BPF map with the
+layout of Cilium's ipcache up to date. Within cilium-agent the same cells feed
+Cilium's own ipcache instead.`,
+		cells: cells.Agent,
+		ready: readiness(func(db *statedb.DB, endpoints statedb.Table[*state.Endpoint]) func() bool {
+			return func() bool { done, _ := endpoints.Initialized(db.ReadTxn()); return done }
+		}),
+	},
+	{
+		name: "etcd", short: "Run an embedded etcd for data that can be made again",
+		long: `Runs a real etcd of one member, tuned for a content that is a copy: it does not
+sync to disk, takes large transactions, compacts by itself, and takes a random
+cluster token for each new data directory.`,
+		cells: cells.Etcd,
+		ready: cell.Provide(func() []health.EndpointFunc { return readyEndpoint(func() bool { return true }) }),
+	},
+}
+
+// infrastructure is what every program has beside its cells.
+func infrastructure() cell.Cell {
+	return cell.Module(
+		"infrastructure",
+		"Metrics and profiles and health and the debug shell",
+
+		metrics.Cell, // --prometheus-serve-addr
+		pprof.Cell(pprof.Config{PprofAddress: "localhost", PprofPort: 6060}), // --pprof
+		health.HealthAPIServerCell, // --health-port
+		shell.ServerCell(""),       // --shell-sock-path
+	)
+}
+
+// logConfig are upstream's flags for logs.
+type logConfig struct {
+	Debug  bool              `mapstructure:"debug"`
+	LogOpt map[string]string `mapstructure:"log-opt"`
+}
+
+// Flags registers the flags.
+func (def logConfig) Flags(flags *pflag.FlagSet) {
+	flags.Bool("debug", def.Debug, "Enable debugging mode")
+	flags.StringToString("log-opt", def.LogOpt, "Log driver options, for instance level=warn or format=json")
+}
+
+func newProgramCmd(p program) *cobra.Command {
+	h := hive.New(cell.Config(logConfig{}), p.cells, p.ready, infrastructure())
+	cmd := &cobra.Command{
+		Use: p.name, Short: p.short, Long: p.long, GroupID: groupParts, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			debug, _ := cmd.Flags().GetBool("debug")
+			opts, _ := cmd.Flags().GetStringToString("log-opt")
+			if err := logging.SetupLogging(nil, logging.LogOptions(opts), "waggle-"+p.name, debug); err != nil {
+				return err
+			}
+			return h.Run(logging.DefaultSlogLogger) // set up above
+		},
+	}
+	h.RegisterFlags(cmd.Flags())
+	cmd.AddCommand(h.Command())
+	return cmd
+}
+
+// readiness provides /readyz from a function of the hive's objects, which gives
+// the function to ask.
+func readiness(ctor any) cell.Cell {
+	return cell.Group(
+		cell.ProvidePrivate(ctor),
+		cell.Provide(func(ready func() bool) []health.EndpointFunc { return readyEndpoint(ready) }),
+	)
+}
+
+func readyEndpoint(ready func() bool) []health.EndpointFunc {
+	return []health.EndpointFunc{{Path: "/readyz", HandlerFunc: func(w http.ResponseWriter, _ *http.Request) {
+		if !ready() {
+			http.Error(w, "NotReady", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("Ready")) // whoever asked has gone
+	}}}
+}
+
+func isClosed(ch <-chan struct{}) func() bool {
+	return func() bool {
+		select {
+		case <-ch:
+			return true
+		default:
+			return false
+		}
+	}
+}

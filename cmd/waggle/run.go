@@ -1,0 +1,101 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/cilium/hive/shell"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/waggle-mesh/waggle/cmd/waggle/run"
+)
+
+func newRunCmd() *cobra.Command {
+	opts := run.Options{RunDir: run.DefaultDir(), Backend: "auto", Out: os.Stdout}
+	cmd := &cobra.Command{
+		Use:   "run DIR",
+		Short: "Run a whole mesh on this machine from directories of manifests",
+		Long: `Runs a mesh of the clusters in DIR, one for each subdirectory, from manifests as
+"kubectl get … -o yaml" prints them: ciliumnodes, ciliumidentities,
+ciliumendpoints or ciliumendpointslices, services, endpointslices, namespaces,
+serviceexports. With the ConfigMap cilium-config among them, cluster name and ID
+are as in the real cluster.
+
+Each cluster has an etcd, an exporter, a KVStoreMesh and an agent, each a process
+of its own on loopback that may be killed and comes back. Edits of the manifests
+are followed, and reported with the time they took to reach the other clusters'
+maps. Ctrl-C ends everything and cleans up.`,
+		Example: `  waggle run testdata/meshes/meadow`,
+		GroupID: groupTools,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			opts.Mesh = args[0]
+			opts.Terminal = term.IsTerminal(int(os.Stdout.Fd()))
+			return run.Run(ctx, opts)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&opts.RunDir, "run-dir", opts.RunDir, "Directory for the run's files: etcds, sockets, logs; removed at the end")
+	flags.StringVar(&opts.Backend, "ipcache-backend", opts.Backend, `Where the agents' maps are: "bpf", "memory", or "auto" (BPF where permitted)`)
+	flags.BoolVar(&opts.Once, "once", false, "End when everything is synced and one lookup is proved")
+	return cmd
+}
+
+func newStatusCmd() *cobra.Command {
+	dir, sockets := run.DefaultDir(), []string(nil)
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what each cluster of a running mesh knows of the others",
+		Long: `Shows for each pair of clusters of a mesh started with "waggle run" whether they
+are connected and synced, and how much one knows of the other. LAG is the number
+of keys by which that differs from what the remote cluster's etcd holds.
+
+With --shell-sock-path it shows what single processes, KVStoreMeshes or agents,
+say of their remote clusters.`,
+		GroupID: groupTools,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, socket := range sockets {
+				if err := run.PrintProcess(cmd.OutOrStdout(), socket); err != nil {
+					return err
+				}
+			}
+			if len(sockets) > 0 {
+				return nil
+			}
+			layout, err := run.ReadLayout(dir)
+			if err != nil {
+				return err
+			}
+			status, err := run.NewStatus(layout)
+			if err != nil {
+				return err
+			}
+			defer status.Close()
+			return run.Print(cmd.OutOrStdout(), status.Rows(context.Background()))
+		},
+	}
+	cmd.Flags().StringVar(&dir, "run-dir", dir, "Directory of the run")
+	cmd.Flags().StringSliceVar(&sockets, "shell-sock-path", nil, "Sockets of the shells of processes to ask instead")
+	return cmd
+}
+
+// newShellCmd connects to the debug shell of a process, as cilium-dbg's does.
+func newShellCmd() *cobra.Command {
+	cmd := shell.ShellCmd("", "waggle> ", func(w io.Writer) {
+		fmt.Fprintln(w, "The shell of a Waggle process; 'help' lists its commands, for instance 'db/show endpoints'.")
+	})
+	cmd.Short = "Connect to the debug shell of a process (db/show endpoints, ipcache/list, …)"
+	cmd.GroupID = groupTools
+	return cmd
+}

@@ -1,0 +1,111 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package run
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"regexp"
+	"strings"
+
+	"github.com/cilium/hive/shell"
+
+	"github.com/waggle-mesh/waggle/cells/state"
+)
+
+// errAway says that a process can't be asked now.
+var errAway = errors.New("not running")
+
+// ask runs one command in the shell of a process and gives its output.
+func ask(socket, command string) (string, error) {
+	// The shell's client waits for a server that isn't there; we want to know.
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", errAway, err)
+	}
+	conn.Close()
+	var out bytes.Buffer
+	if err := shell.ShellExchange(shell.Config{ShellSockPath: socket}, &out, "%s", command); err != nil {
+		return "", fmt.Errorf("%s: %w", command, err)
+	}
+	return out.String(), nil
+}
+
+// remoteClusters reads the table of remote clusters of a process, by name.
+func remoteClusters(socket string) (map[string]state.RemoteCluster, error) {
+	out, err := ask(socket, "db/show --format=json remote-clusters")
+	if err != nil {
+		return nil, err
+	}
+	rows := make(map[string]state.RemoteCluster)
+	decoder := json.NewDecoder(strings.NewReader(out))
+	for {
+		var row state.RemoteCluster
+		err := decoder.Decode(&row)
+		if errors.Is(err, io.EOF) {
+			return rows, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the table of remote clusters: %w", err)
+		}
+		rows[row.Name] = row
+	}
+}
+
+// mapEntry is what an ipcache map says about an address.
+type mapEntry struct {
+	identity, tunnel string
+	text             string // as the shell printed it
+}
+
+var mapEntryFormat = regexp.MustCompile(`identity=(\d+) .*tunnelendpoint=(\S+)`)
+
+// lookup asks an agent's map about an address, as the datapath would.
+func lookup(socket string, addr netip.Addr) (mapEntry, error) {
+	out, err := ask(socket, "ipcache/get "+addr.String())
+	if err != nil {
+		return mapEntry{}, err
+	}
+	match := mapEntryFormat.FindStringSubmatch(out)
+	if match == nil {
+		return mapEntry{text: strings.TrimSpace(out)}, nil
+	}
+	return mapEntry{identity: match[1], tunnel: match[2], text: strings.TrimSpace(out)}, nil
+}
+
+// health reads one module's health lines of a process that contain any of the
+// given words.
+func health(socket string, words ...string) []string {
+	out, err := ask(socket, "db/show health")
+	if err != nil {
+		return nil
+	}
+	var lines []string
+	for line := range strings.Lines(out) {
+		for _, word := range words {
+			if strings.Contains(line, word) {
+				lines = append(lines, strings.TrimSpace(line))
+				break
+			}
+		}
+	}
+	return lines
+}
+
+// poll calls done until it says yes or ctx ends, without a pause of its own: each
+// call is a round trip to another process.
+func poll(ctx context.Context, done func() bool) error {
+	for !done() {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,120 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package run
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// Layout says where everything of a run is. It is a file of the run's directory,
+// so that "waggle status" finds the processes.
+type Layout struct {
+	Dir      string
+	Clusters []Place
+}
+
+// Place is where one cluster's parts are.
+type Place struct {
+	Cluster Cluster
+	// Etcd is the address of the cluster's etcd.
+	Etcd string
+	// Shells are the sockets of the processes' shells, by part.
+	Shells map[string]string
+	// Logs are their logs.
+	Logs map[string]string
+}
+
+// Parts are the processes of each cluster, in the order in which they start.
+var Parts = []string{partEtcd, partExporter, partKVStoreMesh, partAgent}
+
+const (
+	partEtcd        = "etcd"
+	partExporter    = "clustermesh"
+	partKVStoreMesh = "kvstoremesh"
+	partAgent       = "agent"
+
+	layoutFile = "mesh.json"
+)
+
+// DefaultDir is where a run is unless a flag says otherwise.
+func DefaultDir() string { return filepath.Join(os.TempDir(), "waggle-run") }
+
+// ReadLayout reads the layout of the run in dir.
+func ReadLayout(dir string) (Layout, error) {
+	var layout Layout
+	data, err := os.ReadFile(filepath.Join(dir, layoutFile))
+	if err != nil {
+		return layout, fmt.Errorf("no mesh runs in %q: %w", dir, err)
+	}
+	if err := json.Unmarshal(data, &layout); err != nil {
+		return layout, fmt.Errorf("reading %q: %w", filepath.Join(dir, layoutFile), err)
+	}
+	return layout, nil
+}
+
+// prepare makes the files of a run: the layout, and for each cluster the etcd
+// configurations of the remote clusters, as they would be mounted from a Secret.
+// KVStoreMesh connects to the remote etcds, the agent finds all in the local one.
+func prepare(dir string, clusters []Cluster) (Layout, error) {
+	layout := Layout{Dir: dir}
+	for _, cluster := range clusters {
+		port, err := freePort()
+		if err != nil {
+			return layout, err
+		}
+		place := Place{Cluster: cluster, Etcd: fmt.Sprintf("http://127.0.0.1:%d", port),
+			Shells: map[string]string{}, Logs: map[string]string{}}
+		for _, part := range Parts {
+			place.Shells[part] = filepath.Join(dir, cluster.Name, part+".sock")
+			place.Logs[part] = filepath.Join(dir, cluster.Name, part+".log")
+		}
+		layout.Clusters = append(layout.Clusters, place)
+	}
+	for _, place := range layout.Clusters {
+		for _, part := range []string{partKVStoreMesh, partAgent} {
+			if err := os.MkdirAll(layout.meshConfig(place, part), 0o700); err != nil {
+				return layout, fmt.Errorf("preparing the run: %w", err)
+			}
+		}
+		for _, remote := range layout.remotes(place) {
+			for part, etcd := range map[string]string{partKVStoreMesh: remote.Etcd, partAgent: place.Etcd} {
+				path := filepath.Join(layout.meshConfig(place, part), remote.Cluster.Name)
+				if err := os.WriteFile(path, fmt.Appendf(nil, "endpoints:\n- %s\n", etcd), 0o600); err != nil {
+					return layout, fmt.Errorf("preparing the run: %w", err)
+				}
+			}
+		}
+	}
+	data, err := json.MarshalIndent(layout, "", "  ")
+	if err != nil {
+		return layout, err
+	}
+	return layout, os.WriteFile(filepath.Join(dir, layoutFile), data, 0o600)
+}
+
+// meshConfig is the --clustermesh-config of a part.
+func (l Layout) meshConfig(p Place, part string) string {
+	return filepath.Join(l.Dir, p.Cluster.Name, part+"-clusters")
+}
+
+// remotes are the other clusters.
+func (l Layout) remotes(of Place) []Place {
+	return slices.DeleteFunc(slices.Clone(l.Clusters), func(p Place) bool { return p.Cluster.Name == of.Cluster.Name })
+}
+
+// freePort finds a port of loopback that is free now. It stays the etcd's over
+// restarts, so that it must be known to those who connect.
+func freePort() (int, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, fmt.Errorf("finding a free port: %w", err)
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port, nil
+}

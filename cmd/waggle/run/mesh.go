@@ -1,0 +1,101 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package run
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// mesh is the processes of all clusters.
+type mesh struct {
+	layout    Layout
+	processes []*process
+}
+
+// newMesh prepares the processes. backend is the agents' --ipcache-backend.
+func newMesh(layout Layout, backend string, ended func(string, int, error), started func(string, int)) *mesh {
+	m := &mesh{layout: layout}
+	for _, part := range Parts { // all etcds first
+		for _, place := range layout.Clusters {
+			m.processes = append(m.processes, &process{
+				name: place.Cluster.Name + "/" + part,
+				args: layout.arguments(place, part, backend),
+				log:  place.Logs[part], ended: ended, started: started,
+			})
+		}
+	}
+	return m
+}
+
+// arguments is the command line of a part.
+func (l Layout) arguments(p Place, part, backend string) []string {
+	args := []string{part, "--shell-sock-path=" + p.Shells[part], "--health-port=0"}
+	if part == partEtcd {
+		return append(args,
+			"--listen-client-urls="+p.Etcd,
+			"--data-dir="+filepath.Join(l.Dir, p.Cluster.Name, "etcd"))
+	}
+	args = append(args,
+		"--cluster-name="+p.Cluster.Name,
+		"--cluster-id="+strconv.Itoa(int(p.Cluster.ID)),
+		"--max-connected-clusters="+strconv.Itoa(int(p.Cluster.MaxConnectedClusters)))
+	switch part {
+	case partExporter:
+		return append(args,
+			"--k8s-manifests="+p.Cluster.Manifests,
+			"--enable-cilium-endpoint-slice="+strconv.FormatBool(p.Cluster.EndpointSlices),
+			"--clustermesh-enable-mcs-api="+strconv.FormatBool(p.Cluster.MCSAPI),
+			"--kvstore-opt=etcd.address="+p.Etcd)
+	case partKVStoreMesh:
+		return append(args,
+			"--clustermesh-config="+l.meshConfig(p, part),
+			"--kvstore-opt=etcd.address="+p.Etcd)
+	default:
+		return append(args,
+			"--clustermesh-config="+l.meshConfig(p, part),
+			"--ipcache-backend="+backend,
+			"--bpf-map-dir="+filepath.Join("waggle-run", p.Cluster.Name),
+			"--bpf-ipcache-map-max=65536") // a trial's map; the default takes more kernel memory
+	}
+}
+
+// run runs all processes until ctx ends, or one can't be started.
+func (m *mesh) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, p := range m.processes {
+		group.Go(func() error {
+			// A process dies with the thread that started it (Pdeathsig), so that
+			// this one must not end before.
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			return p.run(ctx)
+		})
+	}
+	return group.Wait()
+}
+
+// pid is that of a part.
+func (m *mesh) pid(cluster, part string) int {
+	for _, p := range m.processes {
+		if p.name == cluster+"/"+part {
+			return p.PID()
+		}
+	}
+	return 0
+}
+
+// removePins removes what the agents pinned of their maps.
+func (m *mesh) removePins() error {
+	if err := os.RemoveAll(filepath.Join("/sys/fs/bpf", "waggle-run")); err != nil {
+		return fmt.Errorf("removing the pinned maps: %w", err)
+	}
+	return nil
+}

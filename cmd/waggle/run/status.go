@@ -1,0 +1,186 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// resources are the columns of the table.
+var resources = []wire.Resource{wire.Nodes, wire.Identities, wire.Endpoints, wire.Services}
+
+// Row is what one cluster knows of another.
+type Row struct {
+	Cluster, Remote string
+	// Connected and Synced hold for both steps, KVStoreMesh's and the agent's.
+	Connected, Synced bool
+	// Entries are what the agent has, by resource.
+	Entries map[wire.Resource]int
+	// Lag is the number of keys by which the agent's state differs from what the
+	// remote cluster's etcd holds; -1 if that isn't known.
+	Lag     int
+	Problem string
+}
+
+// Status asks all processes of a run.
+type Status struct {
+	layout  Layout
+	clients map[string]*etcd.Client
+}
+
+// NewStatus prepares to ask; Close ends it.
+func NewStatus(layout Layout) (*Status, error) {
+	s := &Status{layout: layout, clients: make(map[string]*etcd.Client)}
+	for _, place := range layout.Clusters {
+		client, err := etcd.NewClient(slog.New(slog.DiscardHandler), etcd.ClientConfig{Endpoints: []string{place.Etcd}})
+		if err != nil {
+			return nil, err
+		}
+		s.clients[place.Cluster.Name] = client
+	}
+	return s, nil
+}
+
+// Close lets go of the etcds.
+func (s *Status) Close() error {
+	var errs []error
+	for _, client := range s.clients {
+		errs = append(errs, client.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// exported counts what each cluster's etcd holds of its own state.
+func (s *Status) exported(ctx context.Context) map[string]map[wire.Resource]int {
+	out := make(map[string]map[wire.Resource]int)
+	for name, client := range s.clients {
+		counts := make(map[wire.Resource]int)
+		for _, resource := range resources {
+			ctx, cancel := context.WithTimeout(ctx, time.Second)
+			resp, err := client.Etcd().Get(ctx, wire.StatePrefix(resource, name), clientv3.WithPrefix(), clientv3.WithCountOnly())
+			cancel()
+			if err != nil {
+				counts = nil
+				break
+			}
+			counts[resource] = int(resp.Count)
+		}
+		out[name] = counts
+	}
+	return out
+}
+
+// Rows asks all processes and gives a row for each pair of clusters.
+func (s *Status) Rows(ctx context.Context) []Row {
+	exported := s.exported(ctx)
+	var rows []Row
+	for _, place := range s.layout.Clusters {
+		replicated, meshErr := remoteClusters(place.Shells[partKVStoreMesh])
+		known, agentErr := remoteClusters(place.Shells[partAgent])
+		for _, remote := range s.layout.remotes(place) {
+			name := remote.Cluster.Name
+			row := newRow(place.Cluster.Name, name, replicated[name], known[name], exported[name])
+			switch {
+			case meshErr != nil:
+				row.Problem = "kvstoremesh: " + shorten(meshErr)
+			case agentErr != nil:
+				row.Problem = "agent: " + shorten(agentErr)
+			}
+			rows = append(rows, row)
+		}
+	}
+	return rows
+}
+
+func newRow(cluster, remote string, mesh, agent state.RemoteCluster, exported map[wire.Resource]int) Row {
+	row := Row{
+		Cluster: cluster, Remote: remote,
+		Connected: mesh.Connected && agent.Connected,
+		Synced:    mesh.Ready && agent.Ready,
+		Entries:   make(map[wire.Resource]int),
+		Problem:   agent.LastError,
+	}
+	if mesh.LastError != "" {
+		row.Problem = mesh.LastError
+	}
+	for _, resource := range resources {
+		have := agent.Resources[resource].Entries
+		row.Entries[resource] = have
+		row.Lag += max(have-exported[resource], exported[resource]-have)
+	}
+	if exported == nil {
+		row.Lag = -1
+	}
+	return row
+}
+
+// Settled says whether everything is synced, with nothing behind.
+func Settled(rows []Row) bool {
+	for _, row := range rows {
+		if !row.Connected || !row.Synced || row.Lag != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Print writes the table.
+func Print(w io.Writer, rows []Row) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "CLUSTER\tREMOTE\tCONNECTED\tSYNCED\tNODES\tIDENTITIES\tENDPOINTS\tSERVICES\tLAG\t")
+	for _, row := range rows {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s", row.Cluster, row.Remote, yes(row.Connected), yes(row.Synced))
+		for _, resource := range resources {
+			fmt.Fprintf(table, "\t%d", row.Entries[resource])
+		}
+		lag := "unknown"
+		if row.Lag >= 0 {
+			lag = strconv.Itoa(row.Lag)
+		}
+		fmt.Fprintf(table, "\t%s\t%s\n", lag, row.Problem)
+	}
+	return table.Flush()
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func shorten(err error) string {
+	if errors.Is(err, errAway) {
+		return errAway.Error()
+	}
+	return err.Error()
+}
+
+// PrintProcess writes what one process says of its remote clusters, for
+// processes that aren't part of a run.
+func PrintProcess(w io.Writer, socket string) error {
+	known, err := remoteClusters(socket)
+	if err != nil {
+		return err
+	}
+	var rows []Row
+	for _, remote := range sortedKeys(known) {
+		row := newRow("-", remote, state.RemoteCluster{Connected: true, Ready: true}, known[remote], nil)
+		rows = append(rows, row)
+	}
+	return Print(w, rows)
+}
