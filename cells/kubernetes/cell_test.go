@@ -96,7 +96,9 @@ func TestWithoutSource(t *testing.T) {
 		cell.Invoke(func(fake *fakeclient.FakeClientset) { fake.Disable() }),
 		kubernetes.Cell,
 	)
-	require.ErrorIs(t, h.Start(hivetest.Logger(t), context.Background()), kubernetes.ErrNoSource)
+	log := hivetest.Logger(t)
+	require.ErrorIs(t, h.Start(log, context.Background()), kubernetes.ErrNoSource)
+	require.NoError(t, h.Stop(log, context.Background()))
 }
 
 func TestManifestsDirectoryMissing(t *testing.T) {
@@ -129,7 +131,7 @@ func TestManifestsAndAPIServer(t *testing.T) {
 	writeFile(t, kubeconfig, "apiVersion: v1\nkind: Config\ncurrent-context: c\n"+
 		"clusters: [{name: c, cluster: {server: \"https://127.0.0.1:1\"}}]\ncontexts: [{name: c, context: {cluster: c}}]\n")
 	h.Viper().Set("k8s-kubeconfig-path", kubeconfig)
-	require.ErrorIs(t, h.Start(hivetest.Logger(t), context.Background()), kubernetes.ErrTwoSources)
+	require.ErrorContains(t, h.Start(hivetest.Logger(t), context.Background()), kubernetes.ErrTwoSources.Error())
 }
 
 // TestManifestsInAPod: in a pod upstream's clientset finds the API server by

@@ -42,7 +42,7 @@ var errNoLabels = errors.New("no security labels")
 // pure but for it.
 type report func(Problem, error)
 
-// logBurst and logInterval bound the lines about bad objects of one kind: the
+// logBurst and logRate bound the lines about bad objects of one kind: the
 // first ten at once, then one a second. What is left out is counted in the
 // next line, and always in the metric.
 const (
