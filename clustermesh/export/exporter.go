@@ -97,6 +97,10 @@ func (e *Exporter) run(ctx context.Context, health cell.Health) error {
 		return err
 	}
 	for {
+		// While the Writer has much to write, changes gather in the tables.
+		if err := e.admit(ctx); err != nil {
+			return nil
+		}
 		watch := statedb.NewWatchSet()
 		if err := e.round(ctx, changes, watch); err != nil {
 			if ctx.Err() != nil {

@@ -49,9 +49,10 @@ func (r *refills) ask(resource wire.Resource, keys []string) {
 func (r *refills) take() (map[wire.Resource]refill, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	taken := r.pending
-	if len(taken) > 0 {
-		r.pending, r.asked = map[wire.Resource]refill{}, make(chan struct{})
+	if len(r.pending) == 0 {
+		return nil, r.asked
 	}
+	taken := r.pending
+	r.pending, r.asked = map[wire.Resource]refill{}, make(chan struct{})
 	return taken, r.asked
 }

@@ -16,6 +16,8 @@ import (
 
 	"github.com/cilium/cilium/pkg/hive"
 	fakeclient "github.com/cilium/cilium/pkg/k8s/client/testutils"
+	slim_corev1 "github.com/cilium/cilium/pkg/k8s/slim/k8s/api/core/v1"
+	slim_metav1 "github.com/cilium/cilium/pkg/k8s/slim/k8s/apis/meta/v1"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/hivetest"
 	"github.com/cilium/hive/script"
@@ -23,6 +25,7 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/cells/kubernetes"
@@ -77,12 +80,14 @@ func newHive(cells ...cell.Cell) *hive.Hive {
 
 // setup makes the engine of a script: a hive, with the script's flags, and an
 // etcd of its own.
-func setup(t testing.TB, args []string) *script.Engine {
+func setup(t testing.TB, args []string) *script.Engine { return setupWith(t, args) }
+
+func setupWith(t testing.TB, args []string, cells ...cell.Cell) *script.Engine {
 	log := quiet(t)
 	server := startEtcd(t)
 	client := newClient(t, server)
 
-	h := newHive()
+	h := newHive(cells...)
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	h.RegisterFlags(flags)
 	args = append(args, "--kvstore-opt="+etcd.OptAddress+"="+server.URL())
@@ -96,18 +101,36 @@ func setup(t testing.TB, args []string) *script.Engine {
 	return &script.Engine{Cmds: cmds, RetryInterval: 10 * time.Millisecond, MaxRetryInterval: 200 * time.Millisecond}
 }
 
-func runScripts(t *testing.T, pattern string) {
+func runScripts(t *testing.T, setup func(testing.TB, []string) *script.Engine, pattern string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	scripttest.Test(t, ctx, setup, nil, pattern)
 }
 
 // TestScript runs the scripts of testdata: objects in, keys out.
-func TestScript(t *testing.T) { runScripts(t, "testdata/*.txtar") }
+func TestScript(t *testing.T) { runScripts(t, setup, "testdata/*.txtar") }
 
 // TestUpstreamScripts runs the scripts that upstream tests its exporter with,
 // as they lie in its module: the same objects, flags and expected bytes.
 func TestUpstreamScripts(t *testing.T) {
+	runScripts(t, setup, filepath.Join(upstreamDir(t), "clustermesh-apiserver", "clustermesh", "testdata", "*.txtar"))
+}
+
+// TestUpstreamServiceScript runs the one of its service export. It knows no
+// namespaces, and ours exports no service of one that doesn't exist.
+func TestUpstreamServiceScript(t *testing.T) {
+	withNamespace := func(t testing.TB, args []string) *script.Engine {
+		return setupWith(t, args, cell.Invoke(func(k8s *fakeclient.FakeClientset) error {
+			_, err := k8s.Slim().CoreV1().Namespaces().Create(context.Background(),
+				&slim_corev1.Namespace{ObjectMeta: slim_metav1.ObjectMeta{Name: "test"}}, metav1.CreateOptions{})
+			return err
+		}))
+	}
+	runScripts(t, withNamespace, filepath.Join(upstreamDir(t), "operator", "watchers", "testdata", "servicesync.txtar"))
+}
+
+// upstreamDir is where upstream's module lies.
+func upstreamDir(t testing.TB) string {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/cilium/cilium").Output()
 	if err != nil {
 		t.Skipf("finding upstream's module: %v", err)
@@ -116,5 +139,5 @@ func TestUpstreamScripts(t *testing.T) {
 	if dir == "" {
 		t.Skip("upstream's module isn't in the module cache (a vendored build)")
 	}
-	runScripts(t, filepath.Join(dir, "clustermesh-apiserver", "clustermesh", "testdata", "*.txtar"))
+	return dir
 }
