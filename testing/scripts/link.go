@@ -1,0 +1,166 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package scripts
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"time"
+)
+
+// faultInterval is the time to which a probability of faults refers: at 10 % a
+// connection lives for a second on average.
+const faultInterval = 100 * time.Millisecond
+
+// link is the way of one client to one etcd: an address on loopback that passes
+// connections on. The address stays while the etcd behind it is stopped, comes
+// back empty, or is exchanged for another, as that of a load balancer does.
+// Its methods are safe for concurrent use.
+type link struct {
+	listener net.Listener
+	// faults is the probability that a connection is cut within faultInterval.
+	faults float64
+
+	mu     sync.Mutex
+	target func() string // the address to pass on to, empty where nobody listens
+	broken bool
+	closed bool
+	conns  map[net.Conn]struct{}
+	serves sync.WaitGroup
+}
+
+// newLink opens an address that leads to target.
+func newLink(target func() string, faults float64) (*link, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("opening a link: %w", err)
+	}
+	l := &link{listener: listener, faults: faults, target: target, conns: map[net.Conn]struct{}{}}
+	l.serves.Go(l.serve)
+	return l, nil
+}
+
+// url is the address, as an etcd's client wants it.
+func (l *link) url() string { return "http://" + l.listener.Addr().String() }
+
+func (l *link) serve() {
+	for {
+		conn, err := l.listener.Accept()
+		if err != nil {
+			return // closed
+		}
+		l.serves.Go(func() { l.pass(conn) })
+	}
+}
+
+// pass carries one connection until either side, a fault or a cut ends it.
+func (l *link) pass(client net.Conn) {
+	defer client.Close()
+	if !l.hold(client) {
+		return
+	}
+	defer l.drop(client)
+	l.mu.Lock()
+	target := l.target
+	l.mu.Unlock()
+	server, err := net.Dial("tcp", target())
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	if !l.hold(server) {
+		return
+	}
+	defer l.drop(server)
+	if l.faults > 0 {
+		fault := time.AfterFunc(l.lifetime(), func() { abort(client) })
+		defer fault.Stop()
+	}
+	var ways sync.WaitGroup
+	for _, way := range [][2]net.Conn{{client, server}, {server, client}} {
+		ways.Go(func() {
+			// Whatever ends one way ends the other.
+			_, _ = io.Copy(way[0], way[1])
+			client.Close()
+			server.Close()
+		})
+	}
+	ways.Wait()
+}
+
+// lifetime draws how long a connection lives: the probability to be cut is the
+// same in each interval, however old it is.
+func (l *link) lifetime() time.Duration {
+	return time.Duration(rand.ExpFloat64() * float64(faultInterval) / l.faults)
+}
+
+// hold notes a connection down, to be cut; false where there is to be none.
+func (l *link) hold(conn net.Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.broken || l.closed {
+		abort(conn)
+		return false
+	}
+	l.conns[conn] = struct{}{}
+	return true
+}
+
+func (l *link) drop(conn net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.conns, conn)
+}
+
+// cut ends all connections and refuses new ones until heal.
+func (l *link) cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.broken = true
+	l.abortAll()
+}
+
+// heal undoes cut.
+func (l *link) heal() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.broken = false
+}
+
+// lead has the address lead to another etcd, from the next connection on, and
+// ends those that there are.
+func (l *link) lead(target func() string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.target = target
+	l.abortAll()
+}
+
+// close ends everything and waits for it.
+func (l *link) close() error {
+	l.mu.Lock()
+	l.closed = true
+	l.abortAll()
+	l.mu.Unlock()
+	err := l.listener.Close()
+	l.serves.Wait()
+	return err
+}
+
+func (l *link) abortAll() {
+	for conn := range l.conns {
+		abort(conn)
+	}
+}
+
+// abort resets a connection, as one that a network lost: no farewell is sent.
+func abort(conn net.Conn) {
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // fails where it is closed already
+	}
+	_ = conn.Close()
+}

@@ -1,0 +1,186 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package scripts
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	fakeclient "github.com/cilium/cilium/pkg/k8s/client/testutils"
+	"github.com/cilium/hive/script"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+)
+
+// Options say how a script is run.
+type Options struct {
+	// Log takes what the parts log.
+	Log *slog.Logger
+	// Faults is the probability (0 to 1) that a connection between a part and
+	// an etcd is cut within 100 ms. 0 is none.
+	Faults float64
+}
+
+// bpfRoot is where the BPF file system is, for agents that a script has write
+// into the kernel's map.
+const bpfRoot = "/sys/fs/bpf"
+
+// Mesh is all that one script has started. It is used by one goroutine at a
+// time, that of the script.
+type Mesh struct {
+	options Options
+	// cmds are the engine's commands: a part that starts adds its own.
+	cmds     map[string]script.Cmd
+	servers  map[string]*server
+	links    map[string]*link
+	clusters map[string]*cluster
+	parts    map[string]*part
+	// order has the names of the parts in the order of their start.
+	order []string
+	// bpfDir is the directory of maps of this mesh's agents.
+	bpfDir string
+}
+
+// New makes a Mesh in which nothing runs.
+func New(options Options) *Mesh {
+	m := &Mesh{
+		options:  options,
+		cmds:     script.DefaultCmds(),
+		servers:  map[string]*server{},
+		links:    map[string]*link{},
+		clusters: map[string]*cluster{},
+		parts:    map[string]*part{},
+		bpfDir:   "waggle-script-" + rand.Text()[:8],
+	}
+	// Scripts wait for conditions: "* command" tries again until it is so.
+	delete(m.cmds, "sleep")
+	m.addCommands()
+	return m
+}
+
+// Close stops everything, what was started last first.
+func (m *Mesh) Close() error {
+	var errs []error
+	for _, name := range slices.Backward(m.order) {
+		errs = append(errs, m.parts[name].stop())
+	}
+	for _, l := range m.links {
+		errs = append(errs, l.close())
+	}
+	for _, s := range m.servers {
+		errs = append(errs, s.stop())
+	}
+	errs = append(errs, m.removeMaps())
+	return errors.Join(errs...)
+}
+
+// removeMaps removes the BPF maps that agents have pinned.
+func (m *Mesh) removeMaps() error {
+	dirs, err := filepath.Glob(filepath.Join(bpfRoot, m.bpfDir+"*"))
+	for _, dir := range dirs {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	return err
+}
+
+// server finds an etcd by name, which must have been started once.
+func (m *Mesh) server(name string) (*server, error) {
+	if s, ok := m.servers[name]; ok {
+		return s, nil
+	}
+	return nil, fmt.Errorf("there is no etcd %q: etcd/start makes one", name)
+}
+
+// addServer makes an etcd, or finds the one of that name.
+func (m *Mesh) addServer(s *script.State, name string) *server {
+	if _, ok := m.servers[name]; !ok {
+		m.servers[name] = newServer(name, filepath.Join(workDir(s), "etcd", name))
+	}
+	return m.servers[name]
+}
+
+// addStoreCommands adds the commands of an etcd, which use the client that it has
+// since its start.
+func (m *Mesh) addStoreCommands(srv *server) {
+	m.add(srv.name, etcd.ScriptCommands(srv.client))
+	m.add(srv.name, map[string]script.Cmd{"kvstore/history": historyCommand(srv)})
+}
+
+// add adds the commands of something that has a name.
+func (m *Mesh) add(name string, cmds map[string]script.Cmd) {
+	for command, cmd := range cmds {
+		m.cmds[name+"/"+command] = cmd
+	}
+}
+
+// cluster finds a cluster by name, or makes it.
+func (m *Mesh) cluster(s *script.State, name string) *cluster {
+	c, ok := m.clusters[name]
+	if !ok {
+		c = &cluster{name: name, dir: filepath.Join(workDir(s), "mesh", name)}
+		c.kube, _ = fakeclient.NewFakeClientset(m.options.Log)
+		m.clusters[name] = c
+		m.add(name, fakeclient.FakeClientCommands(c.kube))
+	}
+	return c
+}
+
+// link finds a link by name, or opens one that leads to srv.
+func (m *Mesh) link(name string, srv *server) (*link, error) {
+	if l, ok := m.links[name]; ok {
+		return l, nil
+	}
+	l, err := newLink(srv.address, m.options.Faults)
+	if err != nil {
+		return nil, err
+	}
+	m.links[name] = l
+	return l, nil
+}
+
+// linkNamed finds a link that there must be.
+func (m *Mesh) linkNamed(name string) (*link, error) {
+	if l, ok := m.links[name]; ok {
+		return l, nil
+	}
+	return nil, fmt.Errorf("there is no link %q, but: %s", name, strings.Join(slices.Sorted(maps.Keys(m.links)), ", "))
+}
+
+// part finds a part that there must be.
+func (m *Mesh) part(name string) (*part, error) {
+	if p, ok := m.parts[name]; ok {
+		return p, nil
+	}
+	return nil, fmt.Errorf("there is no %s, but: %s", name, strings.Join(m.order, ", "))
+}
+
+// run starts a part and adds its commands.
+func (m *Mesh) run(ctx context.Context, p *part) error {
+	cmds, err := p.start(ctx)
+	if err != nil {
+		return err
+	}
+	if _, ok := m.parts[p.name]; !ok {
+		m.order = append(m.order, p.name)
+	}
+	m.parts[p.name] = p
+	maps.Copy(m.cmds, cmds)
+	return nil
+}
+
+// workDir is the script's own directory, where its files are.
+func workDir(s *script.State) string {
+	if dir, ok := s.LookupEnv("WORK"); ok {
+		return dir
+	}
+	return s.Getwd()
+}
