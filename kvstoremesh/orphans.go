@@ -36,23 +36,25 @@ func registerOrphans(m *KVStoreMesh, mesh *remote.Mesh, jobs job.Group) {
 		case <-ctx.Done():
 			return nil
 		}
-		return m.drainOrphans(ctx, mesh)
+		return m.drainOrphans(ctx, mesh.Clusters)
 	}, job.WithRetry(-1, &job.ExponentialBackoff{Min: time.Second, Max: time.Minute})))
 }
 
-func (m *KVStoreMesh) drainOrphans(ctx context.Context, mesh *remote.Mesh) error {
+// drainOrphans removes the data of every cluster that configured doesn't name.
+func (m *KVStoreMesh) drainOrphans(ctx context.Context, configured func() []string) error {
 	names, err := m.cachedClusters(ctx)
 	if err != nil {
 		return err
 	}
+	known := configured()
 	var drains sync.WaitGroup
 	defer drains.Wait()
 	for _, name := range names {
-		if slices.Contains(mesh.Clusters(), name) {
+		if slices.Contains(known, name) {
 			continue
 		}
 		m.log.Info("Found cached data of a cluster that is no longer configured", "cluster", name)
-		drains.Go(func() { m.drainOrphan(ctx, mesh, name) })
+		drains.Go(func() { m.drainOrphan(ctx, configured, name) })
 	}
 	return nil
 }
@@ -76,7 +78,7 @@ func (m *KVStoreMesh) cachedClusters(ctx context.Context) ([]string, error) {
 }
 
 // drainOrphan removes a cluster's data unless it is configured by then.
-func (m *KVStoreMesh) drainOrphan(ctx context.Context, mesh *remote.Mesh, name string) {
+func (m *KVStoreMesh) drainOrphan(ctx context.Context, configured func() []string, name string) {
 	if err := m.configs.LoadKey(ctx, name); err != nil {
 		m.log.Error("Removing cached data of an unconfigured cluster failed", "cluster", name, "error", err)
 		return
@@ -86,7 +88,7 @@ func (m *KVStoreMesh) drainOrphan(ctx context.Context, mesh *remote.Mesh, name s
 	}
 	m.owners.lock(name)
 	defer m.owners.unlock(name)
-	if slices.Contains(mesh.Clusters(), name) {
+	if slices.Contains(configured(), name) {
 		return // it came back, and its Handler takes over what is there
 	}
 	for _, resource := range slices.Backward(wire.Resources) {

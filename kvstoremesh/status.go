@@ -46,8 +46,9 @@ func (s *status) refuse(log *slog.Logger, err error) {
 		s.suppressed++
 		return
 	}
-	log.Warn("Refused a key of a remote cluster", "resource", refusal.Resource, "key", refusal.Key,
-		"reason", refusal.Reason, "error", refusal.Err, "suppressed", s.suppressed)
+	// The refusal names the key, shortened: a hostile one may be long.
+	log.Warn("Refused a key of a remote cluster", "resource", refusal.Resource,
+		"reason", refusal.Reason, "error", refusal, "suppressed", s.suppressed)
 	s.suppressed = 0
 }
 
