@@ -46,11 +46,11 @@ type Config struct {
 var DefaultConfig = Config{KVStoreLeaseTTL: 15 * time.Minute}
 
 // Flags registers the flags.
-func (def Config) Flags(flags *pflag.FlagSet) {
-	flags.StringToString("kvstore-opt", def.KVStoreOpt,
+func (c Config) Flags(flags *pflag.FlagSet) {
+	flags.StringToString("kvstore-opt", c.KVStoreOpt,
 		"Key-value store options, e.g. etcd.config=/var/lib/etcd-config/etcd.config or etcd.address=http://127.0.0.1:2379; "+
 			"etcd.qps bounds commits per second, each of up to etcd.maxTxnOps operations")
-	flags.Duration("kvstore-lease-ttl", def.KVStoreLeaseTTL, "Time-to-live for the KVstore lease.")
+	flags.Duration("kvstore-lease-ttl", c.KVStoreLeaseTTL, "Time-to-live for the KVstore lease.")
 }
 
 // Client gives the configuration of the local cluster's client, or an error
@@ -90,8 +90,8 @@ type Options struct {
 	KeepaliveHeartbeat, KeepaliveTimeout time.Duration
 }
 
-// DefaultOptions: 200 commits of up to 1,024 operations carry well over 5,000
-// changes per second. Keep-alives are upstream's.
+// DefaultOptions carry well over 5,000 changes per second: 200 commits of up to
+// 1,024 operations. Keep-alives are upstream's.
 var DefaultOptions = Options{
 	QPS:                200,
 	MaxInflight:        4,

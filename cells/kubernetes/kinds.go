@@ -37,8 +37,6 @@ type kind struct {
 	store cache.ReflectorStore
 }
 
-func (k *kind) name() string { return k.Kind }
-
 // The kinds, without what they depend on: selector and store.
 var (
 	ciliumNodeKind = kind{

@@ -19,19 +19,19 @@ import (
 type Problem string
 
 const (
-	// ProblemName: the object's name isn't what its kind demands.
+	// ProblemName means: the object's name isn't what its kind demands.
 	ProblemName Problem = "name"
-	// ProblemLabels: an identity has no security labels.
+	// ProblemLabels means: an identity has no security labels.
 	ProblemLabels Problem = "labels"
-	// ProblemAddress: an address or a CIDR can't be parsed.
+	// ProblemAddress means: an address or a CIDR can't be parsed.
 	ProblemAddress Problem = "address"
-	// ProblemNetworking: an endpoint of a slice says nothing about its network.
+	// ProblemNetworking means: an endpoint of a slice says nothing about its network.
 	ProblemNetworking Problem = "networking"
-	// ProblemTimestamp: a service export has no creation timestamp.
+	// ProblemTimestamp means: a service export has no creation timestamp.
 	ProblemTimestamp Problem = "timestamp"
-	// ProblemType: the source delivered something else than the kind's type.
+	// ProblemType means: the source delivered something else than the kind's type.
 	ProblemType Problem = "type"
-	// ProblemManifest: a document of a manifest can't be read.
+	// ProblemManifest means: a document of a manifest can't be read.
 	ProblemManifest Problem = "manifest"
 )
 

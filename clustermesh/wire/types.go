@@ -156,21 +156,21 @@ type ClusterConfig struct {
 type Reason string
 
 const (
-	// ReasonMalformed: the value can't be decoded.
+	// ReasonMalformed means: the value can't be decoded.
 	ReasonMalformed Reason = "malformed"
-	// ReasonKeyMismatch: key and value name different objects.
+	// ReasonKeyMismatch means: key and value name different objects.
 	ReasonKeyMismatch Reason = "key-mismatch"
-	// ReasonIdentityRange: the identity is outside the cluster's range.
+	// ReasonIdentityRange means: the identity is outside the cluster's range.
 	ReasonIdentityRange Reason = "identity-range"
-	// ReasonForeignLabel: the identity's policy-cluster label names another cluster, or none.
+	// ReasonForeignLabel means: the identity's policy-cluster label names another cluster, or none.
 	ReasonForeignLabel Reason = "foreign-cluster-label"
-	// ReasonForeignCluster: a node, service or export names another cluster (name or ID).
+	// ReasonForeignCluster means: a node, service or export names another cluster (name or ID).
 	ReasonForeignCluster Reason = "foreign-cluster"
-	// ReasonTooLarge: the value is larger than the limit.
+	// ReasonTooLarge means: the value is larger than the limit.
 	ReasonTooLarge Reason = "too-large"
-	// ReasonTooMany: the cluster already has as many keys as it may.
+	// ReasonTooMany means: the cluster already has as many keys as it may.
 	ReasonTooMany Reason = "too-many-keys"
-	// ReasonBadKey: the key isn't one of the schema.
+	// ReasonBadKey means: the key isn't one of the schema.
 	ReasonBadKey Reason = "bad-key"
 )
 
