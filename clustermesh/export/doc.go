@@ -11,7 +11,8 @@
 //	encode.go         a row as key and value; pure
 //	decide.go         which rows leave the cluster; pure
 //	follower.go       one table → one Scope
-//	exporter.go       all of them: rounds, initial sync, refills
+//	exporter.go       all of them: rounds, initial sync, health
+//	refill.go         what etcd lost and is written again
 //	clusterconfig.go  cilium/cluster-config/<name>, kept as it should be
 //	heartbeat.go      cilium/.heartbeat
 //	config.go         flags

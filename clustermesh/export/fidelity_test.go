@@ -66,35 +66,39 @@ type side struct {
 	cmds map[string]script.Cmd
 	// content is everything in its kvstore.
 	content func(context.Context) (map[string]string, error)
+	// k8s is its Kubernetes, and start starts it; scripts have commands for both.
+	k8s   *fakeclient.FakeClientset
+	start func(context.Context) error
 }
 
-// newSide makes the commands of a hive with the given flags.
-func newSide(t testing.TB, h *hive.Hive, args []string, content func(context.Context) (map[string]string, error)) side {
+// newSide makes a hive of the cells that both sides have and of others, with the
+// given flags.
+func newSide(t testing.TB, args []string, content func(context.Context) (map[string]string, error), cells ...cell.Cell) side {
 	log := quiet(t)
+	s := side{content: content}
+	h := hive.New(append([]cell.Cell{
+		cell.Config(wire.DefaultClusterInfo),
+		cell.Config(wire.DefaultMCSAPIConfig),
+		fakeclient.FakeClientCell(),
+		cell.Invoke(addServiceExportCRD),
+		cell.Invoke(func(k8s *fakeclient.FakeClientset) { s.k8s = k8s }),
+	}, cells...)...)
+	s.start = func(ctx context.Context) error { return h.Start(log, ctx) }
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	h.RegisterFlags(flags)
 	require.NoError(t, flags.Parse(args))
 	t.Cleanup(func() { assert.NoError(t, h.Stop(log, context.Background())) })
-	cmds, err := h.ScriptCommands(log)
+	var err error
+	s.cmds, err = h.ScriptCommands(log)
 	require.NoError(t, err)
-	return side{cmds: cmds, content: content}
+	return s
 }
 
 func newOurs(t testing.TB, args []string) side {
 	server := startEtcd(t)
 	client := newClient(t, server)
-	h := hive.New(
-		cell.Config(wire.DefaultClusterInfo),
-		cell.Config(wire.DefaultMCSAPIConfig),
-		fakeclient.FakeClientCell(),
-		state.Cell,
-		kubernetes.Cell,
-		etcd.Cell,
-		export.Cell,
-		cell.Invoke(addServiceExportCRD),
-	)
 	args = append(slices.Clone(args), "--kvstore-opt="+etcd.OptAddress+"="+server.URL())
-	s := newSide(t, h, args, func(ctx context.Context) (map[string]string, error) {
+	content := func(ctx context.Context) (map[string]string, error) {
 		resp, err := client.Etcd().Get(ctx, "cilium/", clientv3.WithPrefix())
 		if err != nil {
 			return nil, err
@@ -104,7 +108,8 @@ func newOurs(t testing.TB, args []string) side {
 			content[string(kv.Key)] = string(kv.Value)
 		}
 		return content, nil
-	})
+	}
+	s := newSide(t, args, content, state.Cell, kubernetes.Cell, etcd.Cell, export.Cell)
 	maps.Insert(s.cmds, maps.All(etcd.ScriptCommands(client)))
 	return s
 }
@@ -113,10 +118,18 @@ func newUpstream(t testing.TB, args []string) side {
 	version.Force(k8stestutils.DefaultVersion)
 	log := quiet(t)
 	var client kvstore.Client
-	h := hive.New(
-		cell.Config(wire.DefaultClusterInfo),
-		cell.Config(wire.DefaultMCSAPIConfig),
-		fakeclient.FakeClientCell(),
+	content := func(ctx context.Context) (map[string]string, error) {
+		pairs, err := client.ListPrefix(ctx, "cilium/")
+		if err != nil {
+			return nil, err
+		}
+		content := map[string]string{}
+		for key, value := range pairs {
+			content[key] = string(value.Data)
+		}
+		return content, nil
+	}
+	return newSide(t, args, content,
 		cmk8s.ResourcesCell,
 		cell.Provide(
 			func(db *statedb.DB) kvstore.Client {
@@ -131,19 +144,7 @@ func newUpstream(t testing.TB, args []string) side {
 		clustercfgcell.WithSyncedCanaries(true),
 		clustercfgcell.Cell,
 		upstream.Synchronization,
-		cell.Invoke(addServiceExportCRD),
 	)
-	return newSide(t, h, args, func(ctx context.Context) (map[string]string, error) {
-		pairs, err := client.ListPrefix(ctx, "cilium/")
-		if err != nil {
-			return nil, err
-		}
-		content := map[string]string{}
-		for key, value := range pairs {
-			content[key] = string(value.Data)
-		}
-		return content, nil
-	})
 }
 
 // addServiceExportCRD has the fake clientset say that ServiceExports can be
