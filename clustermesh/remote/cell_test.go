@@ -5,9 +5,7 @@ package remote
 
 import (
 	"context"
-	"net"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/cilium/cilium/pkg/clustermesh/common"
@@ -54,25 +52,10 @@ func TestNoDirectory(t *testing.T) {
 	require.NoError(t, h.Stop(log, context.Background()))
 }
 
-// TestDialer: a hive's own dialer finds addresses that no resolver knows.
-func TestDialer(t *testing.T) {
-	s := startSource(t, etcd.ServerConfig{})
-	s.publish("red", 2, wire.Capabilities{})
-	f := newFixture(t, cell.Provide(func() Dialer {
-		return func(ctx context.Context, address string) (net.Conn, error) {
-			if address == "red.mesh.example:2379" {
-				address = strings.TrimPrefix(s.url(), "http://")
-			}
-			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
-		}
-	}))
-	f.add("red", config("http://red.mesh.example:2379")).expect(t, "run")
-}
-
 func TestMetrics(t *testing.T) {
 	var metrics common.Metrics
 	f := newFixture(t, Metrics("clustermesh"), cell.Invoke(func(m common.Metrics) { metrics = m }))
-	s := startSource(t, etcd.ServerConfig{})
+	s := f.startSource(etcd.ServerConfig{})
 	s.publish("red", 2, wire.Capabilities{})
 	red := f.add("red", config(s.url()))
 	red.expect(t, "run")
@@ -81,8 +64,7 @@ func TestMetrics(t *testing.T) {
 	require.Equal(t, 1.0, metrics.ReadinessStatus.WithLabelValues("red").Get())
 	require.Equal(t, 0.0, metrics.TotalFailures.WithLabelValues("red").Get())
 
-	s.close()
-	f.row("red", "the loss of the connection", func(r *state.RemoteCluster) bool { return !r.Connected })
+	f.lose(s, "red")
 	require.Equal(t, 0.0, metrics.ReadinessStatus.WithLabelValues("red").Get())
 	require.Equal(t, 1.0, metrics.TotalFailures.WithLabelValues("red").Get())
 	require.Positive(t, metrics.LastFailureTimestamp.WithLabelValues("red").Get())

@@ -20,7 +20,7 @@ import (
 // TestAddChangeRemove goes through the life of a cluster.
 func TestAddChangeRemove(t *testing.T) {
 	f := newFixture(t)
-	first, second := startSource(t, etcd.ServerConfig{}), startSource(t, etcd.ServerConfig{})
+	first, second := f.startSource(etcd.ServerConfig{}), f.startSource(etcd.ServerConfig{})
 	first.put(wire.ClusterConfigKey("red"),
 		`{"id":2,"capabilities":{"cached":true,"maxConnectedClusters":255},"region":"north","later":1}`)
 	second.publish("red", 2, wire.Capabilities{})
@@ -41,6 +41,7 @@ func TestAddChangeRemove(t *testing.T) {
 	require.False(t, row.Since.IsZero())
 	require.Zero(t, row.Failures)
 	require.Equal(t, []string{"red"}, f.mesh.Clusters())
+	require.NotZero(t, f.network.made(), "the hive's Dialer wasn't used")
 
 	write(t, config(second.url()), f.dir, "red")
 	red.expect(t, "ended")
@@ -67,7 +68,7 @@ func TestAddChangeRemove(t *testing.T) {
 // connection alone, and is told of, until there is a good one.
 func TestHalfWrittenConfig(t *testing.T) {
 	f := newFixture(t)
-	s := startSource(t, etcd.ServerConfig{})
+	s := f.startSource(etcd.ServerConfig{})
 	s.publish("red", 2, wire.Capabilities{})
 	red := f.add("red", config(s.url()))
 	red.expect(t, "run")
@@ -105,7 +106,7 @@ func TestHalfWrittenConfig(t *testing.T) {
 // connect anew while the file is broken.
 func TestReconnectWithBrokenFile(t *testing.T) {
 	f := newFixture(t)
-	s := startSource(t, etcd.ServerConfig{})
+	s := f.startSource(etcd.ServerConfig{})
 	s.publish("red", 2, wire.Capabilities{})
 	red := f.add("red", config(s.url()))
 	red.expect(t, "run")
@@ -118,7 +119,7 @@ func TestReconnectWithBrokenFile(t *testing.T) {
 
 func TestRunFails(t *testing.T) {
 	f := newFixture(t)
-	s := startSource(t, etcd.ServerConfig{})
+	s := f.startSource(etcd.ServerConfig{})
 	s.publish("red", 2, wire.Capabilities{})
 	red := f.add("red", config(s.url()))
 	red.expect(t, "run")
@@ -138,7 +139,7 @@ func TestRunFails(t *testing.T) {
 // TestRemoveAndAdd adds a cluster again while its removal isn't done.
 func TestRemoveAndAdd(t *testing.T) {
 	f := newFixture(t)
-	s := startSource(t, etcd.ServerConfig{})
+	s := f.startSource(etcd.ServerConfig{})
 	s.publish("red", 2, wire.Capabilities{})
 	f.holdNext = make(chan struct{})
 	hold := f.holdNext
@@ -167,7 +168,7 @@ func TestRemoveAndAdd(t *testing.T) {
 // TestRemoveAddRemove: what came back and went again stays away.
 func TestRemoveAddRemove(t *testing.T) {
 	f := newFixture(t)
-	s := startSource(t, etcd.ServerConfig{})
+	s := f.startSource(etcd.ServerConfig{})
 	s.publish("red", 2, wire.Capabilities{})
 	f.holdNext = make(chan struct{})
 	hold := f.holdNext
@@ -192,7 +193,7 @@ func TestRemoveAddRemove(t *testing.T) {
 // TestStopDuringRemove: the end of the process doesn't wait for a removal.
 func TestStopDuringRemove(t *testing.T) {
 	f := newFixture(t)
-	s := startSource(t, etcd.ServerConfig{})
+	s := f.startSource(etcd.ServerConfig{})
 	s.publish("red", 2, wire.Capabilities{})
 	f.holdNext = make(chan struct{})
 	red := f.add("red", config(s.url()))

@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -18,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -92,11 +94,56 @@ func (r *recorder) expect(t *testing.T, method string) Connection {
 	}
 }
 
+// network is the Dialer of a fixture, which can be cut.
+type network struct {
+	mu    sync.Mutex
+	isCut bool
+	conns []net.Conn
+}
+
+func (n *network) dial(ctx context.Context, address string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case err != nil:
+		return nil, err
+	case n.isCut:
+		return nil, errors.Join(errors.New("the network is cut"), conn.Close())
+	}
+	n.conns = append(n.conns, conn)
+	return conn, nil
+}
+
+// made is the number of connections since the last cut.
+func (n *network) made() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.conns)
+}
+
+func (n *network) cut() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.isCut = true
+	for _, conn := range n.conns {
+		_ = conn.Close() // may have been closed by its user
+	}
+	n.conns = nil
+}
+
+func (n *network) mend() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.isCut = false
+}
+
 // fixture is a hive with the cell, of the cluster "home", ID 1.
 type fixture struct {
 	t        *testing.T
 	dir      string
 	clock    *clocktesting.FakeClock
+	network  network
 	db       *statedb.DB
 	rows     statedb.Table[*state.RemoteCluster]
 	health   statedb.Table[healthtypes.Status]
@@ -123,6 +170,7 @@ func newFixture(t *testing.T, more ...cell.Cell) *fixture {
 			func() etcd.Config { return etcd.DefaultConfig },
 			func() clock.WithDelayedExecution { return f.clock },
 			func() Factory { return f.newHandler },
+			func() Dialer { return f.network.dial },
 		),
 		cell.Invoke(func(db *statedb.DB, rows statedb.Table[*state.RemoteCluster], health statedb.Table[healthtypes.Status], mesh *Mesh) {
 			f.db, f.rows, f.health, f.mesh = db, rows, health, mesh
@@ -133,13 +181,7 @@ func newFixture(t *testing.T, more ...cell.Cell) *fixture {
 	h.Viper().Set("clustermesh-cache-ttl", cacheTTL)
 	log := hivetest.Logger(t, hivetest.LogLevel(slog.LevelWarn))
 	require.NoError(t, h.Start(log, context.Background()))
-	stopped := false
-	f.stop = func() {
-		if !stopped {
-			stopped = true
-			require.NoError(t, h.Stop(log, context.Background()))
-		}
-	}
+	f.stop = sync.OnceFunc(func() { require.NoError(t, h.Stop(log, context.Background())) })
 	t.Cleanup(f.stop)
 	select {
 	case <-f.mesh.Listed():
@@ -147,6 +189,26 @@ func newFixture(t *testing.T, more ...cell.Cell) *fixture {
 		t.Fatal("the directory was not listed")
 	}
 	return f
+}
+
+// startSource starts an etcd that the fixture's clusters may connect to.
+func (f *fixture) startSource(cfg etcd.ServerConfig) *source {
+	f.t.Helper()
+	f.network.mend()
+	s := startSource(f.t, cfg)
+	// An etcd that is closed waits for its clients.
+	f.t.Cleanup(f.network.cut)
+	return s
+}
+
+// lose ends a source and all connections, and waits until that is seen.
+func (f *fixture) lose(s *source, cluster string) {
+	f.t.Helper()
+	f.network.cut()
+	s.close()
+	f.row(cluster, "the loss of the connection", func(r *state.RemoteCluster) bool {
+		return !r.Connected && r.LastError != "" && r.Failures > 0
+	})
 }
 
 func (f *fixture) newHandler(string) Handler {

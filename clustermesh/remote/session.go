@@ -93,6 +93,9 @@ func (c *cluster) look(ctx context.Context, client *etcd.Client) (sighting, erro
 		last = err
 		c.gone()
 		c.status.lost(err)
+		// gRPC's own back-off goes up to two minutes; WaitReady's is the one to
+		// keep to.
+		client.Etcd().ActiveConnection().ResetConnectBackoff()
 	}
 	for {
 		if _, err := client.WaitReady(ctx, key, failed); err != nil {
@@ -130,7 +133,7 @@ func read(ctx context.Context, client *etcd.Client, key string) (sighting, error
 // that isn't possible for another cluster's sake, freed says when it may be.
 func (c *cluster) adopt(ctx, step context.Context, client *etcd.Client, raw []byte) (freed <-chan struct{}) {
 	if c.run != nil && bytes.Equal(raw, c.run.raw) {
-		c.follows()
+		c.follows(c.run.config)
 		return nil
 	}
 	config, err := wire.ParseClusterConfig(raw)
@@ -157,8 +160,8 @@ func (c *cluster) adopt(ctx, step context.Context, client *etcd.Client, raw []by
 		c.ids.release(c.id, c.name)
 	}
 	c.id = config.ID
+	c.follows(config)
 	c.start(step, Connection{Cluster: c.name, Client: client, Config: config, RawConfig: raw})
-	c.follows()
 	return nil
 }
 
@@ -183,10 +186,10 @@ func (c *cluster) admit(config wire.ClusterConfig) (freed <-chan struct{}, err e
 }
 
 // follows notes that the cluster is there.
-func (c *cluster) follows() {
+func (c *cluster) follows(config wire.ClusterConfig) {
 	c.known = true
 	c.back()
-	c.status.follows(c.run.config)
+	c.status.follows(config)
 }
 
 // start calls Run. It must not run already.
@@ -216,29 +219,28 @@ func (c *cluster) stop() {
 // watch waits until there is reason to look at the source again (nil), or to
 // give the connection up.
 func (c *cluster) watch(ctx context.Context, client *etcd.Client, seen sighting, freed <-chan struct{}, dog *watchdog) error {
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	var lostWatch sync.WaitGroup
-	defer lostWatch.Wait()
+	// watching ends when the connection is lost: the etcd client's watches go on
+	// by themselves and say nothing of it, and making one waits for the server.
+	watching, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	var lost sync.WaitGroup
+	defer lost.Wait()
 	defer cancel()
-	lost := make(chan struct{})
-	lostWatch.Go(func() {
-		waitLost(ctx, client.Etcd().ActiveConnection())
-		close(lost)
+	lost.Go(func() {
+		waitLost(watching, client.Etcd().ActiveConnection())
+		cancel()
 	})
 	var ended chan struct{}
 	if c.run != nil {
 		ended = c.run.ended
 	}
 	key := wire.ClusterConfigKey(c.name)
-	config := client.Etcd().Watch(ctx, key, clientv3.WithRev(seen.revision+1))
-	beats := client.Etcd().Watch(ctx, wire.HeartbeatKey, clientv3.WithRev(seen.revision+1))
+	config := client.Etcd().Watch(watching, key, clientv3.WithRev(seen.revision+1))
+	beats := client.Etcd().Watch(watching, wire.HeartbeatKey, clientv3.WithRev(seen.revision+1))
 	for {
+		var err error
 		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		case <-watching.Done():
 		case <-seen.reconnected:
-			return nil
-		case <-lost:
 			return nil
 		case <-freed:
 			return nil
@@ -247,14 +249,21 @@ func (c *cluster) watch(ctx context.Context, client *etcd.Client, seen sighting,
 		case <-dog.expired():
 			return dog.err()
 		case resp, ok := <-config:
-			if err := watchError(key, resp, ok); err != nil || len(resp.Events) > 0 {
-				return err
+			if err = watchError(key, resp, ok); err == nil && len(resp.Events) > 0 {
+				return nil
 			}
 		case resp, ok := <-beats:
-			if err := watchError(wire.HeartbeatKey, resp, ok); err != nil {
-				return err
+			if err = watchError(wire.HeartbeatKey, resp, ok); err == nil {
+				dog.observe(resp.Events)
 			}
-			dog.observe(resp.Events)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case watching.Err() != nil:
+			return nil
+		case err != nil:
+			return err
 		}
 	}
 }
@@ -270,8 +279,7 @@ func watchError(key string, resp clientv3.WatchResponse, ok bool) error {
 	return nil
 }
 
-// waitLost waits until the connection is no longer usable, or ctx ends. The
-// etcd client goes on by itself and says nothing of it.
+// waitLost waits until the connection is no longer usable, or ctx ends.
 func waitLost(ctx context.Context, conn *grpc.ClientConn) {
 	for conn.GetState() == connectivity.Ready {
 		if !conn.WaitForStateChange(ctx, connectivity.Ready) {

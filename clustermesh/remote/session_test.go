@@ -21,7 +21,7 @@ import (
 // it is followed as soon as there is a good one.
 func TestConfigAppears(t *testing.T) {
 	f := newFixture(t)
-	s := startSource(t, etcd.ServerConfig{})
+	s := f.startSource(etcd.ServerConfig{})
 	red := f.add("red", config(s.url()))
 	row := f.problem("red", wire.ErrNoClusterConfig.Error())
 	require.True(t, row.Connected)
@@ -48,7 +48,7 @@ func TestConfigAppears(t *testing.T) {
 // second from when the first is gone.
 func TestDuplicateID(t *testing.T) {
 	f := newFixture(t)
-	s := startSource(t, etcd.ServerConfig{})
+	s := f.startSource(etcd.ServerConfig{})
 	s.publish("red", 2, wire.Capabilities{})
 	s.publish("blue", 2, wire.Capabilities{})
 	red := f.add("red", config(s.url()))
@@ -66,7 +66,7 @@ func TestDuplicateID(t *testing.T) {
 
 func TestClusterConfigChanges(t *testing.T) {
 	f := newFixture(t)
-	s := startSource(t, etcd.ServerConfig{})
+	s := f.startSource(etcd.ServerConfig{})
 	s.publish("red", 2, wire.Capabilities{})
 	s.publish("blue", 3, wire.Capabilities{})
 	red := f.add("red", config(s.url()))
@@ -126,18 +126,15 @@ func TestOtherEtcd(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := newFixture(t)
-			s := startSource(t, etcd.ServerConfig{Token: test.token})
+			s := f.startSource(etcd.ServerConfig{Token: test.token})
 			s.publish("red", 2, wire.Capabilities{})
 			address := s.url()
 			red := f.add("red", config(address))
 			red.expect(t, "run")
 			before := f.healthy("red")
 
-			s.close()
-			f.row("red", "the loss of the connection", func(r *state.RemoteCluster) bool {
-				return !r.Connected && r.LastError != "" && r.Failures == 1
-			})
-			s = startSource(t, etcd.ServerConfig{Token: test.token, ListenURL: address})
+			f.lose(s, "red")
+			s = f.startSource(etcd.ServerConfig{Token: test.token, ListenURL: address})
 			// For a while it is empty, which tells nothing about the cluster.
 			f.problem("red", wire.ErrNoClusterConfig.Error())
 			s.publish("red", test.id, test.capabilities)
@@ -155,7 +152,7 @@ func TestOtherEtcd(t *testing.T) {
 // TestHeartbeatLost: a source that is silent is connected to anew.
 func TestHeartbeatLost(t *testing.T) {
 	f := newFixture(t)
-	s := startSource(t, etcd.ServerConfig{})
+	s := f.startSource(etcd.ServerConfig{})
 	s.publish("red", 2, wire.Capabilities{})
 	red := f.add("red", config(s.url()))
 	first := red.expect(t, "run")
@@ -171,18 +168,15 @@ func TestHeartbeatLost(t *testing.T) {
 // TestCacheTTL: what is known is revoked once for each absence.
 func TestCacheTTL(t *testing.T) {
 	f := newFixture(t)
-	s := startSource(t, etcd.ServerConfig{})
+	s := f.startSource(etcd.ServerConfig{})
 	address := s.url()
 	s.publish("red", 2, wire.Capabilities{})
 	red := f.add("red", config(address))
 	red.expect(t, "run")
 
-	away := func() {
-		s.close()
-		f.row("red", "the loss of the connection", func(r *state.RemoteCluster) bool { return !r.Connected })
-	}
+	away := func() { f.lose(s, "red") }
 	back := func() {
-		s = startSource(t, etcd.ServerConfig{ListenURL: address})
+		s = f.startSource(etcd.ServerConfig{ListenURL: address})
 		s.publish("red", 2, wire.Capabilities{})
 	}
 	away()
@@ -217,7 +211,7 @@ func TestWrongCA(t *testing.T) {
 	right, wrong := newAuthority(t, "right"), newAuthority(t, "wrong")
 	right.issue("server")
 	right.issue("client")
-	s := startSource(t, etcd.ServerConfig{
+	s := f.startSource(etcd.ServerConfig{
 		ListenURL: "https://127.0.0.1:0",
 		CertFile:  right.path("server.crt"), KeyFile: right.path("server.key"), TrustedCAFile: right.path("ca.crt"),
 	})
@@ -250,7 +244,7 @@ func TestRemoteRole(t *testing.T) {
 	for _, name := range []string{"server", "root", "remote"} {
 		ca.issue(name)
 	}
-	s := startSource(t, etcd.ServerConfig{
+	s := f.startSource(etcd.ServerConfig{
 		ListenURL: "https://127.0.0.1:0",
 		CertFile:  ca.path("server.crt"), KeyFile: ca.path("server.key"), TrustedCAFile: ca.path("ca.crt"),
 	})
