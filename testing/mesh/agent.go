@@ -1,0 +1,41 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"testing"
+
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/statedb"
+
+	"github.com/waggle-mesh/waggle/cells"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/ipcache"
+)
+
+// Agent is "waggle agent". Its fields are set by each start.
+type Agent struct {
+	*Hive
+	DB *statedb.DB
+	state.Tables
+	// IPCache are the entries that the map is to have, and Datapath the map.
+	IPCache  statedb.Table[*ipcache.Row]
+	Datapath *ipcache.Datapath
+}
+
+// NewAgent makes an agent that takes in the clusters of the directory, usually
+// from the cluster's own etcd; it is to be started. The map is in memory unless
+// the flags say otherwise.
+func (c *Cluster) NewAgent(t testing.TB, remotes *Directory, flags ...Flags) *Agent {
+	t.Helper()
+	a := &Agent{}
+	own := Flags{"clustermesh-config": remotes.Path, "ipcache-backend": ipcache.BackendMemory}
+	a.Hive = NewHive(t, c.Flags(append([]Flags{own}, flags...)...), cells.Agent, cell.Invoke(a.use))
+	return a
+}
+
+// use takes what a hive that starts has.
+func (a *Agent) use(db *statedb.DB, writer *state.Writer, rows statedb.Table[*ipcache.Row], datapath *ipcache.Datapath) {
+	a.DB, a.Tables, a.IPCache, a.Datapath = db, writer.Tables(), rows, datapath
+}

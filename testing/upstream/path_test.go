@@ -1,0 +1,271 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	fakeclient "github.com/cilium/cilium/pkg/k8s/client/testutils"
+	"github.com/cilium/hive/script"
+	"github.com/cilium/hive/script/scripttest"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+	"github.com/waggle-mesh/waggle/testing/mesh"
+)
+
+// patience bounds what is waited for; upstream's reconnects take seconds.
+const patience = 20 * time.Second
+
+// maker says whose program a part of a path is.
+type maker string
+
+const (
+	ours   maker = "ours"
+	theirs maker = "theirs"
+)
+
+// path is a way from Kubernetes to a reader in another cluster: an exporter, the
+// caches one behind the other, and an agent. Each writes what the next one
+// reads.
+type path struct {
+	source maker
+	caches []maker
+	agent  maker
+}
+
+// paths has each of our parts on either side of each of upstream's. The first
+// two have nothing but upstream's: they test the scripts.
+var paths = []path{
+	{theirs, nil, theirs},
+	{theirs, []maker{theirs}, theirs},
+
+	{ours, nil, theirs},
+	{ours, []maker{theirs}, theirs},
+	{ours, []maker{ours}, theirs},
+	{theirs, []maker{ours}, theirs},
+	{ours, []maker{ours, theirs}, theirs},
+
+	{theirs, nil, ours},
+	{theirs, []maker{theirs}, ours},
+	{theirs, []maker{ours}, ours},
+	{ours, []maker{theirs}, ours},
+	{theirs, []maker{theirs, ours}, ours},
+}
+
+func (p path) String() string {
+	names := []string{string(p.source) + "-exporter"}
+	for _, cache := range p.caches {
+		names = append(names, string(cache)+"-kvstoremesh")
+	}
+	return strings.Join(append(names, string(p.agent)+"-agent"), "_")
+}
+
+// TestPaths runs the scripts of testdata on each path: whoever wrote it, and
+// whoever reads it, what arrives is the same.
+func TestPaths(t *testing.T) {
+	for _, p := range paths {
+		t.Run(p.String(), func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			t.Cleanup(cancel)
+			scripttest.Test(t, ctx, p.engine, nil, "testdata/*.txtar")
+		})
+	}
+}
+
+// engine starts a path without anything to carry, and gives the commands of a
+// script. args are flags of the exporter.
+func (p path) engine(t testing.TB, args []string) *script.Engine {
+	flags := mesh.Flags{"clustermesh-enable-mcs-api": "true"}
+	for _, arg := range args {
+		name, value, found := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
+		if !found {
+			value = "true"
+		}
+		flags[name] = value
+	}
+
+	objects := mesh.NewObjects(t)
+	source := mesh.NewCluster(t, north, northID)
+	exporter := newOurExporter
+	if p.source == theirs {
+		exporter = newTheirExporter
+	}
+	from := exporter(t, source, objects, flags)
+	from.start()
+
+	at := source.Etcd
+	for _, cache := range p.caches {
+		at = startCache(t, cache, at)
+	}
+	remotes := mesh.NewDirectory(t).Add(north, at)
+	end := startReader(t, p.agent, remotes)
+
+	cmds := script.DefaultCmds()
+	maps.Insert(cmds, maps.All(fakeclient.FakeClientCommands(objects)))
+	maps.Insert(cmds, maps.All(etcd.ScriptCommands(source.Etcd.Client())))
+	cmds["exporter/start"] = do("Start the exporter and wait until it has exported all there is", from.start)
+	cmds["exporter/stop"] = do("Stop the exporter", from.Stop)
+	cmds["remote/remove"] = do("Take the cluster out of the reader's mesh", func() { remotes.Remove(north) })
+	cmds["reader/ready"] = readyCommand(end)
+	cmds["reader/content"] = contentCommand(end)
+	cmds["reader/gone"] = goneCommand(end)
+	conds := script.DefaultConds()
+	conds["our-exporter"] = script.BoolCondition("the exporter is ours", p.source == ours)
+	return &script.Engine{Cmds: cmds, Conds: conds}
+}
+
+// startCache starts a KVStoreMesh of the cluster west that reads the cluster
+// north from an etcd, and gives the etcd into which it writes.
+func startCache(t testing.TB, by maker, from *mesh.Etcd) *mesh.Etcd {
+	awaitConfig(t, from)
+	cluster := mesh.NewCluster(t, west, westID)
+	remotes := mesh.NewDirectory(t).Add(north, from)
+	if by == theirs {
+		newTheirKVStoreMesh(t, cluster, remotes).Start()
+	} else {
+		cluster.NewKVStoreMesh(t, remotes).Start()
+	}
+	awaitConfig(t, cluster.Etcd)
+	return cluster.Etcd
+}
+
+// startReader starts an agent of the cluster west.
+func startReader(t testing.TB, by maker, remotes *mesh.Directory) reader {
+	cluster := &mesh.Cluster{Name: west, ID: westID}
+	if by == theirs {
+		agent, reader := newTheirAgent(t, cluster, remotes)
+		agent.Start()
+		return reader
+	}
+	agent := cluster.NewAgent(t, remotes)
+	agent.Start()
+	return &ourReader{agent: agent, follower: agent.Follow(t)}
+}
+
+// awaitConfig waits until an etcd has the cluster config of the cluster north.
+// Upstream's readers wait for a second and more where there is none yet.
+func awaitConfig(t testing.TB, at *mesh.Etcd) {
+	t.Helper()
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		configs, err := at.List(t.Context(), wire.ClusterConfigKey(north))
+		require.NoError(c, err)
+		require.NotEmpty(c, configs)
+	}, patience, 5*time.Millisecond)
+}
+
+func do(summary string, what func()) script.Cmd {
+	return script.Command(script.CmdUsage{Summary: summary},
+		func(*script.State, ...string) (script.WaitFunc, error) {
+			what()
+			return nil, nil
+		})
+}
+
+func readyCommand(r reader) script.Cmd {
+	return script.Command(script.CmdUsage{Summary: "Wait until the reader is ready"},
+		func(s *script.State, _ ...string) (script.WaitFunc, error) { return nil, await(s, r.problem) })
+}
+
+// contentCommand compares all that the reader has.
+func contentCommand(r reader) script.Cmd {
+	return script.Command(
+		script.CmdUsage{
+			Summary: "Wait until the reader has what files say",
+			Args:    "[file...]",
+			Detail:  []string{"The lines of all files together are to be what it has. Empty lines don't count."},
+		},
+		func(s *script.State, files ...string) (script.WaitFunc, error) {
+			want, err := readLines(s, files)
+			if err != nil {
+				return nil, err
+			}
+			return nil, await(s, func() error { return compare(want, r.content().lines()) })
+		})
+}
+
+// goneCommand compares all that the reader was told is gone.
+func goneCommand(r reader) script.Cmd {
+	return script.Command(
+		script.CmdUsage{
+			Summary: "Wait until just this has gone at the reader since its start",
+			Args:    "[key...]",
+			Detail:  []string{"A key is a kind, a colon and the name, such as node:north/alpha."},
+		},
+		func(s *script.State, keys ...string) (script.WaitFunc, error) {
+			for i, key := range keys {
+				keys[i] = strings.Replace(key, ":", " ", 1)
+			}
+			return nil, await(s, func() error { return compare(keys, r.gone()) })
+		})
+}
+
+// await waits until a check passes. The script's own way to do that, a retried
+// command, repeats all that comes before it and doesn't tell the last error.
+func await(s *script.State, check func() error) error {
+	ctx, cancel := context.WithTimeout(s.Context(), patience)
+	defer cancel()
+	var last error
+	if wait.PollUntilContextCancel(ctx, 5*time.Millisecond, true, func(context.Context) (bool, error) {
+		last = check()
+		return last == nil, nil
+	}) != nil {
+		return last
+	}
+	return nil
+}
+
+func readLines(s *script.State, files []string) (lines []string, err error) {
+	for _, name := range files {
+		file, err := os.Open(s.Path(name))
+		if err != nil {
+			return nil, err
+		}
+		scanner := bufio.NewScanner(file)
+		for scanner.Scan() {
+			lines = append(lines, scanner.Text())
+		}
+		if err := file.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return lines, nil
+}
+
+// compare says which lines there are too many or too few, in any order.
+func compare(want, have []string) error {
+	count := map[string]int{}
+	for _, line := range have {
+		count[line]++
+	}
+	for _, line := range want {
+		count[line]--
+	}
+	var differences []string
+	for line, n := range count {
+		switch {
+		case strings.TrimSpace(line) == "" || n == 0:
+		case n > 0:
+			differences = append(differences, "unexpected "+line)
+		default:
+			differences = append(differences, "missing    "+line)
+		}
+	}
+	if len(differences) == 0 {
+		return nil
+	}
+	slices.Sort(differences)
+	return fmt.Errorf("the reader differs:\n%s", strings.Join(differences, "\n"))
+}
