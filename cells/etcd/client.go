@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	clientyaml "go.etcd.io/etcd/client/v3/yaml"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
@@ -55,6 +57,9 @@ type Client struct {
 	closed     chan struct{}
 }
 
+// connectBackoff is between attempts to connect.
+var connectBackoff = backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 5 * time.Second}
+
 // NewClient makes a client. It doesn't wait for a connection; the error is one
 // of the configuration, and names the file.
 func NewClient(log *slog.Logger, cfg ClientConfig) (*Client, error) {
@@ -75,7 +80,11 @@ func (c *Client) open() error {
 	if err != nil {
 		return err
 	}
-	config.DialOptions = append(config.DialOptions, grpc.WithContextDialer(c.dial))
+	// The size of a page is aimed at, and may be missed by far where values grow
+	// from page to page. etcd's own calls have no limit either, but it sets that
+	// for each call, and the bare client below knows nothing of it.
+	config.DialOptions = append(config.DialOptions, grpc.WithContextDialer(c.dial),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
 	c.etcd, err = clientv3.New(*config)
 	if err != nil {
 		return fmt.Errorf("creating etcd client: %w", err)
@@ -109,7 +118,6 @@ func clientConfig(cfg ClientConfig) (*clientv3.Config, error) {
 	config.DialTimeout = 0 // never block in the constructor
 	config.DialKeepAliveTime = cfg.Options.KeepaliveHeartbeat
 	config.DialKeepAliveTimeout = cfg.Options.KeepaliveTimeout
-	config.PermitWithoutStream = true
 	// Retrying is done by Reader and Writer, which see the error and say so; a
 	// retry hidden in the client would only hide the reason.
 	config.MaxUnaryRetries = 1

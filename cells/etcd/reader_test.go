@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -247,6 +248,25 @@ func TestReaderPages(t *testing.T) {
 		}
 		rec.OnBatch(ctx, b)
 	}))
+	startReader(t, r, c)
+	rec.eventually(t, want)
+	require.EqualValues(t, 1, r.Lists())
+}
+
+// TestReaderPageOfLargeValues has a page that is larger than gRPC would take by
+// default, since the values of the page before it were small.
+func TestReaderPageOfLargeValues(t *testing.T) {
+	c := newTestClient(t, ClientConfig{Endpoints: []string{startServer(t, ServerConfig{}).URL()}})
+	want := numbered(firstPage, "small")
+	large := strings.Repeat("large", 1000)
+	for i := range 1500 {
+		want[fmt.Sprintf("%06d", firstPage+i)] = large
+	}
+	s := startWriter(t, c).Scope(ScopeConfig{Prefix: "p/"})
+	s.Apply(ops(want))
+	require.NoError(t, s.Barrier(t.Context()))
+	rec := newRecorder()
+	r := NewReader(testReaderConfig(t), rec)
 	startReader(t, r, c)
 	rec.eventually(t, want)
 	require.EqualValues(t, 1, r.Lists())
