@@ -215,8 +215,11 @@ func (w *Writer) nextCommit(now time.Time) ([]*operation, time.Duration) {
 			return nil, wait
 		}
 	}
-	if tokens := w.limiter.TokensAt(now); tokens < 1 {
-		return nil, time.Duration((1 - tokens) / float64(w.limiter.Limit()) * float64(time.Second))
+	if !w.limiter.AllowN(now, 1) {
+		// Rounded up: a delay of zero would mean to wait for something to happen,
+		// and with the last commit made, nothing might.
+		missing := 1 - w.limiter.TokensAt(now)
+		return nil, time.Duration(missing/float64(w.limiter.Limit())*float64(time.Second)) + time.Millisecond
 	}
 	w.pacer.observe(now, w.arrived)
 	w.arrived = 0
@@ -224,7 +227,6 @@ func (w *Writer) nextCommit(now time.Time) ([]*operation, time.Duration) {
 	if batch == nil {
 		return nil, 0
 	}
-	w.limiter.AllowN(now, 1)
 	w.started = now
 	w.running++
 	return batch, 0

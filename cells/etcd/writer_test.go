@@ -304,6 +304,27 @@ func TestScopeDrop(t *testing.T) {
 	require.Equal(t, numbered(2, "v"), content(t, c, "p/"))
 }
 
+// TestNextCommitNeverForgets has the rate limit run out at every fraction of a
+// token: while operations are pending and nothing is under way, there is either
+// a commit or a delay to wait for.
+func TestNextCommitNeverForgets(t *testing.T) {
+	c := newTestClient(t, ClientConfig{Endpoints: []string{"http://127.0.0.1:1"}})
+	w := NewWriter(slog.New(slog.DiscardHandler), c)
+	s := w.Scope(ScopeConfig{Prefix: "p/"})
+	now := time.Now()
+	for i := range 20_000 {
+		s.Apply([]Op{{Key: "k", Value: fmt.Append(nil, i)}})
+		batch, delay := w.nextCommit(now)
+		if batch == nil {
+			require.Positive(t, delay, "nothing to do, nothing to wait for, and an operation pending")
+		} else {
+			w.plan.succeeded(batch)
+			w.running--
+		}
+		now = now.Add(time.Duration(i%7000) * time.Microsecond)
+	}
+}
+
 // TestAdmit waits while much is pending, and goes on when it was written.
 func TestAdmit(t *testing.T) {
 	c := clientAt(t, time.Minute, startServer(t, ServerConfig{}).URL())
