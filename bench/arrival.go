@@ -1,0 +1,80 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// arrival tells when the local etcd is complete: when it has each canary of each
+// cluster, and as many keys as all sources together. It follows the canaries
+// only. To follow all keys would cost the etcd as much as another agent does,
+// and take the processor from what is measured.
+type arrival struct {
+	client  *etcd.Client
+	keys    int
+	missing map[string]struct{} // canaries
+	watch   clientv3.WatchChan
+	cancel  context.CancelFunc
+}
+
+// recount is the time between two counts where the canaries came before the keys.
+const recount = 5 * time.Millisecond
+
+// watchArrival begins to watch, before the subject is started.
+func watchArrival(ctx context.Context, client *etcd.Client, mesh Mesh, resources []wire.Resource) *arrival {
+	a := &arrival{client: client, keys: mesh.Keys(), missing: map[string]struct{}{}}
+	for i := range mesh.Clusters {
+		for _, r := range resources {
+			a.missing[wire.CanaryKey(r, mesh.Cluster(i).Name, true)] = struct{}{}
+		}
+	}
+	ctx, a.cancel = context.WithCancel(ctx)
+	a.watch = client.Etcd().Watch(ctx, wire.SyncedRoot, clientv3.WithPrefix(), clientv3.WithRev(1), clientv3.WithFilterDelete())
+	return a
+}
+
+func (a *arrival) stop() { a.cancel() }
+
+// wait waits until the local etcd is complete and gives the number of its keys.
+// It is an error if there are more than the sources have.
+func (a *arrival) wait(ctx context.Context) (keys int, err error) {
+	for len(a.missing) > 0 {
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%w (%d canaries are missing)", context.Cause(ctx), len(a.missing))
+		case resp, ok := <-a.watch:
+			if err := resp.Err(); err != nil || !ok {
+				return 0, fmt.Errorf("watching %q: %w", wire.SyncedRoot, errors.Join(err, ctx.Err()))
+			}
+			for _, ev := range resp.Events {
+				delete(a.missing, string(ev.Kv.Key))
+			}
+		}
+	}
+	for {
+		resp, err := a.client.Etcd().Get(ctx, wire.CacheRoot, clientv3.WithPrefix(), clientv3.WithCountOnly())
+		switch {
+		case err != nil:
+			return 0, fmt.Errorf("counting %q: %w", wire.CacheRoot, err)
+		case resp.Count == int64(a.keys):
+			return a.keys, nil
+		case resp.Count > int64(a.keys):
+			return 0, fmt.Errorf("there are %d keys below %q, more than the %d of the sources", resp.Count, wire.CacheRoot, a.keys)
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%w (%d of %d keys are there)", context.Cause(ctx), resp.Count, a.keys)
+		case <-time.After(recount):
+		}
+	}
+}

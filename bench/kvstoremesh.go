@@ -1,0 +1,183 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/waggle-mesh/waggle/bench/process"
+)
+
+// benchmark is one call of KVStoreMesh.
+type benchmark struct {
+	config Config
+	dir    string
+}
+
+// KVStoreMesh measures how KVStoreMesh brings the state of all source clusters
+// into an empty local etcd. Sources, KVStoreMesh and the local etcd are each a
+// process of their own; the sources are the same in all rounds, the other two
+// are started anew for each. It works until the last round is done or ctx ends,
+// and leaves no process behind. An error names what failed, with the end of the
+// log of the process at fault.
+//
+// This process does next to nothing while it measures: it waits for the
+// canaries of the local etcd and counts its keys (see arrival.go).
+func KVStoreMesh(ctx context.Context, config Config) (*Report, error) {
+	if err := config.Mesh.Validate(); err != nil {
+		return nil, err
+	}
+	b := &benchmark{config: config, dir: config.Dir}
+	if b.dir == "" {
+		dir, err := os.MkdirTemp("", "waggle-bench-")
+		if err != nil {
+			return nil, fmt.Errorf("making a directory for the benchmark: %w", err)
+		}
+		defer os.RemoveAll(dir)
+		b.dir = dir
+	}
+	machine, err := thisMachine()
+	if err != nil {
+		return nil, err
+	}
+	report := &Report{Benchmark: "kvstoremesh", Began: time.Now().UTC(), Mesh: config.Mesh, Machine: machine, Build: thisBuild()}
+	want, err := expected(config.Mesh)
+	if err != nil {
+		return nil, fmt.Errorf("generating the mesh: %w", err)
+	}
+	sources, err := b.startSources(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer sources.close()
+	report.Sources = sources.info
+
+	subjects := []subject{waggle(config.Program)}
+	for n := range config.Rounds {
+		for _, s := range subjects {
+			b.progress("round %d of %d: %s", n+1, config.Rounds, s.name)
+			figures, err := b.round(ctx, s, sources, want, fmt.Sprintf("%s-%d", s.name, n+1))
+			if err != nil {
+				return nil, fmt.Errorf("round %d of %s: %w", n+1, s.name, err)
+			}
+			report.Rounds = append(report.Rounds, Round{Subject: s.name, Figures: figures})
+		}
+	}
+	return report, nil
+}
+
+// round measures one subject once. name is that of the processes' files.
+func (b *benchmark) round(ctx context.Context, s subject, sources *sources, want map[string]digest, name string) (_ Figures, err error) {
+	urls, err := freeURLs(1)
+	if err != nil {
+		return Figures{}, err
+	}
+	local, err := b.startEtcd(ctx, name+"-etcd", urls[0])
+	if err != nil {
+		return Figures{}, err
+	}
+	defer local.close()
+	env := environment{
+		mesh: b.config.Mesh, clusterMeshConfig: sources.configs,
+		localEtcd: local.url, localConfig: filepath.Join(b.dir, name+"-etcd.yaml"),
+	}
+	if err := os.WriteFile(env.localConfig, fmt.Appendf(nil, "endpoints:\n- %s\n", local.url), 0o600); err != nil {
+		return Figures{}, err
+	}
+
+	arrival := watchArrival(ctx, local.client, b.config.Mesh, s.canaries)
+	defer arrival.stop()
+	before, err := readCPU(local, sources)
+	if err != nil {
+		return Figures{}, err
+	}
+	p, err := process.Start(name, b.dir, s.argv(env), nil)
+	if err != nil {
+		return Figures{}, err
+	}
+	defer p.Kill()
+	figures, err := b.measure(ctx, p, arrival, local, sources, before)
+	if err != nil {
+		return Figures{}, err
+	}
+
+	b.progress("checking what has arrived")
+	got, err := arrived(ctx, local.client, b.config.Log, b.config.Mesh)
+	if err != nil {
+		return Figures{}, err
+	}
+	if err := compare(want, got); err != nil {
+		return Figures{}, fmt.Errorf("what has arrived isn't what was sent: %w", err)
+	}
+	if err := checkConfigs(ctx, local.client, b.config.Mesh); err != nil {
+		return Figures{}, err
+	}
+	if err := p.Stop(); err != nil {
+		return Figures{}, err
+	}
+	lifetime, err := p.CPU()
+	figures.LifetimeCPUSeconds = lifetime.Seconds()
+	return figures, err
+}
+
+// measure waits until the subject is ready and reads all accounts.
+func (b *benchmark) measure(ctx context.Context, p *process.Process, arrival *arrival, local *etcdProcess, sources *sources, before etcdCPU) (Figures, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, b.config.Timeout, fmt.Errorf("not ready within %s", b.config.Timeout))
+	defer cancel()
+	alive, stop := whileAlive(ctx, p)
+	defer stop()
+	keys, err := arrival.wait(alive)
+	ready := time.Now()
+	if err != nil {
+		return Figures{}, fmt.Errorf("waiting for it to be ready: %w\n%s", err, p.LogTail())
+	}
+	cpu, err := p.CPU()
+	if err != nil {
+		return Figures{}, err
+	}
+	after, err := readCPU(local, sources)
+	if err != nil {
+		return Figures{}, err
+	}
+	memory, err := p.Memory()
+	if err != nil {
+		return Figures{}, err
+	}
+	etcdMemory, err := local.Memory()
+	if err != nil {
+		return Figures{}, err
+	}
+	return Figures{
+		Keys:             keys,
+		ReadySeconds:     ready.Sub(p.Began()).Seconds(),
+		CPUSeconds:       cpu.Seconds(),
+		EtcdCPUSeconds:   (after.local - before.local).Seconds(),
+		SourceCPUSeconds: (after.sources - before.sources).Seconds(),
+		PeakRSSBytes:     memory.Peak,
+		AnonRSSBytes:     memory.Anonymous,
+		FileRSSBytes:     memory.File,
+		EtcdPeakRSSBytes: etcdMemory.Peak,
+	}, nil
+}
+
+// etcdCPU are the CPU times of the etcds at one moment.
+type etcdCPU struct{ local, sources time.Duration }
+
+func readCPU(local *etcdProcess, sources *sources) (at etcdCPU, err error) {
+	if at.local, err = local.CPU(); err != nil {
+		return at, err
+	}
+	at.sources, err = sources.cpu()
+	return at, err
+}
+
+func (b *benchmark) progress(format string, args ...any) {
+	if b.config.Progress != nil {
+		b.config.Progress(fmt.Sprintf(format, args...))
+	}
+}

@@ -1,0 +1,110 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"text/tabwriter"
+	"time"
+)
+
+// Subjects are the names of the measured programs, in the order of their first
+// rounds.
+func (r *Report) Subjects() []string {
+	var names []string
+	for _, round := range r.Rounds {
+		if !slices.Contains(names, round.Subject) {
+			names = append(names, round.Subject)
+		}
+	}
+	return names
+}
+
+// of are the figures of one subject, fastest round first.
+func (r *Report) of(subject string) []Figures {
+	var all []Figures
+	for _, round := range r.Rounds {
+		if round.Subject == subject {
+			all = append(all, round.Figures)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Figures) int { return cmp.Compare(a.ReadySeconds, b.ReadySeconds) })
+	return all
+}
+
+// Median is the round of the subject whose time until ready is the median (of
+// an even number, the slower one): its figures belong together, which medians of
+// each figure would not. The subject must have a round.
+func (r *Report) Median(subject string) Figures {
+	all := r.of(subject)
+	return all[len(all)/2]
+}
+
+// MarshalJSON gives the report with each subject's Median as a field of the
+// subject's name.
+func (r *Report) MarshalJSON() ([]byte, error) {
+	out := map[string]any{
+		"benchmark":  r.Benchmark,
+		"began":      r.Began.Format(time.RFC3339),
+		"parameters": r.Mesh,
+		"machine":    r.Machine,
+		"build":      r.Build,
+		"sources":    r.Sources,
+		"rounds":     r.Rounds,
+	}
+	for _, name := range r.Subjects() {
+		out[name] = r.Median(name)
+	}
+	return json.Marshal(out)
+}
+
+// WriteText writes the report for a reader: one line for each figure, with its
+// smallest, median and largest value over the rounds.
+func (r *Report) WriteText(w io.Writer) error {
+	m := r.Mesh
+	fmt.Fprintf(w, "%s: %d clusters of %d endpoints, %d nodes, %d identities, %d services: %d keys, seed %d\n",
+		r.Benchmark, m.Clusters, m.Endpoints, m.Nodes, m.Identities, m.Services, m.Keys(), m.Seed)
+	fmt.Fprintf(w, "sources: %d etcds, layout %s, %s of values\n", r.Sources.Etcds, r.Sources.Layout, mebibytes(float64(r.Sources.ValueBytes)))
+	fmt.Fprintf(w, "machine: %d × %s, %s of memory, load %.1f, Linux %s, %s\n", r.Machine.Cores, r.Machine.Model,
+		mebibytes(float64(r.Machine.MemoryBytes)), r.Machine.Load, r.Machine.Kernel, r.Machine.Go)
+	if r.Build.Commit != "" {
+		fmt.Fprintf(w, "commit: %s (modified: %t)\n", r.Build.Commit, r.Build.Modified)
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
+	for _, name := range r.Subjects() {
+		all := r.of(name)
+		fmt.Fprintf(table, "\n%s, %d rounds\tmin\tmedian\tmax\t\n", name, len(all))
+		for _, line := range []struct {
+			name   string
+			of     func(Figures) float64
+			format func(float64) string
+		}{
+			{"ready", func(f Figures) float64 { return f.ReadySeconds }, seconds},
+			{"CPU until ready", func(f Figures) float64 { return f.CPUSeconds }, seconds},
+			{"CPU of the local etcd", func(f Figures) float64 { return f.EtcdCPUSeconds }, seconds},
+			{"CPU of the source etcds", func(f Figures) float64 { return f.SourceCPUSeconds }, seconds},
+			{"CPU over its lifetime", func(f Figures) float64 { return f.LifetimeCPUSeconds }, seconds},
+			{"peak RSS", func(f Figures) float64 { return float64(f.PeakRSSBytes) }, mebibytes},
+			{"anonymous, when ready", func(f Figures) float64 { return float64(f.AnonRSSBytes) }, mebibytes},
+			{"of its program file", func(f Figures) float64 { return float64(f.FileRSSBytes) }, mebibytes},
+			{"peak RSS of the local etcd", func(f Figures) float64 { return float64(f.EtcdPeakRSSBytes) }, mebibytes},
+		} {
+			var values []float64
+			for _, f := range all {
+				values = append(values, line.of(f))
+			}
+			slices.Sort(values)
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t\n", line.name, line.format(values[0]),
+				line.format(values[len(values)/2]), line.format(values[len(values)-1]))
+		}
+	}
+	return table.Flush()
+}
+
+func seconds(v float64) string   { return fmt.Sprintf("%.3f s", v) }
+func mebibytes(v float64) string { return fmt.Sprintf("%.1f MiB", v/(1<<20)) }

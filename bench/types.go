@@ -1,0 +1,175 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bench measures Waggle on synthetic meshes, with each part as a
+// process of its own and by what the kernel accounts to that process.
+//
+//	types.go        the contract: what is asked, and what a report says
+//	generate.go     the content of the mesh; pure
+//	objects.go      the objects in it
+//	sources.go      the etcds of the source clusters, filled
+//	subject.go      the programs that are measured, and how they are started
+//	kvstoremesh.go  the benchmark of KVStoreMesh, round by round
+//	arrival.go      when the local etcd is complete
+//	verify.go       whether what arrived is what was sent
+//	machine.go      what it was measured on
+//	report.go       JSON and text
+//	process/        child processes and their accounting
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// Mesh is the size of a mesh, and the seed from which its content is drawn.
+type Mesh struct {
+	// Clusters is the number of source clusters; the consumer is one more.
+	Clusters int `json:"clusters"`
+	// Endpoints, Nodes, Identities and Services are those of each source cluster.
+	Endpoints  int `json:"endpoints"`
+	Nodes      int `json:"nodes"`
+	Identities int `json:"identities"`
+	Services   int `json:"services"`
+	// Seed decides names, placement and the like: the same Mesh has the same
+	// content to the byte.
+	Seed uint64 `json:"seed"`
+}
+
+// DefaultMesh has 54,400 keys.
+var DefaultMesh = Mesh{Clusters: 20, Endpoints: 2500, Nodes: 100, Identities: 100, Services: 20, Seed: 1}
+
+// KeysPerCluster is the number of keys that one source cluster has.
+func (m Mesh) KeysPerCluster() int { return m.Endpoints + m.Nodes + m.Identities + m.Services }
+
+// Keys is the number of keys that all source clusters have together.
+func (m Mesh) Keys() int { return m.Clusters * m.KeysPerCluster() }
+
+// MaxConnectedClusters is upstream's flag of that name for a mesh of this size:
+// 255 if it can be, else 511.
+func (m Mesh) MaxConnectedClusters() uint32 {
+	if m.Clusters+1 <= 255 {
+		return 255
+	}
+	return 511
+}
+
+// Validate says which number can't be had in a mesh.
+func (m Mesh) Validate() error {
+	identities := wire.IdentityRangeFor(1, m.MaxConnectedClusters())
+	switch {
+	case m.Clusters < 1 || m.Clusters > 510:
+		return fmt.Errorf("%d clusters: must be between 1 and 510, beside the consumer", m.Clusters)
+	case m.Endpoints < 0 || m.Services < 0:
+		return errors.New("endpoints and services can't be negative")
+	case m.Nodes < 1:
+		return errors.New("a cluster has at least one node")
+	case m.Identities < 1 || uint32(m.Identities) > identities.Max-identities.Min-wire.MinIdentity:
+		return fmt.Errorf("%d identities: must be between 1 and %d", m.Identities, identities.Max-identities.Min-wire.MinIdentity)
+	case m.Clusters*m.Nodes*m.podBlock() > 1<<podBits:
+		return fmt.Errorf("%d clusters of %d nodes with %d endpoints: more than 10.0.0.0/8 can hold", m.Clusters, m.Nodes, m.Endpoints)
+	case m.Clusters*m.Nodes >= 1<<nodeBits:
+		return fmt.Errorf("%d clusters of %d nodes: more than 172.16.0.0/12 can hold", m.Clusters, m.Nodes)
+	case m.Services > maxServices:
+		return fmt.Errorf("%d services: more than %d", m.Services, maxServices)
+	}
+	return nil
+}
+
+// Layout is how the keys of source clusters lie in their etcds.
+type Layout string
+
+const (
+	// LayoutAuto is LayoutState for up to autoStateClusters clusters.
+	LayoutAuto Layout = "auto"
+	// LayoutState is one etcd for each cluster, which holds its own state.
+	LayoutState Layout = "state"
+	// LayoutCache is a few etcds, each of which holds many clusters as a
+	// KVStoreMesh would have cached them: for more clusters than a machine can
+	// run etcds.
+	LayoutCache Layout = "cache"
+)
+
+// autoStateClusters is the number of source etcds that a machine of two cores
+// still runs without their idle cost showing in the figures.
+const autoStateClusters = 20
+
+// Config is what to measure.
+type Config struct {
+	Mesh   Mesh
+	Layout Layout
+	// CacheEtcds is the number of source etcds in LayoutCache.
+	CacheEtcds int
+	// Rounds is how often each subject is measured, each time from empty.
+	Rounds int
+	// Timeout is how long a subject has to become ready.
+	Timeout time.Duration
+	// Program is waggle's own program file.
+	Program string
+	// Dir is for data and logs of the processes, which stay there; if empty, a
+	// temporary directory that is removed at the end.
+	Dir string
+	// Log is for what fails without ending the benchmark.
+	Log *slog.Logger
+	// Progress, if set, is told what is being done, in a few words. Calls come
+	// from the goroutine of the caller of KVStoreMesh.
+	Progress func(string)
+}
+
+// Figures are what one round has measured of one subject. CPU times are those
+// from the start of the subject's process until it is ready, by the CPU clock of
+// each process; bytes are of resident memory.
+type Figures struct {
+	// Keys is the number of keys in the local etcd, canaries and cluster configs
+	// not counted.
+	Keys int `json:"keys"`
+	// ReadySeconds is the time from the start of the subject's process until all
+	// clusters are complete in the local etcd.
+	ReadySeconds float64 `json:"ready_seconds"`
+	CPUSeconds   float64 `json:"cpu_seconds"`
+	// EtcdCPUSeconds is of the local etcd, SourceCPUSeconds of all source etcds.
+	EtcdCPUSeconds   float64 `json:"etcd_cpu_seconds"`
+	SourceCPUSeconds float64 `json:"source_cpu_seconds"`
+	// PeakRSSBytes is VmHWM: it counts the pages of the program file that were
+	// touched, which are shared between processes. The two figures after it say
+	// what it was made of when the subject was ready.
+	PeakRSSBytes     int64 `json:"peak_rss_bytes"`
+	AnonRSSBytes     int64 `json:"anon_rss_bytes"`
+	FileRSSBytes     int64 `json:"file_rss_bytes"`
+	EtcdPeakRSSBytes int64 `json:"etcd_peak_rss_bytes"`
+	// LifetimeCPUSeconds is until the process has ended, stop included, by
+	// wait4's rusage.
+	LifetimeCPUSeconds float64 `json:"lifetime_cpu_seconds"`
+}
+
+// Round is one measurement of one subject.
+type Round struct {
+	Subject string `json:"subject"`
+	Figures
+}
+
+// SourceInfo says what the subjects read from.
+type SourceInfo struct {
+	Layout     Layout  `json:"layout"`
+	Etcds      int     `json:"etcds"`
+	Keys       int     `json:"keys"`
+	ValueBytes int64   `json:"value_bytes"`
+	Fill       float64 `json:"fill_seconds"`
+}
+
+// Report is the outcome of a benchmark. As JSON, each subject's Figures are a
+// field with the subject's name beside the report's own.
+type Report struct {
+	Benchmark string
+	Began     time.Time
+	Mesh      Mesh
+	Machine   Machine
+	Build     Build
+	Sources   SourceInfo
+	// Rounds are in the order in which they were made.
+	Rounds []Round
+}
