@@ -18,9 +18,21 @@ import (
 
 // check finds out what the etcd that is now connected still has.
 func (w *Writer) check(ctx context.Context) {
-	if another, err := w.checkEtcd(ctx); err != nil || another {
-		w.wakeUp() // with an error, the next connection or commit will tell
-		return
+	generation, _ := w.client.Generation()
+	for backoff := newRetry(); ; {
+		another, err := w.checkEtcd(ctx)
+		if another {
+			w.wakeUp()
+			return
+		}
+		if err == nil {
+			break
+		}
+		// gRPC fails requests while the connection that called for this check is
+		// still being made. A later connection has a check of its own.
+		if now, _ := w.client.Generation(); now != generation || w.client.isClosed() || sleep(ctx, backoff.Step()) != nil {
+			return
+		}
 	}
 	w.mu.Lock()
 	ids := make(map[leaseNumber]clientv3.LeaseID)

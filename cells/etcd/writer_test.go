@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/connectivity"
 )
 
 func startWriter(t testing.TB, c *Client) *Writer {
@@ -261,6 +262,35 @@ func TestWriterEtcdLost(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestWriterEtcdLostAfterFailures has the etcd come back empty when connections
+// have failed for a while. gRPC then fails requests until the next connection is
+// ready, so that the first look at that etcd comes too early.
+func TestWriterEtcdLostAfterFailures(t *testing.T) {
+	p := newProxy(t, startServer(t, ServerConfig{}))
+	second := startServer(t, ServerConfig{})
+	c := clientAt(t, time.Minute, p.url())
+	w := startWriter(t, c)
+	want := numbered(10, "v")
+	var s *Scope
+	s = w.Scope(leased("p/", func([]string) {
+		s.Apply(ops(want))
+		s.Complete()
+	}))
+	s.Apply(ops(want))
+	s.Complete()
+	eventuallyContent(t, c, "synced/", map[string]string{"p": "done"})
+
+	p.set(nil)
+	p.cut()
+	for state := c.etcd.ActiveConnection().GetState(); state != connectivity.TransientFailure; state = c.etcd.ActiveConnection().GetState() {
+		require.True(t, c.etcd.ActiveConnection().WaitForStateChange(t.Context(), state))
+	}
+	p.set(second)
+	direct := clientAt(t, time.Minute, second.URL())
+	eventuallyContent(t, direct, "p/", want)
+	eventuallyContent(t, direct, "synced/", map[string]string{"p": "done"})
 }
 
 // TestWriterEtcdAway coalesces while there is no etcd.
