@@ -109,6 +109,9 @@ func serverConfig(cfg ServerConfig) (*embed.Config, error) {
 	config.UnsafeNoFsync = true
 	config.MaxTxnOps = cmp.Or(cfg.maxTxnOps, serverMaxTxnOps)
 	config.QuotaBackendBytes = cmp.Or(cfg.QuotaBytes, DefaultQuotaBytes)
+	// The default is in etcd's main program only. With 0, which embed has, every
+	// request counts as slow, and is turned into text for a warning.
+	config.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
 	config.AutoCompactionMode = embed.CompactorModePeriodic
 	config.AutoCompactionRetention = cmp.Or(cfg.Compaction, DefaultCompaction).String()
 	config.ClientTLSInfo.CertFile = cfg.CertFile

@@ -37,6 +37,8 @@ func startEtcd(ctx context.Context, dir, logFile string) (*store, error) {
 	// The data end with the test, so they needn't survive a power cut.
 	config.UnsafeNoFsync = true
 	config.LogLevel = "warn"
+	// Embedded, its default is 0: a warning for each request.
+	config.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
 	config.LogOutputs = []string{logFile}
 
 	server, err := embed.StartEtcd(config)
