@@ -4,9 +4,10 @@
 package scripts
 
 import (
+	"bytes"
 	"fmt"
-	"maps"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/cilium/hive/cell"
@@ -16,18 +17,23 @@ import (
 
 // addCommands adds what a script can do from its first line on.
 func (m *Mesh) addCommands() {
-	maps.Copy(m.cmds, m.etcdCommands())
-	maps.Copy(m.cmds, map[string]script.Cmd{
-		"mesh/connect":    m.connectCommand(),
-		"mesh/disconnect": m.disconnectCommand(),
-		"net/cut":         m.cutCommand(),
-		"net/heal":        m.healCommand(),
-		"net/switch":      m.switchCommand(),
+	m.add("", map[string]script.Cmd{"file/fill": fillCommand()})
+	m.add("etcd", m.etcdCommands())
+	m.add("mesh", map[string]script.Cmd{
+		"connect":    m.connectCommand(),
+		"disconnect": m.disconnectCommand(),
+	})
+	m.add("net", map[string]script.Cmd{
+		"cut":    m.cutCommand(),
+		"heal":   m.healCommand(),
+		"switch": m.switchCommand(),
 	})
 	for _, kind := range []string{exporter, kvstoremesh, agent} {
-		m.cmds[kind+"/start"] = m.startCommand(kind)
-		m.cmds[kind+"/stop"] = m.stopCommand(kind)
-		m.cmds[kind+"/restart"] = m.restartCommand(kind)
+		m.add(kind, map[string]script.Cmd{
+			"start":   m.startCommand(kind),
+			"stop":    m.stopCommand(kind),
+			"restart": m.restartCommand(kind),
+		})
 	}
 }
 
@@ -221,7 +227,7 @@ func (m *Mesh) connect(s *script.State, kind, name, other, in string) error {
 		return err
 	}
 	if known {
-		l.lead(srv.address)
+		l.lead(srv)
 	}
 	return m.cluster(s, name).connect(kind, other, l.url())
 }
@@ -305,8 +311,27 @@ func (m *Mesh) switchCommand() script.Cmd {
 			if err != nil {
 				return nil, err
 			}
-			l.lead(srv.address)
+			l.lead(srv)
 			return nil, nil
+		},
+	)
+}
+
+func fillCommand() script.Cmd {
+	return script.Command(
+		script.CmdUsage{
+			Summary: "make a file of a size, for values that are too large for a script",
+			Args:    "FILE BYTES",
+		},
+		func(s *script.State, args ...string) (script.WaitFunc, error) {
+			if len(args) != 2 {
+				return nil, fmt.Errorf("%w: a file and a size", script.ErrUsage)
+			}
+			size, err := strconv.ParseUint(args[1], 10, 31)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %w", script.ErrUsage, err)
+			}
+			return nil, os.WriteFile(s.Path(args[0]), bytes.Repeat([]byte("x"), int(size)), 0o644)
 		},
 	)
 }

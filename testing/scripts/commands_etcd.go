@@ -18,12 +18,12 @@ import (
 // etcdCommands are the commands for what happens to etcds.
 func (m *Mesh) etcdCommands() map[string]script.Cmd {
 	return map[string]script.Cmd{
-		"etcd/start":         m.etcdStartCommand(),
-		"etcd/stop":          m.etcdStopCommand(),
-		"etcd/wipe":          m.etcdWipeCommand(),
-		"etcd/compact":       m.etcdCompactCommand(),
-		"etcd/expire-leases": m.etcdExpireLeasesCommand(),
-		"etcd/put-on-lease":  m.etcdPutOnLeaseCommand(),
+		"start":         m.etcdStartCommand(),
+		"stop":          m.etcdStopCommand(),
+		"wipe":          m.etcdWipeCommand(),
+		"compact":       m.etcdCompactCommand(),
+		"expire-leases": m.etcdExpireLeasesCommand(),
+		"put-on-lease":  m.etcdPutOnLeaseCommand(),
 	}
 }
 
@@ -78,7 +78,7 @@ func (m *Mesh) etcdStopCommand() script.Cmd {
 				if err != nil {
 					return nil, err
 				}
-				if err := srv.stop(); err != nil {
+				if err := m.halt(srv); err != nil {
 					return nil, err
 				}
 			}
@@ -119,7 +119,7 @@ func (m *Mesh) etcdWipeCommand() script.Cmd {
 			if err != nil {
 				return nil, err
 			}
-			if err := srv.stop(); err != nil {
+			if err := m.halt(srv); err != nil {
 				return nil, err
 			}
 			if err := srv.wipe(token == tokenSame); err != nil {
@@ -208,6 +208,9 @@ func historyCommand(srv *server) script.Cmd {
 		script.CmdUsage{
 			Summary: "print what happened to the keys below a prefix: PUT key, DELETE key",
 			Args:    "PREFIX [output-file]",
+			Flags: func(flags *pflag.FlagSet) {
+				flags.Bool("deleted", false, "only what was deleted")
+			},
 			Detail: []string{
 				"Goes back to when the etcd was started empty, or compacted. It shows what a",
 				"look at the present can't: that a key was never gone.",
@@ -217,9 +220,13 @@ func historyCommand(srv *server) script.Cmd {
 			if len(args) != 1 && len(args) != 2 {
 				return nil, fmt.Errorf("%w: a prefix, and maybe a file", script.ErrUsage)
 			}
+			onlyDeleted, err := s.Flags.GetBool("deleted")
+			if err != nil {
+				return nil, err
+			}
 			var text string
-			err := srv.do(s.Context(), func(ctx context.Context, client *clientv3.Client) (err error) {
-				text, err = history(ctx, client, args[0])
+			err = srv.do(s.Context(), func(ctx context.Context, client *clientv3.Client) (err error) {
+				text, err = history(ctx, client, args[0], onlyDeleted)
 				return err
 			})
 			if err != nil {

@@ -84,8 +84,10 @@ func (s *server) start(ctx context.Context, log *slog.Logger, revision int64) er
 	return nil
 }
 
-// stop stops it, if it runs. Its data stay.
-func (s *server) stop() error {
+// stop stops it, if it runs. Its data stay. Once it no longer has an address,
+// lost is called to end the connections that there are: etcd would wait for
+// seconds for its clients to leave.
+func (s *server) stop(lost func()) error {
 	s.mu.Lock()
 	running, client := s.running, s.client
 	s.running, s.client = nil, nil
@@ -93,6 +95,7 @@ func (s *server) stop() error {
 	if running == nil {
 		return nil
 	}
+	lost()
 	err := client.Close()
 	running.Close()
 	return err
@@ -178,7 +181,7 @@ func putOnLease(ctx context.Context, client *clientv3.Client, key string, ttl ti
 
 // history gives what happened to the keys below a prefix, one line for each
 // change, as far back as the etcd remembers.
-func history(ctx context.Context, client *clientv3.Client, prefix string) (string, error) {
+func history(ctx context.Context, client *clientv3.Client, prefix string, onlyDeleted bool) (string, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	now, err := client.Get(ctx, scratchKey)
@@ -200,7 +203,8 @@ func history(ctx context.Context, client *clientv3.Client, prefix string) (strin
 			}
 			for _, event := range resp.Events {
 				from = event.Kv.ModRevision + 1
-				if strings.HasPrefix(string(event.Kv.Key), prefix) {
+				wanted := !onlyDeleted || event.Type == clientv3.EventTypeDelete
+				if wanted && strings.HasPrefix(string(event.Kv.Key), prefix) {
 					fmt.Fprintf(&out, "%s %s\n", event.Type, event.Kv.Key)
 				}
 			}

@@ -26,20 +26,20 @@ type link struct {
 	faults float64
 
 	mu     sync.Mutex
-	target func() string // the address to pass on to, empty where nobody listens
+	server *server // where it leads
 	broken bool
 	closed bool
 	conns  map[net.Conn]struct{}
 	serves sync.WaitGroup
 }
 
-// newLink opens an address that leads to target.
-func newLink(target func() string, faults float64) (*link, error) {
+// newLink opens an address that leads to server.
+func newLink(server *server, faults float64) (*link, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("opening a link: %w", err)
 	}
-	l := &link{listener: listener, faults: faults, target: target, conns: map[net.Conn]struct{}{}}
+	l := &link{listener: listener, faults: faults, server: server, conns: map[net.Conn]struct{}{}}
 	l.serves.Go(l.serve)
 	return l, nil
 }
@@ -65,9 +65,9 @@ func (l *link) pass(client net.Conn) {
 	}
 	defer l.drop(client)
 	l.mu.Lock()
-	target := l.target
+	target := l.server
 	l.mu.Unlock()
-	server, err := net.Dial("tcp", target())
+	server, err := net.Dial("tcp", target.address())
 	if err != nil {
 		return
 	}
@@ -133,11 +133,20 @@ func (l *link) heal() {
 
 // lead has the address lead to another etcd, from the next connection on, and
 // ends those that there are.
-func (l *link) lead(target func() string) {
+func (l *link) lead(server *server) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.target = target
+	l.server = server
 	l.abortAll()
+}
+
+// lose ends the connections to a server.
+func (l *link) lose(server *server) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.server == server {
+		l.abortAll()
+	}
 }
 
 // close ends everything and waits for it.

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -48,24 +49,31 @@ type Mesh struct {
 	order []string
 	// bpfDir is the directory of maps of this mesh's agents.
 	bpfDir string
+	// failure is what the last command that failed said.
+	failure error
 }
 
 // New makes a Mesh in which nothing runs.
 func New(options Options) *Mesh {
 	m := &Mesh{
 		options:  options,
-		cmds:     script.DefaultCmds(),
+		cmds:     map[string]script.Cmd{},
 		servers:  map[string]*server{},
 		links:    map[string]*link{},
 		clusters: map[string]*cluster{},
 		parts:    map[string]*part{},
 		bpfDir:   "waggle-script-" + rand.Text()[:8],
 	}
+	m.add("", script.DefaultCmds())
 	// Scripts wait for conditions: "* command" tries again until it is so.
 	delete(m.cmds, "sleep")
 	m.addCommands()
 	return m
 }
+
+// LastFailure is what the last command that failed said, which of a command that
+// was tried until the script's time was over is not in the engine's error.
+func (m *Mesh) LastFailure() error { return m.failure }
 
 // Close stops everything, what was started last first.
 func (m *Mesh) Close() error {
@@ -77,7 +85,7 @@ func (m *Mesh) Close() error {
 		errs = append(errs, l.close())
 	}
 	for _, s := range m.servers {
-		errs = append(errs, s.stop())
+		errs = append(errs, m.halt(s))
 	}
 	errs = append(errs, m.removeMaps())
 	return errors.Join(errs...)
@@ -108,6 +116,15 @@ func (m *Mesh) addServer(s *script.State, name string) *server {
 	return m.servers[name]
 }
 
+// halt stops an etcd, as a machine that fails does.
+func (m *Mesh) halt(srv *server) error {
+	return srv.stop(func() {
+		for _, l := range m.links {
+			l.lose(srv)
+		}
+	})
+}
+
 // addStoreCommands adds the commands of an etcd, which use the client that it has
 // since its start.
 func (m *Mesh) addStoreCommands(srv *server) {
@@ -118,7 +135,35 @@ func (m *Mesh) addStoreCommands(srv *server) {
 // add adds the commands of something that has a name.
 func (m *Mesh) add(name string, cmds map[string]script.Cmd) {
 	for command, cmd := range cmds {
-		m.cmds[name+"/"+command] = cmd
+		full := path.Join(name, command)
+		m.cmds[full] = &observed{Cmd: cmd, mesh: m, name: full}
+	}
+}
+
+// observed is a command whose failures are noted down.
+type observed struct {
+	script.Cmd
+	mesh *Mesh
+	name string
+}
+
+// Run implements script.Cmd.
+func (o *observed) Run(s *script.State, args ...string) (script.WaitFunc, error) {
+	wait, err := o.Cmd.Run(s, args...)
+	if o.failed(err); wait == nil {
+		return nil, err
+	}
+	return func(s *script.State) (stdout, stderr string, err error) {
+		stdout, stderr, err = wait(s)
+		o.failed(err)
+		return stdout, stderr, err
+	}, err
+}
+
+func (o *observed) failed(err error) {
+	// That the time is over says nothing of what was waited for.
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		o.mesh.failure = fmt.Errorf("%s: %w", o.name, err)
 	}
 }
 
@@ -139,7 +184,7 @@ func (m *Mesh) link(name string, srv *server) (*link, error) {
 	if l, ok := m.links[name]; ok {
 		return l, nil
 	}
-	l, err := newLink(srv.address, m.options.Faults)
+	l, err := newLink(srv, m.options.Faults)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +218,7 @@ func (m *Mesh) run(ctx context.Context, p *part) error {
 		m.order = append(m.order, p.name)
 	}
 	m.parts[p.name] = p
-	maps.Copy(m.cmds, cmds)
+	m.add(p.name, cmds)
 	return nil
 }
 

@@ -7,7 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strings"
+	"maps"
 
 	"github.com/cilium/cilium/pkg/hive"
 	"github.com/cilium/hive/cell"
@@ -46,14 +46,11 @@ func (p *part) start(ctx context.Context) (map[string]script.Cmd, error) {
 		return nil, fmt.Errorf("starting %s: %w", p.name, err)
 	}
 	p.hive = h
-	own := make(map[string]script.Cmd, len(cmds))
-	for name, cmd := range cmds {
-		// The script's engine starts and stops hives, by other commands.
-		if name != "hive" && !strings.HasPrefix(name, "hive/") {
-			own[p.name+"/"+name] = cmd
-		}
-	}
-	return own, nil
+	// A script starts and stops its parts by other commands.
+	maps.DeleteFunc(cmds, func(name string, _ script.Cmd) bool {
+		return name == "hive/start" || name == "hive/stop"
+	})
+	return cmds, nil
 }
 
 // stop stops the hive, if it runs.

@@ -7,6 +7,8 @@ import (
 	"context"
 	"flag"
 	"log/slog"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,22 +16,19 @@ import (
 	"github.com/cilium/hive/script"
 	"github.com/cilium/hive/script/scripttest"
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 )
 
-var (
-	debug    = flag.Bool("debug", false, "Enable debug logging")
-	pattern  = flag.String("scripts", "*", "Run only the scripts of testdata/scripts with these names")
-	parallel = 4 // scripts at once: most of what they do is wait
-)
+var debug = flag.Bool("debug", false, "Enable debug logging")
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// scriptTimeout bounds one script. A script whose condition never comes true
-// takes as long; one that succeeds takes a few seconds.
-const scriptTimeout = 2 * time.Minute
+// scriptTimeout bounds one script. One whose condition never comes true takes as
+// long; one that succeeds takes a few seconds.
+const scriptTimeout = 45 * time.Second
 
 // faults is the probability of the runs with faults.
 const faults = 0.1
@@ -42,20 +41,38 @@ func TestScripts(t *testing.T) { runScripts(t, Options{}) }
 func TestScriptsUnderFaults(t *testing.T) { runScripts(t, Options{Faults: faults}) }
 
 func runScripts(t *testing.T, options Options) {
+	files, err := filepath.Glob("../../testdata/scripts/*.txtar")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			t.Parallel()
+			// Made here, so that the wait for others doesn't count.
+			ctx, cancel := context.WithTimeout(context.Background(), scriptTimeout)
+			defer cancel()
+			scripttest.Test(t, ctx, engineOf(options), nil, file, scripttest.NoParallel)
+		})
+	}
+}
+
+// engineOf gives what makes the engine of one script.
+func engineOf(options Options) func(testing.TB, []string) *script.Engine {
 	level := slog.LevelInfo
 	if *debug {
 		level = slog.LevelDebug
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), scriptTimeout)
-	t.Cleanup(cancel)
-	setup := func(t testing.TB, _ []string) *script.Engine {
+	return func(t testing.TB, _ []string) *script.Engine {
 		options := options
 		options.Log = hivetest.Logger(t, hivetest.LogLevel(level))
 		mesh := New(options)
-		t.Cleanup(func() { assert.NoError(t, mesh.Close()) })
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("last failure of a command: %v", mesh.LastFailure())
+			}
+			assert.NoError(t, mesh.Close())
+		})
 		engine := mesh.Engine()
 		engine.Cmds["skip"] = scripttest.Skip()
 		return engine
 	}
-	scripttest.Test(t, ctx, setup, nil, "../../testdata/scripts/"+*pattern+".txtar")
 }
