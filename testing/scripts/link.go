@@ -6,6 +6,7 @@ package scripts
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -21,6 +22,7 @@ const faultInterval = 100 * time.Millisecond
 // back empty, or is exchanged for another, as that of a load balancer does.
 // Its methods are safe for concurrent use.
 type link struct {
+	log      *slog.Logger
 	listener net.Listener
 	// faults is the probability that a connection is cut within faultInterval.
 	faults float64
@@ -34,12 +36,12 @@ type link struct {
 }
 
 // newLink opens an address that leads to server.
-func newLink(server *server, faults float64) (*link, error) {
+func newLink(log *slog.Logger, server *server, faults float64) (*link, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("opening a link: %w", err)
 	}
-	l := &link{listener: listener, faults: faults, server: server, conns: map[net.Conn]struct{}{}}
+	l := &link{log: log, listener: listener, faults: faults, server: server, conns: map[net.Conn]struct{}{}}
 	l.serves.Go(l.serve)
 	return l, nil
 }
@@ -77,7 +79,10 @@ func (l *link) pass(client net.Conn) {
 	}
 	defer l.drop(server)
 	if l.faults > 0 {
-		fault := time.AfterFunc(l.lifetime(), func() { abort(client) })
+		fault := time.AfterFunc(l.lifetime(), func() {
+			l.log.Debug("Cutting a connection at random")
+			abort(client)
+		})
 		defer fault.Stop()
 	}
 	var ways sync.WaitGroup

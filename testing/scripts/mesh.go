@@ -184,7 +184,7 @@ func (m *Mesh) link(name string, srv *server) (*link, error) {
 	if l, ok := m.links[name]; ok {
 		return l, nil
 	}
-	l, err := newLink(srv, m.options.Faults)
+	l, err := newLink(m.options.Log.With("link", name), srv, m.options.Faults)
 	if err != nil {
 		return nil, err
 	}

@@ -22,7 +22,19 @@ import (
 
 var debug = flag.Bool("debug", false, "Enable debug logging")
 
+// parallel is how many scripts run at once: most of their time they wait, so
+// that more than there are processors is faster.
+const parallel = "8"
+
 func TestMain(m *testing.M) {
+	flag.Parse()
+	explicit := false
+	flag.Visit(func(f *flag.Flag) { explicit = explicit || f.Name == "test.parallel" })
+	if !explicit {
+		if err := flag.Set("test.parallel", parallel); err != nil {
+			panic(err)
+		}
+	}
 	goleak.VerifyTestMain(m)
 }
 
