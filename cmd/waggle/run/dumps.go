@@ -78,7 +78,12 @@ func ReadDumps(dir string) ([]Cluster, error) {
 // assignIDs completes and checks names and IDs, and orders by ID.
 func assignIDs(clusters []Cluster) error {
 	used := make(map[uint32]string)
+	named := make(map[string]string)
 	for _, c := range clusters {
+		if other, ok := named[c.Name]; ok {
+			return fmt.Errorf("the clusters in %q and %q are both named %q", other, c.Manifests, c.Name)
+		}
+		named[c.Name] = c.Manifests
 		if c.ID == 0 {
 			continue
 		}

@@ -4,6 +4,8 @@
 package run
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -76,6 +78,9 @@ func prepare(dir string, clusters []Cluster) (Layout, error) {
 		}
 		layout.Clusters = append(layout.Clusters, place)
 	}
+	if err := layout.checkSockets(); err != nil {
+		return layout, err
+	}
 	for _, place := range layout.Clusters {
 		for _, part := range []string{partKVStoreMesh, partAgent} {
 			if err := os.MkdirAll(layout.meshConfig(place, part), 0o700); err != nil {
@@ -101,6 +106,30 @@ func prepare(dir string, clusters []Cluster) (Layout, error) {
 // meshConfig is the --clustermesh-config of a part.
 func (l Layout) meshConfig(p Place, part string) string {
 	return filepath.Join(l.Dir, p.Cluster.Name, part+"-clusters")
+}
+
+// pins is the run's own directory in the BPF file system, so that two runs don't
+// write to, or remove, each other's maps. File names there must not have a dot.
+func (l Layout) pins() string {
+	sum := sha256.Sum256([]byte(l.Dir))
+	return "waggle-run-" + hex.EncodeToString(sum[:6])
+}
+
+// maxSocketPath is what a Unix socket's address holds (sun_path, less its final 0).
+const maxSocketPath = 107
+
+// checkSockets says whether the kernel takes the paths of the shells' sockets.
+// Without its shell a process runs, and nobody can ask it.
+func (l Layout) checkSockets() error {
+	for _, place := range l.Clusters {
+		for _, socket := range place.Shells {
+			if len(socket) > maxSocketPath {
+				return fmt.Errorf("--run-dir=%q is too long by %d characters for the socket %q: give a shorter one",
+					l.Dir, len(socket)-maxSocketPath, socket)
+			}
+		}
+	}
+	return nil
 }
 
 // remotes are the other clusters.

@@ -12,6 +12,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/waggle-mesh/waggle/ipcache"
 )
 
 // mesh is the processes of all clusters.
@@ -62,7 +64,7 @@ func (l Layout) arguments(p Place, part, backend string) []string {
 		return append(args,
 			"--clustermesh-config="+l.meshConfig(p, part),
 			"--ipcache-backend="+backend,
-			"--bpf-map-dir="+filepath.Join("waggle-run", p.Cluster.Name),
+			"--bpf-map-dir="+filepath.Join(l.pins(), p.Cluster.Name),
 			"--bpf-ipcache-map-max=65536") // a trial's map; the default takes more kernel memory
 	}
 }
@@ -94,7 +96,7 @@ func (m *mesh) pid(cluster, part string) int {
 
 // removePins removes what the agents pinned of their maps.
 func (m *mesh) removePins() error {
-	if err := os.RemoveAll(filepath.Join("/sys/fs/bpf", "waggle-run")); err != nil {
+	if err := os.RemoveAll(filepath.Join(ipcache.DefaultConfig.BPFRoot, m.layout.pins())); err != nil {
 		return fmt.Errorf("removing the pinned maps: %w", err)
 	}
 	return nil

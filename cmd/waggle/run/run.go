@@ -17,6 +17,8 @@ import (
 
 	"github.com/cilium/cilium/pkg/lock/lockfile"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/waggle-mesh/waggle/ipcache"
 )
 
 // Options of a run.
@@ -45,9 +47,16 @@ type story struct {
 
 // Run runs a mesh until ctx ends.
 func Run(ctx context.Context, opts Options) (err error) {
+	if err := opts.validate(); err != nil {
+		return err
+	}
 	clusters, err := ReadDumps(opts.Mesh)
 	if err != nil {
 		return err
+	}
+	// The processes' arguments and "waggle status" must find it from anywhere.
+	if opts.RunDir, err = filepath.Abs(opts.RunDir); err != nil {
+		return fmt.Errorf("preparing the run: --run-dir: %w", err)
 	}
 	unlock, err := claim(opts.RunDir)
 	if err != nil {
@@ -77,28 +86,68 @@ func Run(ctx context.Context, opts Options) (err error) {
 	return errors.Join(err, s.mesh.removePins())
 }
 
+// validate finds what would otherwise only end one of the processes, over and over.
+func (o Options) validate() error {
+	if o.RunDir == "" {
+		return errors.New("--run-dir is empty: it must be a directory of the run's own")
+	}
+	switch o.Backend {
+	case ipcache.BackendAuto, ipcache.BackendBPF, ipcache.BackendMemory:
+		return nil
+	}
+	return fmt.Errorf("--ipcache-backend=%q: must be auto, bpf or memory", o.Backend)
+}
+
+// runMarker is the file by which a directory is known as a run's. Only such a
+// directory, or an empty one, is ever emptied.
+const runMarker = ".waggle-run"
+
 // claim makes the run's directory anew, for this process alone.
 func claim(dir string) (release func() error, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("preparing the run: %w", err)
+		return nil, fmt.Errorf("preparing the run: --run-dir: %w", err)
 	}
-	lockPath := strings.TrimSuffix(dir, "/") + ".lock"
+	lockPath := dir + ".lock"
 	lock, err := lockfile.NewLockfile(lockPath)
 	if err != nil {
-		return nil, fmt.Errorf("preparing the run: %w", err)
+		return nil, fmt.Errorf("preparing the run: --run-dir: %w", err)
 	}
 	if err := lock.TryLock(true); err != nil {
-		return nil, fmt.Errorf("a mesh already runs in %q; another one needs its own --run-dir: %w", dir, err)
+		return nil, errors.Join(
+			fmt.Errorf("a mesh already runs in %q; another one needs its own --run-dir: %w", dir, err), lock.Close())
 	}
-	release = func() error {
-		return errors.Join(os.RemoveAll(dir), lock.Unlock(), lock.Close(), os.Remove(lockPath))
+	unlock := func() error { return errors.Join(lock.Unlock(), lock.Close(), os.Remove(lockPath)) }
+	if err := empty(dir); err != nil {
+		return nil, errors.Join(err, unlock())
 	}
-	// What a run that was killed has left.
-	leftovers, err := filepath.Glob(filepath.Join(dir, "*"))
-	for _, path := range leftovers {
-		err = errors.Join(err, os.RemoveAll(path))
+	return func() error { return errors.Join(os.RemoveAll(dir), unlock()) }, nil
+}
+
+// empty removes what a run that was killed has left in its directory, and marks
+// the directory as a run's. It touches nothing in a directory that isn't.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("preparing the run: --run-dir: %w", err)
 	}
-	return release, err
+	marker := filepath.Join(dir, runMarker)
+	if _, err := os.Stat(marker); err != nil && len(entries) > 0 {
+		return fmt.Errorf("--run-dir=%q has files that are not of a run, and a run's directory is removed at its end: "+
+			"give a new or an empty directory", dir)
+	}
+	// The marker first and last: whenever a run is killed, it is there.
+	if err := os.WriteFile(marker, nil, 0o600); err != nil {
+		return fmt.Errorf("preparing the run: --run-dir: %w", err)
+	}
+	for _, entry := range entries {
+		if entry.Name() != runMarker {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, entry.Name())))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("removing what an earlier run has left: %w", err)
+	}
+	return nil
 }
 
 // tell is the story: up, synced, proved, and then what happens.
