@@ -281,6 +281,10 @@ func (r *Reader) list(ctx context.Context, client *Client) error {
 	err := listPages(ctx, client, r.cfg.Prefix, func(resp *pb.RangeResponse) error {
 		if at.clusterID == 0 {
 			at.clusterID, at.revision = resp.Header.ClusterId, resp.Header.Revision
+			// From here on the Observer is told what this etcd has. A list that
+			// ends halfway must not be followed by a watch from where another
+			// one was.
+			r.position = position{}
 		} else if at.clusterID != resp.Header.ClusterId {
 			return ErrOtherEtcd
 		}

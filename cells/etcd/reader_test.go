@@ -363,6 +363,44 @@ func TestReaderOtherEtcd(t *testing.T) {
 	}
 }
 
+// TestReaderListEndsHalfway is sent to another etcd, loses it in the middle of
+// its list, and comes back to the first, which has all that a resume needs.
+func TestReaderListEndsHalfway(t *testing.T) {
+	first := newTestClient(t, ClientConfig{Endpoints: []string{startServer(t, ServerConfig{}).URL()}})
+	second := newTestClient(t, ClientConfig{Endpoints: []string{startServer(t, ServerConfig{}).URL()}})
+	put(t, first, "p/000000", "first", "p/x", "first")
+	w, stop := runWriter(t, second)
+	s := w.Scope(ScopeConfig{Prefix: "p/"})
+	s.Apply(ops(numbered(firstPage+500, "second")))
+	require.NoError(t, s.Barrier(t.Context()))
+	stop()
+
+	rec := newRecorder()
+	var interrupt context.CancelFunc
+	r := NewReader(testReaderConfig(t), ObserverFunc(func(ctx context.Context, b Batch) {
+		rec.OnBatch(ctx, b)
+		if interrupt != nil {
+			interrupt()
+		}
+	}))
+	want := map[string]string{"000000": "first", "x": "first"}
+	stopReader := startReader(t, r, first)
+	rec.eventually(t, want)
+	require.Eventually(t, r.Synced, patience, tick)
+	stopReader()
+
+	var ctx context.Context
+	ctx, interrupt = context.WithCancel(t.Context())
+	require.NoError(t, r.Run(ctx, second))
+	content, _, _, _ := rec.state()
+	require.Equal(t, "second", content["000000"])
+	require.Len(t, content, firstPage+1, "a page of the second, and what is only in the first")
+
+	interrupt = nil
+	startReader(t, r, first)
+	rec.eventually(t, want)
+}
+
 // TestReaderResumes comes back to the same etcd without a list.
 func TestReaderResumes(t *testing.T) {
 	s := startServer(t, ServerConfig{})
