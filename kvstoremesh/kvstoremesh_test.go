@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -417,4 +418,26 @@ func TestLocalEtcdLosesKeys(t *testing.T) {
 	f.eventually(wire.CacheRoot, want)
 	f.eventuallySynced()
 	require.Contains(t, f.content(t, wire.ClusterConfigPrefix), "c")
+}
+
+// TestPageIsTakenWhenTheRunEnds ends a Run while a page waits to be admitted.
+// The Reader has noted the page as delivered, so that nobody brings it again.
+func TestPageIsTakenWhenTheRunEnds(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	_, local := startEtcd(t)
+	writer := etcd.NewWriter(log, local) // which doesn't run: what is pending stays
+	stateWriter, err := state.NewWriter(statedb.New())
+	require.NoError(t, err)
+	mesh := newKVStoreMesh(log, DefaultConfig, wire.ClusterInfo{ID: 9, Name: "local", MaxConnectedClusters: 255}, local, writer, stateWriter)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	busy := writer.Scope(etcd.ScopeConfig{Prefix: "busy/"})
+	for i := 0; writer.Admit(ctx) == nil; i++ {
+		busy.Apply([]etcd.Op{{Key: strconv.Itoa(i), Value: make([]byte, 1<<20)}})
+	}
+	r := newReplica(newCluster(mesh, "c"), wire.Nodes)
+	r.follow(layout{clusterID: 1}, wire.NewValidator("c", 1, 255), &budget{max: 10})
+	before := writer.Stats().Pending
+	r.OnBatch(ctx, etcd.Batch{Events: []etcd.Event{{Key: "node1", Value: []byte("v"), New: true}}, Listing: true})
+	require.Equal(t, before+1, writer.Stats().Pending)
 }

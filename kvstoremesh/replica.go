@@ -64,10 +64,10 @@ func (r *replica) follow(layout layout, validator *wire.Validator, budget *budge
 func (r *replica) OnBatch(ctx context.Context, batch etcd.Batch) {
 	if batch.Listing {
 		// A list can wait; a watch must not, since what it doesn't deliver piles
-		// up in the client. Its backlog coalesces in the Writer instead.
-		if r.cluster.mesh.writer.Admit(ctx) != nil {
-			return // the Run ends, and with it the list, which starts over
-		}
+		// up in the client. Its backlog coalesces in the Writer instead. When the
+		// Run ends meanwhile, the page is taken all the same: for the Reader it is
+		// delivered, and no later list brings it again.
+		_ = r.cluster.mesh.writer.Admit(ctx)
 	}
 	c := r.cluster
 	r.ops = r.ops[:0]
