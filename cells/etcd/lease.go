@@ -33,7 +33,7 @@ type leasePool struct {
 
 	leases []lease // index+1 is the number
 	byID   map[clientv3.LeaseID]leaseNumber
-	// open are numbers of leases that may have room.
+	// open are numbers of leases that may have room, each once.
 	open []leaseNumber
 	// onLost is called, without the lock, when etcd no longer knows a lease.
 	onLost func(leaseNumber)
@@ -47,6 +47,7 @@ type lease struct {
 	id   clientv3.LeaseID
 	keys int
 	lost bool
+	open bool // it is in leasePool.open
 }
 
 func newLeasePool(log *slog.Logger, client *Client) *leasePool {
@@ -63,6 +64,7 @@ func (p *leasePool) take() leaseNumber {
 			l.keys++
 			return n
 		}
+		l.open = false
 		p.open = p.open[:len(p.open)-1]
 	}
 	return 0
@@ -81,7 +83,8 @@ func (p *leasePool) drop(n leaseNumber) {
 		return
 	}
 	l := &p.leases[n-1]
-	if l.keys--; l.keys == keysPerLease-1 && !l.lost {
+	if l.keys--; l.keys < keysPerLease && !l.lost && !l.open {
+		l.open = true
 		p.open = append(p.open, n)
 	}
 }
@@ -102,7 +105,7 @@ func (p *leasePool) add(id clientv3.LeaseID) (n leaseNumber, fresh bool) {
 	if n, ok := p.byID[id]; ok && !p.leases[n-1].lost {
 		return n, false
 	}
-	p.leases = append(p.leases, lease{id: id})
+	p.leases = append(p.leases, lease{id: id, open: true})
 	n = leaseNumber(len(p.leases))
 	p.byID[id] = n
 	p.open = append(p.open, n)

@@ -151,6 +151,25 @@ func TestPlanKeepsToBytes(t *testing.T) {
 
 // TestPacer has the clock passed in: an idle mesh pays no delay, a busy one
 // waits for company, and no longer than it may.
+// TestLeasePoolStaysSmall updates a key on a lease that lacks one key of being
+// full, over and over: what the pool remembers doesn't grow with it.
+func TestLeasePoolStaysSmall(t *testing.T) {
+	p := newLeasePool(nil, nil)
+	n, _ := p.add(1)
+	for range keysPerLease - 1 {
+		require.Equal(t, n, p.take())
+	}
+	for range 100 {
+		p.hold(n)
+		p.drop(n)
+	}
+	require.Len(t, p.open, 1)
+	require.Equal(t, n, p.take())
+	require.Zero(t, p.take(), "the lease is full")
+	p.drop(n)
+	require.Equal(t, n, p.take(), "and has room again")
+}
+
 func TestPacer(t *testing.T) {
 	now := time.Unix(0, 0)
 	p := pacer{longest: 10 * time.Millisecond, last: now}
