@@ -145,7 +145,7 @@ func (w *Writer) queueRefills(gone map[*Scope][]string) {
 		if s == w.canaries || s.cfg.Refill == nil {
 			continue
 		}
-		s.refilling = true
+		s.incomplete = true
 		w.callbacks = append(w.callbacks, func() { s.cfg.Refill(keys) })
 	}
 	for _, key := range gone[w.canaries] {

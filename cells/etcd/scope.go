@@ -40,8 +40,9 @@ type Scope struct {
 
 	// Guarded by w.mu.
 	records map[string]record
-	// refilling: keys were lost and the owner hasn't called Complete since.
-	refilling bool
+	// incomplete: keys were lost or dropped, and the owner hasn't called Complete
+	// since. An earlier Complete then means nothing any more.
+	incomplete bool
 }
 
 // record is what is known about a key in etcd; 16 bytes.
@@ -157,7 +158,7 @@ func (s *Scope) Complete() {
 			s.w.plan.add(target{s, key}, Op{Key: key, Delete: true}, committed, true)
 		}
 	}
-	s.refilling = false
+	s.incomplete = false
 	if !s.w.plan.await(s, s.writeCanary) {
 		s.writeCanary()
 	}
@@ -167,7 +168,7 @@ func (s *Scope) Complete() {
 
 // writeCanary queues the canary unless it is there. The lock is held.
 func (s *Scope) writeCanary() {
-	if s.refilling {
+	if s.incomplete {
 		return // the Complete that follows comes here again
 	}
 	if s.cfg.Canary != "" {
@@ -212,7 +213,7 @@ func (s *Scope) Barrier(ctx context.Context) error {
 // keys. The Scope can be used again afterwards.
 func (s *Scope) Drop(ctx context.Context) error {
 	s.w.mu.Lock()
-	s.w.plan.discard(s)
+	s.discard()
 	s.w.mu.Unlock()
 	if err := s.Barrier(ctx); err != nil { // what is under way
 		return err
@@ -233,11 +234,19 @@ func (s *Scope) Drop(ctx context.Context) error {
 	return s.w.canaries.Barrier(ctx)
 }
 
+// discard forgets what is queued. A Complete that waited for it doesn't come
+// about, which is what its canary would say. The lock is held.
+func (s *Scope) discard() {
+	s.incomplete = true
+	s.w.plan.discard(s)
+	s.w.ease()
+}
+
 // Close drops nothing in etcd: it takes the Scope out of the Writer.
 func (s *Scope) Close() {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	s.w.plan.discard(s)
+	s.discard()
 	for _, committed := range s.records {
 		s.w.leases.drop(committed.lease)
 	}

@@ -66,7 +66,7 @@ type Writer struct {
 		revision  int64
 	}
 	callbacks []func()      // to call from Run, without the lock
-	eased     chan struct{} // closed and renewed when something was committed
+	eased     chan struct{} // closed and renewed when less is pending
 	stats     WriterStats
 }
 
@@ -419,6 +419,11 @@ func (w *Writer) succeeded(batch []*operation, header *pb.ResponseHeader, before
 	}
 	w.queueRefills(gone)
 	w.plan.succeeded(batch)
+	w.ease()
+}
+
+// ease has Admit look again, since less may be pending. The lock is held.
+func (w *Writer) ease() {
 	close(w.eased)
 	w.eased = make(chan struct{})
 }
@@ -455,6 +460,7 @@ func (w *Writer) refused(op *operation, err error) {
 	delay := min(time.Second<<min(op.refusals, 10), time.Minute)
 	op.refusals++
 	w.plan.park(op, time.Now().Add(delay))
+	w.ease()
 }
 
 // deletePrefix deletes a whole range, trying until ctx ends.

@@ -334,6 +334,36 @@ func TestScopeDrop(t *testing.T) {
 	require.Equal(t, numbered(2, "v"), content(t, c, "p/"))
 }
 
+// TestScopeGivenUp drops or closes a Scope before what makes it complete is
+// written: nothing is complete then, no canary says so, and whoever waits for
+// less to be pending goes on.
+func TestScopeGivenUp(t *testing.T) {
+	for name, giveUp := range map[string]func(context.Context, *Scope) error{
+		"drop":  func(ctx context.Context, s *Scope) error { return s.Drop(ctx) },
+		"close": func(_ context.Context, s *Scope) error { s.Close(); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newTestClient(t, ClientConfig{Endpoints: []string{"http://127.0.0.1:1"}})
+			w := NewWriter(slog.New(slog.DiscardHandler), c)
+			cfg := leased("p/", nil)
+			cfg.OnComplete = func() { t.Error("completed") }
+			s := w.Scope(cfg)
+			s.Apply(ops(numbered(300, strings.Repeat("x", 100<<10))))
+			s.Complete()
+			var wg sync.WaitGroup
+			wg.Go(func() { assert.NoError(t, w.Admit(t.Context())) })
+
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel() // this etcd won't delete anything
+			err := giveUp(ctx, s)
+			require.True(t, err == nil || ctx.Err() != nil)
+			w.runCallbacks()
+			wg.Wait()
+			require.Zero(t, w.Stats().Pending, "no canary")
+		})
+	}
+}
+
 // TestNextCommitNeverForgets has the rate limit run out at every fraction of a
 // token: while operations are pending and nothing is under way, there is either
 // a commit or a delay to wait for.
