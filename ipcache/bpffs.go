@@ -24,6 +24,12 @@ func mountBPFFS(log *slog.Logger, root string) error {
 	if stat.Type == unix.BPF_FS_MAGIC {
 		return nil
 	}
+	// A mount hides what is below: /sys/fs/bpf without one is empty.
+	if entries, err := os.ReadDir(root); err != nil {
+		return fmt.Errorf("looking into the mount point of the BPF file system: %w", err)
+	} else if len(entries) > 0 {
+		return fmt.Errorf("--%s=%q: not mounting the BPF file system over a directory that has files", flagRoot, root)
+	}
 	if err := unix.Mount("bpf", root, "bpf", 0, "mode=0700"); err != nil {
 		return fmt.Errorf("mounting the BPF file system at %s: %w", root, err)
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"path/filepath"
+	"strings"
 
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/job"
@@ -54,6 +56,10 @@ const (
 	flagBackend  = "ipcache-backend"
 	flagMapMax   = "bpf-ipcache-map-max"
 	flagUnderlay = "underlay-protocol"
+	flagRoot     = "bpf-root"
+	flagMapDir   = "bpf-map-dir"
+	flagIPv4     = "enable-ipv4"
+	flagIPv6     = "enable-ipv6"
 )
 
 // Config are the flags of the ipcache.
@@ -92,10 +98,10 @@ func (c Config) Flags(flags *pflag.FlagSet) {
 	flags.String(flagBackend, c.Backend,
 		"Where the ipcache map is: \"bpf\" (the kernel), \"memory\" (for trials; no datapath reads it) or \"auto\" (the kernel where permitted, else memory)")
 	flags.Int(flagMapMax, c.Capacity, "Maximum number of entries in the ipcache map; a pinned map of another size is replaced")
-	flags.String("bpf-root", c.BPFRoot, "Path to the BPF file system, which is mounted there if it isn't")
-	flags.String("bpf-map-dir", c.BPFMapDir, "Directory below --bpf-root for the maps of this agent alone")
-	flags.Bool("enable-ipv4", c.EnableIPv4, "Enable IPv4 support")
-	flags.Bool("enable-ipv6", c.EnableIPv6, "Enable IPv6 support")
+	flags.String(flagRoot, c.BPFRoot, "Path to the BPF file system, which is mounted there if it isn't")
+	flags.String(flagMapDir, c.BPFMapDir, "Directory below --bpf-root for the maps of this agent alone")
+	flags.Bool(flagIPv4, c.EnableIPv4, "Enable IPv4 support")
+	flags.Bool(flagIPv6, c.EnableIPv6, "Enable IPv6 support")
 	flags.String(flagUnderlay, c.UnderlayProtocol, "IP family for the underlay (\"ipv4\" or \"ipv6\")")
 }
 
@@ -112,6 +118,18 @@ func (c Config) validate() error {
 	}
 	if c.Capacity <= 0 || c.Capacity > math.MaxInt32 {
 		return fmt.Errorf("--%s=%d: must be between 1 and %d", flagMapMax, c.Capacity, math.MaxInt32)
+	}
+	// Not below the root, or the root itself, it would be another program's.
+	if dir := filepath.Clean(c.BPFMapDir); !filepath.IsLocal(c.BPFMapDir) || dir == "." {
+		return fmt.Errorf("--%s=%q: must be a relative path below --%s", flagMapDir, c.BPFMapDir, flagRoot)
+	} else if strings.Contains(dir, ".") {
+		return fmt.Errorf("--%s=%q: the BPF file system takes no name with a dot", flagMapDir, c.BPFMapDir)
+	}
+	if !filepath.IsAbs(c.BPFRoot) {
+		return fmt.Errorf("--%s=%q: must be an absolute path", flagRoot, c.BPFRoot)
+	}
+	if !c.EnableIPv4 && !c.EnableIPv6 {
+		return fmt.Errorf("--%s=false and --%s=false: at least one must be true", flagIPv4, flagIPv6)
 	}
 	return nil
 }

@@ -372,6 +372,13 @@ func TestConfigIsChecked(t *testing.T) {
 		func(c *Config) { c.Backend = "disk" },
 		func(c *Config) { c.Capacity = 0 },
 		func(c *Config) { c.UnderlayProtocol = "ipx" },
+		func(c *Config) { c.BPFMapDir = "" },
+		func(c *Config) { c.BPFMapDir = "." },
+		func(c *Config) { c.BPFMapDir = "/waggle" },
+		func(c *Config) { c.BPFMapDir = "../tmp" },
+		func(c *Config) { c.BPFMapDir = "waggle.1" },
+		func(c *Config) { c.BPFRoot = "bpf" },
+		func(c *Config) { c.EnableIPv4, c.EnableIPv6 = false, false },
 	} {
 		cfg := DefaultConfig
 		change(&cfg)

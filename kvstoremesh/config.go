@@ -21,6 +21,7 @@
 package kvstoremesh
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -61,4 +62,24 @@ func (def Config) Flags(flags *pflag.FlagSet) {
 		"Keys taken of one remote cluster; those beyond are refused and counted")
 	// It exists, as upstream's does, for those who know why they want it.
 	_ = flags.MarkHidden("disable-drain-on-disconnection")
+}
+
+// validate refuses what would only be noticed by what doesn't happen.
+func (def Config) validate() error {
+	for _, one := range []struct {
+		flag  string
+		value time.Duration
+	}{
+		{"per-cluster-ready-timeout", def.PerClusterReadyTimeout},
+		{"global-ready-timeout", def.GlobalReadyTimeout},
+		{"drain-grace-period", def.DrainGracePeriod},
+	} {
+		if one.value < 0 {
+			return fmt.Errorf("--%s=%v: must not be negative", one.flag, one.value)
+		}
+	}
+	if def.MaxKeysPerCluster <= 0 {
+		return fmt.Errorf("--max-keys-per-cluster=%d: must be positive", def.MaxKeysPerCluster)
+	}
+	return nil
 }

@@ -30,8 +30,11 @@ type Readiness struct {
 	ready  chan struct{}
 }
 
-func newReadiness(log *slog.Logger, config Config, mesh *remote.Mesh, db *statedb.DB, table tableOf) *Readiness {
-	return &Readiness{log: log, config: config, mesh: mesh, db: db, table: table, ready: make(chan struct{})}
+func newReadiness(log *slog.Logger, config Config, mesh *remote.Mesh, db *statedb.DB, table tableOf) (*Readiness, error) {
+	if err := config.validate(); err != nil {
+		return nil, err
+	}
+	return &Readiness{log: log, config: config, mesh: mesh, db: db, table: table, ready: make(chan struct{})}, nil
 }
 
 // Ready is closed once KVStoreMesh is ready; it stays so.

@@ -119,6 +119,43 @@ func (def ServerFlags) Flags(flags *pflag.FlagSet) {
 	flags.Duration("auto-compaction-retention", def.Compaction, "How much history is kept")
 }
 
+// validate refuses what etcd itself would take, and then fail by at the first
+// client, or ignore.
+func (def ServerFlags) validate() error {
+	listen, err := url.Parse(def.ListenClientURLs)
+	if err != nil {
+		return fmt.Errorf("--listen-client-urls=%q: %w", def.ListenClientURLs, err)
+	}
+	if err := checkEndpoint(def.ListenClientURLs); err != nil || listen.Scheme == "" {
+		return fmt.Errorf("--listen-client-urls=%q: not http://host:port, https://host:port or unix:///path", def.ListenClientURLs)
+	}
+	files := []struct{ flag, path string }{
+		{"cert-file", def.CertFile}, {"key-file", def.KeyFile}, {"trusted-ca-file", def.TrustedCAFile},
+	}
+	for _, file := range files {
+		switch {
+		case file.path == "":
+			if listen.Scheme == "https" && file.flag != "trusted-ca-file" {
+				return fmt.Errorf("--%s is missing: --listen-client-urls=%q needs it", file.flag, def.ListenClientURLs)
+			}
+		case listen.Scheme != "https":
+			// Whoever gives a certificate believes that the connection is safe.
+			return fmt.Errorf("--%s has no effect: --listen-client-urls=%q is not https", file.flag, def.ListenClientURLs)
+		default:
+			if _, err := os.ReadFile(file.path); err != nil {
+				return fmt.Errorf("--%s: %w", file.flag, err)
+			}
+		}
+	}
+	if def.QuotaBytes <= 0 {
+		return fmt.Errorf("--quota-backend-bytes=%d: must be positive", def.QuotaBytes)
+	}
+	if def.Compaction <= 0 {
+		return fmt.Errorf("--auto-compaction-retention=%v: must be positive", def.Compaction)
+	}
+	return nil
+}
+
 // ServerCell runs an embedded etcd, ready when the hive has started.
 var ServerCell = cell.Module(
 	"etcd-server",
@@ -129,8 +166,8 @@ var ServerCell = cell.Module(
 )
 
 func registerServer(lc cell.Lifecycle, log *slog.Logger, flags ServerFlags) error {
-	if _, err := url.Parse(flags.ListenClientURLs); err != nil {
-		return fmt.Errorf("--listen-client-urls: %w", err)
+	if err := flags.validate(); err != nil {
+		return err
 	}
 	var (
 		server    *Server

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -67,7 +68,44 @@ func (c Config) Client() (ClientConfig, error) {
 	if cfg.ConfigPath == "" && len(cfg.Endpoints) == 0 {
 		return ClientConfig{}, fmt.Errorf("no etcd: --kvstore-opt needs %s or %s", OptConfig, OptAddress)
 	}
+	for _, endpoint := range cfg.Endpoints {
+		if err := checkEndpoint(endpoint); err != nil {
+			return ClientConfig{}, fmt.Errorf("--kvstore-opt %s=%q: %w", OptAddress, endpoint, err)
+		}
+	}
+	if cfg.LeaseTTL < minLeaseTTL {
+		return ClientConfig{}, fmt.Errorf("--kvstore-lease-ttl=%v: must be at least %v", cfg.LeaseTTL, minLeaseTTL)
+	}
 	return cfg, nil
+}
+
+// minLeaseTTL is etcd's resolution of a time to live.
+const minLeaseTTL = time.Second
+
+// checkEndpoint refuses what can't be dialled, which a client would try without
+// end: an etcd that isn't there yet looks the same to it.
+func checkEndpoint(endpoint string) error {
+	scheme, rest, found := strings.Cut(endpoint, "://")
+	if !found {
+		scheme, rest = "", endpoint
+	}
+	switch scheme {
+	case "unix", "unixs":
+		if rest == "" {
+			return errors.New("it has no path")
+		}
+		return nil
+	case "", "http", "https":
+		host, port, err := net.SplitHostPort(strings.TrimSuffix(rest, "/"))
+		if err != nil {
+			return fmt.Errorf("not http://host:port, https://host:port or unix:///path: %w", err)
+		}
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil || host == "" {
+			return errors.New("not http://host:port, https://host:port or unix:///path")
+		}
+		return nil
+	}
+	return fmt.Errorf("the scheme %q is none of http, https and unix", scheme)
 }
 
 // Options tunes clients, Readers and Writers.

@@ -60,10 +60,10 @@ func newManifests(log *slog.Logger, dir string, kinds []*kind, bad *problems) *m
 func (m *manifests) check(cell.HookContext) error {
 	info, err := os.Stat(m.dir)
 	if err != nil {
-		return fmt.Errorf("reading manifests: %w", err)
+		return fmt.Errorf("reading --k8s-manifests: %w", err)
 	}
 	if !info.IsDir() {
-		return fmt.Errorf("reading manifests: %q is not a directory", m.dir)
+		return fmt.Errorf("reading --k8s-manifests: %q is not a directory", m.dir)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ package remote
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 
 	"github.com/cilium/cilium/pkg/clustermesh/common"
@@ -60,6 +61,9 @@ func provideMesh(p params) (*Mesh, error) {
 	options, err := etcd.ParseOptions(p.Etcd.KVStoreOpt)
 	if err != nil {
 		return nil, err
+	}
+	if p.Config.ClusterMeshCacheTTL < 0 {
+		return nil, fmt.Errorf("--clustermesh-cache-ttl=%v: must not be negative", p.Config.ClusterMeshCacheTTL)
 	}
 	cfg := settings{
 		log:          p.Log,

@@ -5,6 +5,7 @@ package remote
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -50,6 +51,19 @@ func TestNoDirectory(t *testing.T) {
 	h, log := meshHive(missing, &mesh), hivetest.Logger(t)
 	require.ErrorContains(t, h.Start(log, context.Background()), missing)
 	require.NoError(t, h.Stop(log, context.Background()))
+}
+
+func TestFlagsAreChecked(t *testing.T) {
+	var mesh *Mesh
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	h, log := meshHive(file, &mesh), hivetest.Logger(t)
+	require.ErrorContains(t, h.Start(log, context.Background()), "--clustermesh-config")
+	require.NoError(t, h.Stop(log, context.Background()))
+
+	h = meshHive(t.TempDir(), &mesh)
+	h.Viper().Set("clustermesh-cache-ttl", "-1s")
+	require.ErrorContains(t, h.Start(log, context.Background()), "--clustermesh-cache-ttl")
 }
 
 func TestMetrics(t *testing.T) {

@@ -53,6 +53,12 @@ type directory struct {
 
 // openDirectory fails if there is no such directory, or no watch to be had.
 func openDirectory(log *slog.Logger, path, own string) (*directory, error) {
+	// A file can be watched as well, and would never become a directory.
+	if info, err := os.Stat(path); err != nil {
+		return nil, fmt.Errorf("--clustermesh-config=%q: %w", path, err)
+	} else if !info.IsDir() {
+		return nil, fmt.Errorf("--clustermesh-config=%q: it is not a directory", path)
+	}
 	d := &directory{log: log, path: path, own: own, known: snapshot{}, watched: map[string][sha256.Size]byte{}}
 	var err error
 	if d.dirs, err = fsnotify.NewWatcher(); err != nil {
