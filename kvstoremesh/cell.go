@@ -57,8 +57,9 @@ type KVStoreMesh struct {
 }
 
 // concurrentLists bounds the pages that are in memory at a time: the Writer is
-// the bottleneck of a bootstrap, so that more would only fill memory.
-const concurrentLists = 4
+// the bottleneck of a bootstrap, so that while one page waits for it and one is
+// on its way, more would only fill memory.
+const concurrentLists = 2
 
 func newKVStoreMesh(log *slog.Logger, config Config, local wire.ClusterInfo,
 	client *etcd.Client, writer *etcd.Writer, stateWriter *state.Writer) *KVStoreMesh {

@@ -85,6 +85,10 @@ func (r *replica) OnBatch(ctx context.Context, batch etcd.Batch) {
 	c.mu.Unlock()
 
 	r.scope.Apply(r.ops)
+	clear(r.ops) // which would keep the values in memory until the next batch
+	if batch.Listing {
+		r.ops = nil // far larger than any batch of the watch
+	}
 	if again != nil {
 		r.reader.Resend(again)
 	}

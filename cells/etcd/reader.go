@@ -277,6 +277,8 @@ func (r *Reader) list(ctx context.Context, client *Client) error {
 	}
 
 	r.mirror.beginList()
+	// A page has far more events than a response of the watch ever will.
+	defer func() { r.events = nil }()
 	var at position
 	err := listPages(ctx, client, r.cfg.Prefix, func(resp *pb.RangeResponse) error {
 		if at.clusterID == 0 {
@@ -399,5 +401,7 @@ func (r *Reader) emit(ctx context.Context, batch Batch) {
 	r.entries.Store(int64(len(r.mirror.keys)))
 	if len(batch.Events) > 0 || batch.Synced {
 		r.observer.OnBatch(ctx, batch)
+		// Else the values of each Reader's last batch would stay in memory.
+		clear(batch.Events)
 	}
 }

@@ -22,8 +22,11 @@ const (
 	// maxTxnBytes keeps a transaction below etcd's default request limit of
 	// 1.5 MiB.
 	maxTxnBytes = 1 << 20
-	// maxPendingBytes is where Admit begins to wait.
-	maxPendingBytes = 16 << 20
+	// maxPendingBytes is where Admit begins to wait: two full commits, beside
+	// those under way, are enough to keep etcd busy while more is read. With 16
+	// MiB a mesh of 54,400 keys was in memory as a whole before it was written,
+	// and not written any faster.
+	maxPendingBytes = 2 * maxTxnBytes
 	// defaultTxnOps is etcd's own limit of operations in a transaction
 	// (--max-txn-ops), to which a Writer falls back.
 	defaultTxnOps = 128
