@@ -84,7 +84,7 @@ func (c *Client) open() error {
 	// from page to page. etcd's own calls have no limit either, but it sets that
 	// for each call, and the bare client below knows nothing of it.
 	config.DialOptions = append(config.DialOptions, grpc.WithContextDialer(c.dial),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.ForceCodecV2(newCodec())))
 	c.etcd, err = clientv3.New(*config)
 	if err != nil {
 		return fmt.Errorf("creating etcd client: %w", err)
