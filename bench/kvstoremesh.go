@@ -15,8 +15,9 @@ import (
 
 // benchmark is one call of KVStoreMesh.
 type benchmark struct {
-	config Config
-	dir    string
+	config  Config
+	dir     string
+	network *network
 }
 
 // KVStoreMesh measures how KVStoreMesh brings the state of all source clusters
@@ -32,7 +33,7 @@ func KVStoreMesh(ctx context.Context, config Config) (*Report, error) {
 	if err := config.Mesh.Validate(); err != nil {
 		return nil, err
 	}
-	b := &benchmark{config: config, dir: config.Dir}
+	b := &benchmark{config: config, dir: config.Dir, network: newNetwork()}
 	if b.dir == "" {
 		dir, err := os.MkdirTemp("", "waggle-bench-")
 		if err != nil {
@@ -73,11 +74,7 @@ func KVStoreMesh(ctx context.Context, config Config) (*Report, error) {
 
 // round measures one subject once. name is that of the processes' files.
 func (b *benchmark) round(ctx context.Context, s subject, sources *sources, want map[string]digest, name string) (_ Figures, err error) {
-	urls, err := freeURLs(1)
-	if err != nil {
-		return Figures{}, err
-	}
-	local, err := b.startEtcd(ctx, name+"-etcd", urls[0])
+	local, err := b.startEtcd(ctx, name+"-etcd", b.network.url())
 	if err != nil {
 		return Figures{}, err
 	}

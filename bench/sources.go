@@ -7,7 +7,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
+	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -61,20 +62,20 @@ func (b *benchmark) startEtcd(ctx context.Context, name, url string) (*etcdProce
 	return e, nil
 }
 
-// freeURLs gives n URLs on loopback that nothing listens at. The kernel gives out
-// no port twice while it is in use, so that all are held until all are known;
-// what is left is a race with other programs.
-func freeURLs(n int) ([]string, error) {
-	var urls []string
-	for range n {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("looking for a free port: %w", err)
-		}
-		defer listener.Close()
-		urls = append(urls, "http://"+listener.Addr().String())
-	}
-	return urls, nil
+// network is a loopback network of a benchmark's own: there no other program
+// takes a port between its choice and its use, as it happens where the kernel is
+// asked for free ones. It is a /16, drawn from those above 127.1.
+type network struct{ base netip.Addr }
+
+func newNetwork() *network {
+	return &network{base: netip.AddrFrom4([4]byte{127, byte(2 + rand.IntN(250)), byte(rand.IntN(256)), 0})}
+}
+
+// url is that of the network's next address. The port isn't etcd's own, which an
+// etcd of this machine may have taken at all addresses.
+func (n *network) url() string {
+	n.base = n.base.Next()
+	return "http://" + netip.AddrPortFrom(n.base, 23790).String()
 }
 
 func (e *etcdProcess) waitReady(ctx context.Context) error {
@@ -139,14 +140,11 @@ func (b *benchmark) startSources(ctx context.Context) (_ *sources, err error) {
 
 	b.progress("starting %d source etcds", s.info.Etcds)
 	s.etcds = make([]*etcdProcess, s.info.Etcds)
-	urls, err := freeURLs(s.info.Etcds)
-	if err != nil {
-		return s, err
-	}
 	var start errgroup.Group
 	for i := range s.etcds {
+		url := b.network.url()
 		start.Go(func() (err error) {
-			s.etcds[i], err = b.startEtcd(ctx, fmt.Sprintf("source-etcd-%03d", i+1), urls[i])
+			s.etcds[i], err = b.startEtcd(ctx, fmt.Sprintf("source-etcd-%03d", i+1), url)
 			return err
 		})
 	}

@@ -1,0 +1,149 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/cilium/pkg/hive"
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/hivetest"
+	"github.com/spf13/pflag"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/waggle-mesh/waggle/cells"
+)
+
+// TestMain makes the test's program the one that is measured as well: started
+// with the name of a part, it is that part.
+func TestMain(m *testing.M) {
+	parts := map[string]cell.Cell{"etcd": cells.Etcd, "kvstoremesh": cells.KVStoreMesh}
+	if len(os.Args) > 1 && parts[os.Args[1]] != nil {
+		runPart(parts[os.Args[1]], os.Args[2:])
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func runPart(part cell.Cell, args []string) {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	h := hive.New(part)
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags.ParseErrorsAllowlist.UnknownFlags = true // of what waggle has beside the hives
+	h.RegisterFlags(flags)
+	err := flags.Parse(args)
+	if err == nil {
+		err = h.Run(log)
+	}
+	if err != nil {
+		log.Error("Failed", "error", err)
+		os.Exit(1)
+	}
+}
+
+// TestKVStoreMesh measures small meshes in both layouts, and checks that the
+// figures agree with each other. It says nothing about speed.
+func TestKVStoreMesh(t *testing.T) {
+	mesh := Mesh{Clusters: 2, Endpoints: 60, Nodes: 3, Identities: 7, Services: 4, Seed: 5}
+	for _, tc := range []struct {
+		layout Layout
+		want   SourceInfo
+		rounds int
+	}{
+		{LayoutAuto, SourceInfo{Layout: LayoutState, Etcds: 2}, 2},
+		{LayoutCache, SourceInfo{Layout: LayoutCache, Etcds: 1}, 1},
+	} {
+		t.Run(string(tc.layout), func(t *testing.T) {
+			var doing []string
+			report, err := KVStoreMesh(t.Context(), Config{
+				Mesh: mesh, Layout: tc.layout, CacheEtcds: 1, Rounds: tc.rounds, Timeout: time.Minute, Program: os.Args[0],
+				Log: hivetest.Logger(t), Progress: func(s string) { doing = append(doing, s) },
+			})
+			require.NoError(t, err)
+			require.NotEmpty(t, doing)
+			require.Equal(t, tc.want.Layout, report.Sources.Layout)
+			require.Equal(t, tc.want.Etcds, report.Sources.Etcds)
+			require.Equal(t, mesh.Keys(), report.Sources.Keys)
+			require.Positive(t, report.Sources.ValueBytes)
+			require.Equal(t, []string{"waggle"}, report.Subjects())
+			require.Len(t, report.Rounds, tc.rounds)
+			for _, round := range report.Rounds {
+				require.Equal(t, mesh.Keys(), round.Keys)
+				require.Positive(t, round.ReadySeconds)
+				require.Positive(t, round.CPUSeconds)
+				require.Positive(t, round.EtcdCPUSeconds)
+				require.Positive(t, round.SourceCPUSeconds)
+				require.GreaterOrEqual(t, round.PeakRSSBytes, round.AnonRSSBytes)
+				require.Positive(t, round.AnonRSSBytes)
+				require.Positive(t, round.EtcdPeakRSSBytes)
+				require.Positive(t, round.LifetimeCPUSeconds)
+			}
+		})
+	}
+}
+
+// TestKVStoreMeshFails shows what is said when the program can't do the job.
+func TestKVStoreMeshFails(t *testing.T) {
+	config := Config{Mesh: Mesh{Clusters: 1, Nodes: 1, Identities: 1}, Layout: LayoutAuto, Rounds: 1, Timeout: time.Minute, Log: hivetest.Logger(t)}
+
+	config.Program = "/nonexistent"
+	_, err := KVStoreMesh(t.Context(), config)
+	require.ErrorContains(t, err, "starting source-etcd-001")
+
+	// One that can be an etcd, and nothing else.
+	config.Program = filepath.Join(t.TempDir(), "program")
+	script := "#!/bin/sh\n[ $1 = etcd ] && exec " + os.Args[0] + ` "$@"` + "\necho no bees; exit 7\n"
+	require.NoError(t, os.WriteFile(config.Program, []byte(script), 0o700))
+	_, err = KVStoreMesh(t.Context(), config)
+	require.ErrorContains(t, err, "round 1 of waggle: waiting for it to be ready: waggle-1 ended: exit status 7")
+	require.ErrorContains(t, err, "no bees")
+
+	config.Mesh = Mesh{}
+	_, err = KVStoreMesh(t.Context(), config)
+	require.Error(t, err)
+}
+
+func TestReport(t *testing.T) {
+	report := &Report{Benchmark: "kvstoremesh", Mesh: DefaultMesh}
+	for _, seconds := range []float64{3, 1, 2} {
+		report.Rounds = append(report.Rounds, Round{Subject: "waggle", Figures: Figures{Keys: 10, ReadySeconds: seconds, PeakRSSBytes: 1 << 20}})
+	}
+	raw, err := json.Marshal(report)
+	require.NoError(t, err)
+	var read struct {
+		Benchmark  string
+		Parameters Mesh
+		Waggle     map[string]float64
+		Rounds     []map[string]any
+	}
+	require.NoError(t, json.Unmarshal(raw, &read))
+	require.Equal(t, "kvstoremesh", read.Benchmark)
+	require.Equal(t, DefaultMesh, read.Parameters)
+	require.EqualValues(t, 2, read.Waggle["ready_seconds"])
+	for _, name := range []string{"keys", "ready_seconds", "cpu_seconds", "etcd_cpu_seconds", "peak_rss_bytes"} {
+		require.Contains(t, read.Waggle, name)
+	}
+	require.Len(t, read.Rounds, 3)
+	require.Equal(t, "waggle", read.Rounds[0]["subject"])
+	require.EqualValues(t, 3, read.Rounds[0]["ready_seconds"])
+
+	var text strings.Builder
+	require.NoError(t, report.WriteText(&text))
+	require.Regexp(t, `ready +1\.000 s +2\.000 s +3\.000 s`, text.String())
+}
+
+func TestCompare(t *testing.T) {
+	want := map[string]digest{"a/": {1, 10}, "b/": {2, 20}}
+	require.NoError(t, compare(want, map[string]digest{"b/": {2, 20}, "a/": {1, 10}}))
+	require.ErrorContains(t, compare(want, map[string]digest{"a/": {1, 10}}), "b/ has 0 entries")
+	require.ErrorContains(t, compare(want, map[string]digest{"a/": {1, 11}, "b/": {2, 20}}), "a/ has 1 entries")
+	require.ErrorContains(t, compare(want, map[string]digest{"a/": {1, 10}, "b/": {2, 20}, "": {1, 1}}), "nobody sent")
+}
