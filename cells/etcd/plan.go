@@ -38,14 +38,17 @@ type target struct {
 // operation is one wanted change, and who waits for it.
 type operation struct {
 	target
-	value    []byte
-	hash     uint64
-	delete   bool
-	lease    leaseNumber // that the commit under way puts it on
-	refusals int
-	refusal  error
-	retryAt  time.Time
-	waiting  []*barrier
+	value  []byte
+	hash   uint64
+	delete bool
+	// uncertain: a commit for the key failed, which etcd may have made all the
+	// same, so that what is known to be in etcd may not be what is there.
+	uncertain bool
+	lease     leaseNumber // that the commit under way puts it on
+	refusals  int
+	refusal   error
+	retryAt   time.Time
+	waiting   []*barrier
 }
 
 // barrier counts down to a call when a set of operations is committed.
@@ -80,12 +83,12 @@ func (p *plan) add(t target, op Op, committed record, known bool) {
 	if element, ok := p.byKey[t]; ok {
 		// Last write wins, in the place of the first.
 		old := element.Value.(*operation)
-		if p.inflight[t] == nil && next.unchanged(committed, known) {
+		if p.inflight[t] == nil && !old.uncertain && next.unchanged(committed, known) {
 			p.remove(element)
 			p.release(old)
 			return
 		}
-		next.waiting = old.waiting
+		next.waiting, next.uncertain = old.waiting, old.uncertain
 		p.bytes += next.size() - old.size()
 		element.Value = next
 		return
@@ -93,7 +96,7 @@ func (p *plan) add(t target, op Op, committed record, known bool) {
 	if old, ok := p.parked[t]; ok {
 		// A new value may be better than the one that was refused.
 		delete(p.parked, t)
-		next.waiting = old.waiting
+		next.waiting, next.uncertain = old.waiting, old.uncertain
 	} else if under := p.inflight[t]; under != nil {
 		if under.delete == next.delete && under.hash == next.hash {
 			return
@@ -127,14 +130,16 @@ func (p *plan) remove(element *list.Element) {
 // next takes the operations of one commit: as many as fit into the limits, in
 // order, leaving those whose key is under way. nil means that there is nothing
 // to do now. An operation that is larger than maxBytes goes alone.
-func (p *plan) next(maxOps, maxBytes int) []*operation {
+//
+// With deletesOnly all puts are passed over, in O(length of the queue).
+func (p *plan) next(maxOps, maxBytes int, deletesOnly bool) []*operation {
 	var (
 		batch []*operation
 		bytes int
 	)
 	for element := p.queue.Front(); element != nil && len(batch) < maxOps; {
 		op, following := element.Value.(*operation), element.Next()
-		if p.inflight[op.target] != nil {
+		if p.inflight[op.target] != nil || (deletesOnly && !op.delete) {
 			element = following
 			continue
 		}
@@ -171,9 +176,10 @@ func (p *plan) failed(batch []*operation) {
 		delete(p.inflight, op.target)
 		if element, ok := p.byKey[op.target]; ok {
 			newer := element.Value.(*operation)
-			newer.waiting = append(newer.waiting, op.waiting...)
+			newer.waiting, newer.uncertain = append(newer.waiting, op.waiting...), true
 			continue
 		}
+		op.uncertain = true
 		p.byKey[op.target] = p.queue.PushFront(op)
 		p.bytes += op.size()
 	}
@@ -186,6 +192,7 @@ func (p *plan) park(op *operation, due time.Time) {
 	if element, ok := p.byKey[op.target]; ok {
 		newer := element.Value.(*operation)
 		newer.waiting = append(newer.waiting, op.waiting...)
+		newer.uncertain = newer.uncertain || op.uncertain
 		return
 	}
 	op.retryAt = due

@@ -63,8 +63,12 @@ type Writer struct {
 	running  int // commits under way
 	retry    wait.Backoff
 	notUntil time.Time // no commit before, after a failure
-	started  time.Time // of the last commit
-	etcd     struct {  // as the last commit found it
+	// noSpace: etcd takes no puts, nor transactions with one, until an operator
+	// has made room. Deletes must not wait behind them: what they would take away
+	// sends traffic to where nobody is, and is part of what fills the etcd.
+	noSpace bool
+	started time.Time // of the last commit
+	etcd    struct {  // as the last commit found it
 		clusterID uint64
 		revision  int64
 	}
@@ -226,7 +230,10 @@ func (w *Writer) nextCommit(now time.Time) ([]*operation, time.Duration) {
 	}
 	w.pacer.observe(now, w.arrived)
 	w.arrived = 0
-	batch := w.plan.next(w.maxOps, maxTxnBytes)
+	batch := w.plan.next(w.maxOps, maxTxnBytes, w.noSpace)
+	if batch == nil && w.noSpace {
+		batch = w.plan.next(w.maxOps, maxTxnBytes, false)
+	}
 	if batch == nil {
 		return nil, 0
 	}
@@ -258,6 +265,11 @@ func (w *Writer) commit(ctx context.Context, batch []*operation) {
 		w.commit(ctx, batch[len(batch)/2:])
 	case atFault(err):
 		w.refused(batch[0], err)
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		w.mu.Lock()
+		w.noSpace = true
+		w.mu.Unlock()
+		w.failed(batch, err)
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
 		w.failed(batch, err)
 		w.check(ctx)
@@ -411,6 +423,7 @@ func (w *Writer) succeeded(batch []*operation, header *pb.ResponseHeader, before
 			delete(op.scope.records, op.key)
 			continue
 		}
+		w.noSpace = false
 		r := record{hash: op.hash, lease: op.lease}
 		if op.lease != 0 && !w.leases.usable(op.lease) {
 			// The lease was found lost while the commit was under way.

@@ -421,3 +421,33 @@ func BenchmarkWriter(b *testing.B) {
 	require.NoError(b, s.Barrier(b.Context()))
 	b.ReportMetric(float64(b.N*len(batch))/b.Elapsed().Seconds(), "keys/s")
 }
+
+// TestWriterDeletesWithoutSpace has an etcd that is full: it still takes deletes,
+// which must not wait for puts that were asked for before.
+func TestWriterDeletesWithoutSpace(t *testing.T) {
+	c := clientAt(t, time.Minute, startServer(t, ServerConfig{QuotaBytes: 1 << 20}).URL())
+	w := startWriter(t, c)
+	s := w.Scope(leased("p/", nil))
+	s.Apply(ops(map[string]string{"old": "v"}))
+	require.NoError(t, s.Barrier(t.Context()))
+
+	// The server notices at its next commit to disk that it is full.
+	large := make([]byte, 64<<10)
+	var all []Op
+	require.Eventually(t, func() bool {
+		key := fmt.Sprint(len(all))
+		s.Apply([]Op{{Key: key, Value: large}})
+		all = append(all, Op{Key: key, Delete: true})
+		alarms, err := c.etcd.AlarmList(t.Context())
+		return err == nil && len(alarms.Alarms) > 0
+	}, patience, tick)
+	s.Apply([]Op{{Key: "old", Delete: true}})
+	require.EventuallyWithT(t, func(collect *assert.CollectT) {
+		require.NotContains(collect, content(collect, c, "p/"), "old")
+	}, patience, tick)
+	require.NotZero(t, w.Stats().Pending)
+
+	// What etcd took although it said no goes as well.
+	s.Apply(all)
+	eventuallyContent(t, c, "p/", map[string]string{})
+}
