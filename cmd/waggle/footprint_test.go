@@ -1,0 +1,35 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestReadOnlyMapping(t *testing.T) {
+	for line, want := range map[string][2]uintptr{
+		"00400000-029a4000 r-xp 00000000 fe:00 9986058                            /usr/bin/waggle":     {0x400000, 0x29a4000},
+		"029a4000-05730000 r--p 025a4000 fe:00 9986058                            /usr/bin/waggle":     {0x29a4000, 0x5730000},
+		"05730000-05942000 rw-p 05330000 fe:00 9986058                            /usr/bin/waggle":     {},
+		"7f0000000000-7f0000021000 r-xp 00000000 fe:00 12                         /usr/lib/libc.so":    {},
+		"7f0000000000-7f0000021000 r-xp 00000000 fe:00 12                         /opt/usr/bin/waggle": {},
+		"7fff00000000-7fff00002000 r-xp 00000000 00:00 0                          [vdso]":              {},
+		"7fff00000000-7fff00002000 r--p 00000000 00:00 0":                                              {},
+		"": {},
+	} {
+		begin, end, ok := readOnlyMapping(line, "/usr/bin/waggle")
+		require.Equal(t, want[1] != 0, ok, line)
+		if ok {
+			require.Equal(t, want, [2]uintptr{begin, end}, line)
+		}
+	}
+}
+
+// TestReleaseProgramPages goes on to run after its own pages were released.
+func TestReleaseProgramPages(t *testing.T) {
+	require.NoError(t, releaseProgramPages())
+	require.Len(t, programs, 4)
+}
