@@ -6,7 +6,7 @@ package mesh
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -15,10 +15,11 @@ import (
 	"github.com/waggle-mesh/waggle/cells/etcd"
 )
 
-// Etcd is a real etcd in this process.
+// Etcd is a real etcd in this process, behind an address that stays the same.
 type Etcd struct {
 	t      testing.TB
-	config etcd.ServerConfig
+	dir    string
+	relay  *relay
 	server *etcd.Server
 	client *etcd.Client
 }
@@ -26,13 +27,9 @@ type Etcd struct {
 // StartEtcd starts an etcd for the time of the test.
 func StartEtcd(t testing.TB) *Etcd {
 	t.Helper()
-	// A loopback address of its own: while the server is stopped, nobody else
-	// is given its port.
-	host := fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
-	e := &Etcd{t: t, config: etcd.ServerConfig{Dir: t.TempDir(), ListenURL: "http://" + host + ":0"}}
-	e.Start()
-	e.config.ListenURL = e.server.URL()
+	e := &Etcd{t: t, dir: t.TempDir(), relay: newRelay(t)}
 	t.Cleanup(e.Stop)
+	e.Start()
 	var err error
 	e.client, err = etcd.NewClient(Log(t), etcd.ClientConfig{Endpoints: []string{e.URL()}})
 	require.NoError(t, err)
@@ -40,8 +37,8 @@ func StartEtcd(t testing.TB) *Etcd {
 	return e
 }
 
-// URL is the address for clients; it stays the same over restarts.
-func (e *Etcd) URL() string { return e.server.URL() }
+// URL is the address for clients.
+func (e *Etcd) URL() string { return "http://" + e.relay.listener.Addr().String() }
 
 // Client is a client of it, for the test's own questions.
 func (e *Etcd) Client() *etcd.Client { return e.client }
@@ -49,19 +46,26 @@ func (e *Etcd) Client() *etcd.Client { return e.client }
 // Start starts the server on the data that it has.
 func (e *Etcd) Start() {
 	e.t.Helper()
-	server, err := etcd.StartServer(context.Background(), e.config)
+	server, err := etcd.StartServer(context.Background(), etcd.ServerConfig{Dir: e.dir, ListenURL: "http://127.0.0.1:0"})
 	require.NoError(e.t, err)
 	e.server = server
+	e.relay.aim(strings.TrimPrefix(server.URL(), "http://"))
 }
 
-// Stop stops the server; its data stay. With clients connected it takes seconds.
-func (e *Etcd) Stop() { e.server.Close() }
+// Stop cuts the server off and stops it, if it runs. Its data stay.
+func (e *Etcd) Stop() {
+	e.relay.aim("")
+	if e.server != nil {
+		e.server.Close()
+		e.server = nil
+	}
+}
 
-// Lose starts a stopped server with nothing in it: its data are lost.
+// Lose takes the data of a stopped server: it starts with nothing in it, as
+// another etcd.
 func (e *Etcd) Lose() {
 	e.t.Helper()
-	e.config.Dir = e.t.TempDir()
-	e.Start()
+	e.dir = e.t.TempDir()
 }
 
 // List gives every key below a prefix with its value.

@@ -41,6 +41,7 @@ import (
 // service exports as it runs in cilium-operator. Where the rest of an agent
 // would be, it records what that is told.
 type theirReader struct {
+	hive *mesh.Hive
 	mesh *clustermesh.ClusterMesh
 
 	mu       sync.Mutex
@@ -48,12 +49,12 @@ type theirReader struct {
 	vanished []string
 }
 
-// newTheirAgent is upstream's agent of a cluster, to be started.
-func newTheirAgent(t testing.TB, c *mesh.Cluster, remotes *mesh.Directory) (*mesh.Hive, *theirReader) {
-	r := &theirReader{entries: content{}}
+// newTheirReader makes upstream's agent of a cluster.
+func newTheirReader(t testing.TB, c *mesh.Cluster, remotes *mesh.Directory) *theirReader {
+	r := &theirReader{}
 	own := mesh.NewObjects(t)
 	flags := c.Flags(mesh.Flags{"clustermesh-config": remotes.Path, "clustermesh-enable-mcs-api": "true"})
-	return mesh.NewHive(t, flags,
+	r.hive = mesh.NewHive(t, flags,
 		cell.Config(wire.DefaultClusterInfo),
 		store.Cell,
 		cell.Provide(
@@ -74,7 +75,14 @@ func newTheirAgent(t testing.TB, c *mesh.Cluster, remotes *mesh.Directory) (*mes
 			return newIdentityWatcher(lc, log, own, r)
 		}),
 		cell.Invoke(r.followCluster),
-	), r
+	)
+	return r
+}
+
+func (r *theirReader) restart() {
+	r.hive.Stop()
+	r.entries, r.vanished = content{}, nil
+	r.hive.Start()
 }
 
 // newIdentityWatcher is upstream's allocator of identities, which reads those of

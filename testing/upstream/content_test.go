@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"testing"
 
 	nodetypes "github.com/cilium/cilium/pkg/node/types"
 
@@ -54,6 +55,8 @@ type endpoint struct {
 
 // reader is the end of a path.
 type reader interface {
+	// restart starts it, after stopping it if it runs.
+	restart()
 	// content is what it has of the cluster north.
 	content() content
 	// gone are the keys of what it was told is gone, since it was started.
@@ -64,8 +67,14 @@ type reader interface {
 
 // ourReader is our agent.
 type ourReader struct {
+	t        testing.TB
 	agent    *mesh.Agent
 	follower *mesh.Follower
+}
+
+func (r *ourReader) restart() {
+	r.agent.Restart()
+	r.follower = r.agent.Follow(r.t)
 }
 
 func (r *ourReader) content() content {

@@ -88,6 +88,51 @@ func TestPaths(t *testing.T) {
 // engine starts a path without anything to carry, and gives the commands of a
 // script. args are flags of the exporter.
 func (p path) engine(t testing.TB, args []string) *script.Engine {
+	objects := mesh.NewObjects(t)
+	source := mesh.NewCluster(t, north, northID)
+	exporter := newOurExporter
+	if p.source == theirs {
+		exporter = newTheirExporter
+	}
+	from := exporter(t, source, objects, exporterFlags(args))
+	from.start()
+
+	at, etcds := source.Etcd, []*mesh.Etcd{source.Etcd}
+	var caches []*mesh.Hive
+	for _, by := range p.caches {
+		cache, to := startCache(t, by, at)
+		caches, etcds, at = append(caches, cache), append(etcds, to), to
+	}
+	awaitConfig(t, at)
+	remotes := mesh.NewDirectory(t).Add(north, at)
+	end := newReader(t, p.agent, remotes)
+	end.restart()
+
+	cmds := script.DefaultCmds()
+	maps.Insert(cmds, maps.All(fakeclient.FakeClientCommands(objects)))
+	maps.Insert(cmds, maps.All(etcd.ScriptCommands(source.Etcd.Client())))
+	cmds["exporter/start"] = do("Start the exporter and wait until it has exported all there is", from.start)
+	cmds["exporter/stop"] = do("Stop the exporter", from.Stop)
+	cmds["etcd/lose"] = do("Restart the etcd of the exporter without its data", func() { lose(source.Etcd) })
+	cmds["etcd/lose-all"] = do("Restart each etcd without its data, that of the exporter first", func() { lose(etcds...) })
+	cmds["cache/restart"] = do("Restart each KVStoreMesh", func() {
+		for _, cache := range caches {
+			cache.Restart()
+		}
+	})
+	cmds["reader/restart"] = do("Restart the reader, with nothing known and nothing gone", end.restart)
+	cmds["remote/remove"] = do("Take the cluster out of the reader's mesh", func() { remotes.Remove(north) })
+	cmds["reader/ready"] = readyCommand(end)
+	cmds["reader/content"] = contentCommand(end)
+	cmds["reader/gone"] = goneCommand(end)
+	conds := script.DefaultConds()
+	conds["our-exporter"] = script.BoolCondition("the exporter is ours", p.source == ours)
+	conds["our-writers"] = script.BoolCondition("whatever writes into an etcd is ours", p.source == ours && !slices.Contains(p.caches, theirs))
+	return &script.Engine{Cmds: cmds, Conds: conds}
+}
+
+// exporterFlags are the flags of a script.
+func exporterFlags(args []string) mesh.Flags {
 	flags := mesh.Flags{"clustermesh-enable-mcs-api": "true"}
 	for _, arg := range args {
 		name, value, found := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
@@ -96,63 +141,30 @@ func (p path) engine(t testing.TB, args []string) *script.Engine {
 		}
 		flags[name] = value
 	}
-
-	objects := mesh.NewObjects(t)
-	source := mesh.NewCluster(t, north, northID)
-	exporter := newOurExporter
-	if p.source == theirs {
-		exporter = newTheirExporter
-	}
-	from := exporter(t, source, objects, flags)
-	from.start()
-
-	at := source.Etcd
-	for _, cache := range p.caches {
-		at = startCache(t, cache, at)
-	}
-	remotes := mesh.NewDirectory(t).Add(north, at)
-	end := startReader(t, p.agent, remotes)
-
-	cmds := script.DefaultCmds()
-	maps.Insert(cmds, maps.All(fakeclient.FakeClientCommands(objects)))
-	maps.Insert(cmds, maps.All(etcd.ScriptCommands(source.Etcd.Client())))
-	cmds["exporter/start"] = do("Start the exporter and wait until it has exported all there is", from.start)
-	cmds["exporter/stop"] = do("Stop the exporter", from.Stop)
-	cmds["remote/remove"] = do("Take the cluster out of the reader's mesh", func() { remotes.Remove(north) })
-	cmds["reader/ready"] = readyCommand(end)
-	cmds["reader/content"] = contentCommand(end)
-	cmds["reader/gone"] = goneCommand(end)
-	conds := script.DefaultConds()
-	conds["our-exporter"] = script.BoolCondition("the exporter is ours", p.source == ours)
-	return &script.Engine{Cmds: cmds, Conds: conds}
+	return flags
 }
 
 // startCache starts a KVStoreMesh of the cluster west that reads the cluster
 // north from an etcd, and gives the etcd into which it writes.
-func startCache(t testing.TB, by maker, from *mesh.Etcd) *mesh.Etcd {
+func startCache(t testing.TB, by maker, from *mesh.Etcd) (*mesh.Hive, *mesh.Etcd) {
 	awaitConfig(t, from)
 	cluster := mesh.NewCluster(t, west, westID)
 	remotes := mesh.NewDirectory(t).Add(north, from)
-	if by == theirs {
-		newTheirKVStoreMesh(t, cluster, remotes).Start()
-	} else {
-		cluster.NewKVStoreMesh(t, remotes).Start()
+	cache := newTheirKVStoreMesh(t, cluster, remotes)
+	if by == ours {
+		cache = cluster.NewKVStoreMesh(t, remotes).Hive
 	}
-	awaitConfig(t, cluster.Etcd)
-	return cluster.Etcd
+	cache.Start()
+	return cache, cluster.Etcd
 }
 
-// startReader starts an agent of the cluster west.
-func startReader(t testing.TB, by maker, remotes *mesh.Directory) reader {
+// newReader makes an agent of the cluster west.
+func newReader(t testing.TB, by maker, remotes *mesh.Directory) reader {
 	cluster := &mesh.Cluster{Name: west, ID: westID}
 	if by == theirs {
-		agent, reader := newTheirAgent(t, cluster, remotes)
-		agent.Start()
-		return reader
+		return newTheirReader(t, cluster, remotes)
 	}
-	agent := cluster.NewAgent(t, remotes)
-	agent.Start()
-	return &ourReader{agent: agent, follower: agent.Follow(t)}
+	return &ourReader{t: t, agent: cluster.NewAgent(t, remotes)}
 }
 
 // awaitConfig waits until an etcd has the cluster config of the cluster north.
@@ -164,6 +176,15 @@ func awaitConfig(t testing.TB, at *mesh.Etcd) {
 		require.NoError(c, err)
 		require.NotEmpty(c, configs)
 	}, patience, 5*time.Millisecond)
+}
+
+// lose has etcds lose their data.
+func lose(etcds ...*mesh.Etcd) {
+	for _, etcd := range etcds {
+		etcd.Stop()
+		etcd.Lose()
+		etcd.Start()
+	}
 }
 
 func do(summary string, what func()) script.Cmd {
