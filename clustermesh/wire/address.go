@@ -68,3 +68,30 @@ func prefixOf(ip net.IP, mask net.IPMask) (netip.Prefix, error) {
 
 // maskOf is the mask of a prefix, in the length of its family.
 func maskOf(p netip.Prefix) net.IPMask { return net.CIDRMask(p.Bits(), p.Addr().BitLen()) }
+
+// notUnicast are the ranges that no pod and no node can have an address in: "this
+// network" and the unspecified address, loopback, multicast, and broadcast.
+var notUnicast = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),
+	netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("224.0.0.0/4"),
+	netip.MustParsePrefix("255.255.255.255/32"),
+	netip.MustParsePrefix("::/127"),
+	netip.MustParsePrefix("ff00::/8"),
+}
+
+// checkUnicast refuses a prefix that contains an address of notUnicast: a cluster
+// that claimed one would take over what never leaves a host. It also refuses the
+// prefixes by which a cluster would claim half of the Internet and more.
+func checkUnicast(prefix netip.Prefix) error {
+	for _, other := range notUnicast {
+		if prefix.Overlaps(other) {
+			return fmt.Errorf("%s overlaps %s", prefix, other)
+		}
+	}
+	return nil
+}
+
+func checkUnicastAddr(addr netip.Addr) error {
+	return checkUnicast(netip.PrefixFrom(addr, addr.BitLen()))
+}

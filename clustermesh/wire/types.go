@@ -172,11 +172,13 @@ const (
 	ReasonTooMany Reason = "too-many-keys"
 	// ReasonBadKey means: the key isn't one of the schema.
 	ReasonBadKey Reason = "bad-key"
+	// ReasonBadAddress means: no pod or node can have the address, or prefix.
+	ReasonBadAddress Reason = "bad-address"
 )
 
 // Reasons lists every Reason.
 var Reasons = []Reason{ReasonMalformed, ReasonKeyMismatch, ReasonIdentityRange, ReasonForeignLabel,
-	ReasonForeignCluster, ReasonTooLarge, ReasonTooMany, ReasonBadKey}
+	ReasonForeignCluster, ReasonTooLarge, ReasonTooMany, ReasonBadKey, ReasonBadAddress}
 
 // Refusal is the error for one value that is not taken in. It names the object
 // and never stands for more than that object.

@@ -4,6 +4,7 @@
 package wire
 
 import (
+	"net/netip"
 	"strings"
 
 	"github.com/cilium/cilium/pkg/labels"
@@ -44,9 +45,13 @@ func NewValidator(cluster string, clusterID, maxConnectedClusters uint32) *Valid
 	}
 }
 
-// CheckEndpoint refuses an endpoint whose identity is neither the cluster's nor
-// a reserved one: ReasonIdentityRange.
+// CheckEndpoint refuses an endpoint whose address no pod can have,
+// ReasonBadAddress, or whose identity is neither the cluster's nor a reserved
+// one, ReasonIdentityRange. It doesn't allocate unless it refuses.
 func (v *Validator) CheckEndpoint(key string, e *Endpoint) error {
+	if err := checkUnicast(e.Prefix); err != nil {
+		return refuse(Endpoints, key, ReasonBadAddress, "%w", err)
+	}
 	if e.Identity >= MinIdentity && !v.identities.Contains(e.Identity) {
 		return v.refuseIdentity(Endpoints, key, e.Identity)
 	}
@@ -85,9 +90,33 @@ func (v *Validator) refuseIdentity(r Resource, key string, id uint32) error {
 		id, v.identities.Min, v.identities.Max, v.Cluster, v.ClusterID)
 }
 
-// CheckNode refuses a node that names another cluster: ReasonForeignCluster.
+// CheckNode refuses a node that names another cluster, ReasonForeignCluster, or
+// that claims addresses or pod CIDRs which no node can have, ReasonBadAddress.
 func (v *Validator) CheckNode(n *Node) error {
-	return v.checkCluster(Nodes, n.Name, n.Cluster, n.ClusterID)
+	if err := v.checkCluster(Nodes, n.Name, n.Cluster, n.ClusterID); err != nil {
+		return err
+	}
+	for _, address := range n.Addresses {
+		if err := checkUnicastAddr(address.IP); err != nil {
+			return refuse(Nodes, n.Name, ReasonBadAddress, "%s address: %w", address.Type, err)
+		}
+	}
+	for _, addr := range []netip.Addr{n.HealthIP4, n.HealthIP6, n.IngressIP4, n.IngressIP6} {
+		if !addr.IsValid() {
+			continue
+		}
+		if err := checkUnicastAddr(addr); err != nil {
+			return refuse(Nodes, n.Name, ReasonBadAddress, "health or ingress address: %w", err)
+		}
+	}
+	for _, cidrs := range [][]netip.Prefix{n.PodCIDRs4, n.PodCIDRs6} {
+		for _, cidr := range cidrs {
+			if err := checkUnicast(cidr); err != nil {
+				return refuse(Nodes, n.Name, ReasonBadAddress, "pod CIDR: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 // CheckService refuses a service that names another cluster: ReasonForeignCluster.

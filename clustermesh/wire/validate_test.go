@@ -5,6 +5,7 @@ package wire
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -24,6 +25,47 @@ func TestCheckEndpoint(t *testing.T) {
 	}
 	// A cluster that is in no mesh.
 	require.NoError(t, NewValidator("default", 0, 255).CheckEndpoint("10.1.2.3", &Endpoint{Identity: 256}))
+}
+
+func TestCheckAddresses(t *testing.T) {
+	v := NewValidator("east", 7, 255)
+	bad := []string{
+		"0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1", "0.0.0.0/32", "127.0.0.0/8", "127.0.0.1/32", "224.0.0.1/32",
+		"255.255.255.255/32", "::/0", "8000::/1", "::/128", "::1/128", "ff02::1/128",
+	}
+	good := []string{
+		"10.1.2.3/32", "10.0.0.0/8", "8.8.8.8/32", "100.64.0.0/10", "240.0.0.1/32", "169.254.23.0/32", "fd00::/8",
+		"2000::/3", "fe80::1/128", "64:ff9b::/96",
+	}
+	node := func(change func(*Node)) *Node {
+		n := &Node{Name: "n", Cluster: "east", ClusterID: 7}
+		change(n)
+		return n
+	}
+	claims := func(prefix netip.Prefix) map[string]error {
+		errs := map[string]error{
+			"endpoint": v.CheckEndpoint("key", &Endpoint{Prefix: prefix}),
+			"CIDR4":    v.CheckNode(node(func(n *Node) { n.PodCIDRs4 = []netip.Prefix{prefix} })),
+			"CIDR6":    v.CheckNode(node(func(n *Node) { n.PodCIDRs6 = []netip.Prefix{prefix} })),
+		}
+		if prefix.IsSingleIP() {
+			errs["address"] = v.CheckNode(node(func(n *Node) { n.Addresses = []NodeAddress{{IP: prefix.Addr()}} }))
+			errs["health"] = v.CheckNode(node(func(n *Node) { n.HealthIP6 = prefix.Addr() }))
+		}
+		return errs
+	}
+	for _, text := range bad {
+		for what, err := range claims(netip.MustParsePrefix(text)) {
+			var refusal *Refusal
+			require.ErrorAs(t, err, &refusal, "%s %s", what, text)
+			require.Equal(t, ReasonBadAddress, refusal.Reason)
+		}
+	}
+	for _, text := range good {
+		for what, err := range claims(netip.MustParsePrefix(text)) {
+			require.NoError(t, err, "%s %s", what, text)
+		}
+	}
 }
 
 func TestCheckIdentity(t *testing.T) {
