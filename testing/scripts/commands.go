@@ -44,13 +44,11 @@ var startDetail = map[string][]string{
 		"With --etcd=NAME it writes to that one and is called CLUSTER/exporter@NAME.",
 	},
 	kvstoremesh: {
-		"It reads the clusters that mesh/connect tells of, and writes to the etcd of the",
-		"cluster's name.",
+		"It reads the clusters that mesh/connect tells of, and writes to the etcd of the cluster's name.",
 	},
 	agent: {
-		"It reads the clusters that mesh/connect tells of into its tables, and from there",
-		"into a map in memory, or the kernel's with --ipcache-backend=bpf. With --local",
-		"its tables also have what the cluster's own Kubernetes says.",
+		"It reads the clusters that mesh/connect tells of, and writes to a map in memory, or to the kernel's with --ipcache-backend=bpf.",
+		"With --local its tables also have what the cluster's own Kubernetes says.",
 	},
 }
 
@@ -60,8 +58,7 @@ func (m *Mesh) startCommand(kind string) script.Cmd {
 			Summary: "start the " + kind + " of a cluster",
 			Args:    "CLUSTER [flags...]",
 			Detail: append([]string{
-				"Flags are those of the program; --cluster-id is needed for the first part of",
-				"a cluster.",
+				"Flags are those of the program; the first part of a cluster needs --cluster-id.",
 			}, startDetail[kind]...),
 		},
 		func(s *script.State, args ...string) (script.WaitFunc, error) {
@@ -183,9 +180,8 @@ func (m *Mesh) connectCommand() script.Cmd {
 				flags.String("via", "", "the etcd in which to find OTHER, instead of its own")
 			},
 			Detail: []string{
-				"Writes the etcd configurations mesh/CLUSTER/kvstoremesh/OTHER, for OTHER's",
-				"etcd, and mesh/CLUSTER/agent/OTHER, for the cluster's own. The links are",
-				"called CLUSTER/kvstoremesh/OTHER and CLUSTER/agent/OTHER.",
+				"Writes the etcd configurations mesh/CLUSTER/kvstoremesh/OTHER, for OTHER's etcd, and mesh/CLUSTER/agent/OTHER, for the cluster's own.",
+				"Their links are called CLUSTER/kvstoremesh/OTHER and CLUSTER/agent/OTHER.",
 			},
 		},
 		func(s *script.State, args ...string) (script.WaitFunc, error) {
@@ -273,8 +269,7 @@ func (m *Mesh) linksCommand(summary string, do func(*link)) script.Cmd {
 			Summary: summary,
 			Args:    "LINK...",
 			Detail: []string{
-				"CLUSTER/exporter and CLUSTER/kvstoremesh lead to the cluster's own etcd,",
-				"CLUSTER/kvstoremesh/OTHER and CLUSTER/agent/OTHER to where OTHER is found.",
+				"CLUSTER/exporter and CLUSTER/kvstoremesh lead to the cluster's own etcd, CLUSTER/kvstoremesh/OTHER and CLUSTER/agent/OTHER to where OTHER is found.",
 			},
 		},
 		func(_ *script.State, args ...string) (script.WaitFunc, error) {

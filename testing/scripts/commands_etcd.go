@@ -183,8 +183,7 @@ func (m *Mesh) etcdPutOnLeaseCommand() script.Cmd {
 			Summary: "write a key on a lease that nobody keeps alive",
 			Args:    "ETCD KEY TTL",
 			Detail: []string{
-				"Once the key is gone, so is what hung on a lease of that TTL which nobody has",
-				"kept alive since: a way to wait for that without a clock.",
+				"Once the key is gone, so is what hung on a lease of that TTL which nobody has kept alive since: a way to wait for that without a clock.",
 			},
 		},
 		func(s *script.State, args ...string) (script.WaitFunc, error) {
@@ -212,8 +211,7 @@ func historyCommand(srv *server) script.Cmd {
 				flags.Bool("deleted", false, "only what was deleted")
 			},
 			Detail: []string{
-				"Goes back to when the etcd was started empty, or compacted. It shows what a",
-				"look at the present can't: that a key was never gone.",
+				"Goes back to when the etcd was started empty, or compacted. It shows what a look at the present can't: that a key was never gone.",
 			},
 		},
 		func(s *script.State, args ...string) (script.WaitFunc, error) {

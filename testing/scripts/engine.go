@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/cilium/hive/script"
@@ -48,8 +49,8 @@ func (m *Mesh) bpfPermitted() (bool, error) {
 
 // RunFile runs the script in a txtar file, in a temporary directory, and writes
 // what happens to out as it does. The error is that of the first command that
-// went other than the script says, and names its line; whatever the script has
-// started is stopped when RunFile returns.
+// went other than the script says, and names its line; a script that skips itself
+// is none. Whatever the script has started is stopped when RunFile returns.
 func RunFile(ctx context.Context, path string, out io.Writer, options Options) (err error) {
 	archive, err := txtar.ParseFile(path)
 	if err != nil {
@@ -70,8 +71,18 @@ func RunFile(ctx context.Context, path string, out io.Writer, options Options) (
 	}
 	mesh := New(options)
 	defer func() { err = errors.Join(err, mesh.Close()) }()
-	err = mesh.Engine().Execute(state, path, bufio.NewReader(bytes.NewReader(archive.Comment)), out)
-	return errors.Join(err, state.CloseAndWait(out))
+	engine := mesh.Engine()
+	engine.Cmds["skip"] = skipCommand()
+	err = engine.Execute(state, path, bufio.NewReader(bytes.NewReader(archive.Comment)), out)
+	err = errors.Join(err, state.CloseAndWait(out))
+	if skip := (skipped{}); errors.As(err, &skip) {
+		_, err = fmt.Fprintf(out, "skipped: %s\n", skip.reason)
+		return err
+	}
+	if errors.Is(err, context.DeadlineExceeded) && mesh.LastFailure() != nil {
+		err = fmt.Errorf("%w; the last failure was: %w", err, mesh.LastFailure())
+	}
+	return err
 }
 
 // prepare gives a script its files and its variables WORK and TMPDIR.
@@ -83,4 +94,26 @@ func prepare(state *script.State, work string, archive *txtar.Archive) error {
 		state.Setenv("TMPDIR", temporary),
 		state.ExtractFiles(archive),
 	)
+}
+
+// skipped is the error by which a script says that it can't run here.
+type skipped struct{ reason string }
+
+func (s skipped) Error() string { return "skipped: " + s.reason }
+
+func skipCommand() script.Cmd {
+	return script.Command(
+		script.CmdUsage{Summary: "end the script, which can't run here", Args: "[reason]"},
+		func(_ *script.State, args ...string) (script.WaitFunc, error) {
+			return nil, skipped{strings.Join(args, " ")}
+		},
+	)
+}
+
+// ListCommands writes what a script can do from its first line on: the commands
+// that belong to an etcd, a cluster or a part come with those.
+func ListCommands(out io.Writer) error {
+	engine := New(Options{Log: slog.New(slog.DiscardHandler)}).Engine()
+	engine.Cmds["skip"] = skipCommand()
+	return engine.ListCmds(out, true, "")
 }

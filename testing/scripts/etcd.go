@@ -28,7 +28,7 @@ const (
 	etcdTimeout = 30 * time.Second
 )
 
-// scratchKey is written to raise an etcd's revision; nothing reads it.
+// scratchKey is written to move an etcd's revision; nobody cares for it.
 const scratchKey = "scratch"
 
 // server is one named etcd, which may be running or not. Its client goes past
@@ -184,15 +184,14 @@ func putOnLease(ctx context.Context, client *clientv3.Client, key string, ttl ti
 func history(ctx context.Context, client *clientv3.Client, prefix string, onlyDeleted bool) (string, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	now, err := client.Get(ctx, scratchKey)
+	// All keys are watched: once this one is seen, so was everything before it.
+	end, err := client.Put(ctx, scratchKey, "")
 	if err != nil {
-		return "", fmt.Errorf("reading the revision: %w", err)
+		return "", fmt.Errorf("marking the end of history: %w", err)
 	}
 	var out strings.Builder
 	from := int64(1)
-	for from <= now.Header.Revision {
-		// All keys are watched, for the last revision is one of them: when it
-		// was seen, so was everything.
+	for {
 		for resp := range client.Watch(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithRev(from)) {
 			if resp.CompactRevision > from {
 				from = resp.CompactRevision
@@ -208,7 +207,7 @@ func history(ctx context.Context, client *clientv3.Client, prefix string, onlyDe
 					fmt.Fprintf(&out, "%s %s\n", event.Type, event.Kv.Key)
 				}
 			}
-			if from > now.Header.Revision {
+			if from > end.Header.Revision {
 				return out.String(), nil
 			}
 		}
@@ -216,5 +215,4 @@ func history(ctx context.Context, client *clientv3.Client, prefix string, onlyDe
 			return "", ctx.Err()
 		}
 	}
-	return out.String(), nil
 }
