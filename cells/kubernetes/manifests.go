@@ -212,7 +212,8 @@ func (m *manifests) read(watcher *fsnotify.Watcher, changed map[string]bool) err
 		if entry.Type()&fs.ModeSymlink != 0 {
 			errs = append(errs, m.watchTarget(watcher, path, needed))
 		}
-		if info, err := os.Stat(path); err == nil && info.IsDir() {
+		// Opening a pipe, say, would wait for who writes to it.
+		if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 			continue
 		}
 		present[name] = true

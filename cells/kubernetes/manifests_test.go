@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/statedb"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/waggle-mesh/waggle/cells/state"
 )
@@ -195,4 +196,21 @@ func BenchmarkEdit(b *testing.B) {
 			return found && row.Identity() == uint32(edit)
 		})
 	}
+}
+
+// TestNoRegularFile has what must not be opened, or can't be, by the name of a
+// manifest: the files beside it are followed all the same.
+func TestNoRegularFile(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "a.yaml"), namespaceYAML("a"))
+	d := follow(t, dir)
+	d.expect("a")
+	// Opening it would wait for a writer.
+	require.NoError(t, unix.Mkfifo(filepath.Join(dir, "pipe.yaml"), 0o600))
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "directory.yaml"), 0o755))
+	require.NoError(t, os.Symlink("loop.yaml", filepath.Join(dir, "loop.yaml")))
+	writeFile(t, filepath.Join(dir, "b.yaml"), namespaceYAML("b"))
+	d.expect("a", "b")
+	writeFile(t, filepath.Join(dir, "b.yaml"), namespaceYAML("c"))
+	d.expect("a", "c")
 }

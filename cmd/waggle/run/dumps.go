@@ -149,8 +149,12 @@ func readDump(dir string) (Cluster, bool, error) {
 		default:
 			return err
 		}
-		if err != nil || entry.IsDir() {
+		if err != nil {
 			return err
+		}
+		// Opening a pipe, say, would wait for who writes to it.
+		if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+			return nil
 		}
 		return glance(path, see)
 	})

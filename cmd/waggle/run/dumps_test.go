@@ -4,9 +4,12 @@
 package run
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func TestAssignIDs(t *testing.T) {
@@ -26,4 +29,15 @@ func TestAssignIDs(t *testing.T) {
 	} {
 		require.ErrorContains(t, assignIDs(clusters), name)
 	}
+}
+
+func TestReadDumpsPassesOverPipes(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "amber")
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	require.NoError(t, unix.Mkfifo(filepath.Join(dir, "pipe.yaml"), 0o600))
+	namespace := "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n"
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "z.yaml"), []byte(namespace), 0o600))
+	clusters, err := ReadDumps(filepath.Dir(dir))
+	require.NoError(t, err)
+	require.Len(t, clusters, 1)
 }
