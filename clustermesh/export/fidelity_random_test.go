@@ -152,8 +152,19 @@ func TestFidelityOfRandomHistories(t *testing.T) {
 				}
 			}
 
-			// The services of namespaces that aren't global are the one difference.
+			// Once each kind's last event was seen the rest has been, too.
+			for _, s := range sides {
+				require.NoError(t, putLast(s.k8s))
+			}
+			// The services of namespaces that aren't global are one difference. The
+			// other: an object that was deleted while its namespace changed is at
+			// times kept by upstream for good, by a race of its own.
+			there, err := existingKeys(t.Context(), p.ours.k8s)
+			require.NoError(t, err)
 			wanted := func(line string) bool {
+				if key, ok := strings.CutPrefix(line, "only-theirs "); ok && isGone(key, there) {
+					return true
+				}
 				for i := range global {
 					prefix := "only-theirs " + wire.StatePrefix(wire.Services, "cluster5") + "ns-" + strconv.Itoa(i) + "/"
 					if !global[i] && strings.HasPrefix(line, prefix) {
@@ -161,10 +172,6 @@ func TestFidelityOfRandomHistories(t *testing.T) {
 					}
 				}
 				return false
-			}
-			// Once each kind's last event was seen the rest has been, too.
-			for _, s := range sides {
-				require.NoError(t, putLast(s.k8s))
 			}
 			require.EventuallyWithT(t, func(c *assert.CollectT) {
 				for _, s := range sides {
@@ -182,6 +189,38 @@ func TestFidelityOfRandomHistories(t *testing.T) {
 			}, 30*time.Second, 20*time.Millisecond)
 		})
 	}
+}
+
+// existingKeys gives the keys that the identities and endpoints of a clientset stand for.
+func existingKeys(ctx context.Context, k8s *fakeclient.FakeClientset) (map[string]bool, error) {
+	keys := map[string]bool{}
+	identities, err := k8s.CiliumV2().CiliumIdentities().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for _, identity := range identities.Items {
+		keys[wire.StatePrefix(wire.Identities, "cluster5")+identity.Name] = true
+	}
+	endpoints, err := k8s.CiliumV2().CiliumEndpoints("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for _, endpoint := range endpoints.Items {
+		for _, pair := range endpoint.Status.Networking.Addressing {
+			for _, address := range []string{pair.IPV4, pair.IPV6} {
+				keys[wire.StatePrefix(wire.Endpoints, "cluster5")+address] = true
+			}
+		}
+	}
+	return keys, nil
+}
+
+// isGone says whether a key is of an identity or endpoint that isn't there.
+func isGone(key string, there map[string]bool) bool {
+	of := func(resource wire.Resource) bool {
+		return strings.HasPrefix(key, wire.StatePrefix(resource, "cluster5"))
+	}
+	return (of(wire.Identities) || of(wire.Endpoints)) && !there[key]
 }
 
 // lastKeys are what putLast gives.
