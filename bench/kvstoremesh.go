@@ -81,7 +81,7 @@ func (b *benchmark) round(ctx context.Context, s subject, sources *sources, want
 	defer local.close()
 	env := environment{
 		mesh: b.config.Mesh, clusterMeshConfig: sources.configs,
-		localEtcd: local.url, localConfig: filepath.Join(b.dir, name+"-etcd.yaml"),
+		localConfig: filepath.Join(b.dir, name+"-etcd.yaml"),
 	}
 	if err := os.WriteFile(env.localConfig, fmt.Appendf(nil, "endpoints:\n- %s\n", local.url), 0o600); err != nil {
 		return Figures{}, err

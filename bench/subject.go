@@ -27,9 +27,8 @@ type environment struct {
 	mesh Mesh
 	// clusterMeshConfig is the directory of the sources' etcd configurations.
 	clusterMeshConfig string
-	// localEtcd is the URL of the local etcd, localConfig an etcd configuration
-	// file with it.
-	localEtcd, localConfig string
+	// localConfig is the etcd configuration file of the local etcd.
+	localConfig string
 }
 
 // resourcesOfV119 are those of upstream's schema, version 1.19.
