@@ -24,6 +24,9 @@ type replica struct {
 	// Guarded by cluster.mu.
 	enabled  bool
 	complete bool // all of it is in the local etcd, canary included
+	// refills counts the calls of refill, and served those of which all that was
+	// lost has been applied again. wanted is the Reader's number of the last one.
+	refills, served, wanted uint64
 }
 
 // newReplica makes the Scope, which lives as long as the replica, and the Reader
@@ -55,8 +58,11 @@ func (r *replica) follow(layout layout, validator *wire.Validator, budget *budge
 	if layout.canaries {
 		cfg.Canary = wire.CanaryKey(r.resource, r.cluster.name, layout.cached)
 	}
+	r.cluster.mu.Lock()
 	r.reader = etcd.NewReader(cfg, r)
+	r.wanted = 0 // a new Reader delivers everything
 	r.admission = newAdmission(r.resource, validator, budget)
+	r.cluster.mu.Unlock()
 	r.scope.Restart()
 }
 
@@ -79,6 +85,10 @@ func (r *replica) OnBatch(ctx context.Context, batch etcd.Batch) {
 		}
 	}
 	again := r.admission.room()
+	if batch.Synced && batch.Resent >= r.wanted {
+		r.served = r.refills
+	}
+	served := r.served
 	if len(batch.Events) > 0 {
 		c.status.lastEvent = time.Now()
 	}
@@ -93,7 +103,9 @@ func (r *replica) OnBatch(ctx context.Context, batch etcd.Batch) {
 		r.reader.Resend(again)
 	}
 	if batch.Synced {
-		r.scope.Complete()
+		// A list that began before the local etcd lost keys has passed over those
+		// that are as they were: it completes nothing.
+		r.scope.CompleteAfter(served)
 	}
 	c.changed()
 }
@@ -110,15 +122,17 @@ func (r *replica) completed() {
 // the source; what it no longer has is deleted.
 func (r *replica) refill(keys []string) {
 	r.cluster.mu.Lock()
-	enabled := r.enabled
+	enabled, adopted := r.enabled, r.reader != nil
 	r.complete = false
+	r.refills++
+	if enabled {
+		r.wanted = r.reader.Resend(keys)
+	}
 	r.cluster.mu.Unlock()
 	r.cluster.changed()
-	if enabled {
-		r.reader.Resend(keys)
-		return
+	if !enabled && adopted {
+		r.scope.Complete() // nothing belongs there but the canary
 	}
-	r.scope.Complete() // nothing belongs there but the canary
 }
 
 // drain deletes what is known of the source from the local etcd.

@@ -146,6 +146,7 @@ func (w *Writer) queueRefills(gone map[*Scope][]string) {
 			continue
 		}
 		s.incomplete = true
+		s.refills++
 		w.callbacks = append(w.callbacks, func() { s.cfg.Refill(keys) })
 	}
 	for _, key := range gone[w.canaries] {

@@ -62,7 +62,9 @@ type Reader struct {
 
 	mu      sync.Mutex
 	resend  []string
-	again   bool // resend everything
+	again   bool   // resend everything
+	asked   uint64 // calls of Resend
+	covered uint64 // those that the current list, or the last one, has taken in
 	wake    chan struct{}
 	lastErr error
 }
@@ -110,9 +112,13 @@ func (r *Reader) LastError() error {
 }
 
 // Resend has the given keys (nil: all) emitted again, with what the source then
-// says of them, and Synced set once more after them.
-func (r *Reader) Resend(keys []string) {
+// says of them, and Synced set once more after them. It gives the number of this
+// call, from 1: a Synced batch says by Resent which of them it comes after, since
+// a list that is under way now will end with one as well.
+func (r *Reader) Resend(keys []string) (number uint64) {
 	r.mu.Lock()
+	r.asked++
+	number = r.asked
 	if keys == nil {
 		r.again = true
 	}
@@ -122,6 +128,7 @@ func (r *Reader) Resend(keys []string) {
 	case r.wake <- struct{}{}:
 	default:
 	}
+	return number
 }
 
 // Drain emits a deletion of every known key. The next Run starts from nothing.
@@ -206,6 +213,7 @@ func (r *Reader) takeResend() bool {
 	r.mu.Lock()
 	keys, all := r.resend, r.again
 	r.resend, r.again = nil, false
+	r.covered = r.asked
 	r.mu.Unlock()
 	switch {
 	case all:
@@ -214,6 +222,13 @@ func (r *Reader) takeResend() bool {
 		r.mirror.forget(keys)
 	}
 	return all || len(keys) > 0
+}
+
+// resent is what the list that just ended covers.
+func (r *Reader) resent() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.covered
 }
 
 // resumable says whether this etcd is the one that the position belongs to, so
@@ -304,7 +319,7 @@ func (r *Reader) list(ctx context.Context, client *Client) error {
 	if complete {
 		r.emitStale(ctx)
 		r.synced.Store(true)
-		r.emit(ctx, Batch{Synced: true})
+		r.emit(ctx, Batch{Synced: true, Resent: r.resent()})
 	}
 	return nil
 }

@@ -27,8 +27,9 @@ type ScopeConfig struct {
 	// Lease puts the keys on leases, so that they vanish when nobody keeps them.
 	Lease bool
 	// Refill is called, from the Writer's Run, when etcd has lost keys: the owner
-	// is to Apply them again (nil: everything) and then to call Complete. It must
-	// not block.
+	// is to Apply them again (nil: everything) and then to call Complete, or
+	// CompleteAfter where it might have been about to call Complete for another
+	// reason. It must not block.
 	Refill func(keys []string)
 }
 
@@ -43,6 +44,8 @@ type Scope struct {
 	// incomplete: keys were lost or dropped, and the owner hasn't called Complete
 	// since. An earlier Complete then means nothing any more.
 	incomplete bool
+	// refills counts the calls of Refill, those included that are still to come.
+	refills uint64
 }
 
 // record is what is known about a key in etcd; 16 bytes.
@@ -153,6 +156,26 @@ func (s *Scope) Apply(ops []Op) {
 // holds beyond that is deleted, and then the canary is written.
 func (s *Scope) Complete() {
 	s.w.mu.Lock()
+	s.completeLocked()
+	s.w.mu.Unlock()
+	s.w.wakeUp()
+}
+
+// CompleteAfter is Complete by an owner that has seen to so many calls of Refill,
+// counted from the Scope's making. If etcd has lost keys more often than that, it
+// does nothing: what the owner applied may have been taken for granted because
+// etcd had it, and the canary would say that it still has. The owner has been
+// asked for those keys as well, or is about to be, and comes here again.
+func (s *Scope) CompleteAfter(refills uint64) {
+	s.w.mu.Lock()
+	if refills == s.refills {
+		s.completeLocked()
+	}
+	s.w.mu.Unlock()
+	s.w.wakeUp()
+}
+
+func (s *Scope) completeLocked() {
 	for key, committed := range s.records {
 		if committed.flags&recordStale != 0 {
 			s.w.plan.add(target{s, key}, Op{Key: key, Delete: true}, committed, true)
@@ -162,8 +185,6 @@ func (s *Scope) Complete() {
 	if !s.w.plan.await(s, s.writeCanary) {
 		s.writeCanary()
 	}
-	s.w.mu.Unlock()
-	s.w.wakeUp()
 }
 
 // writeCanary queues the canary unless it is there. The lock is held.

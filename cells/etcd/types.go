@@ -50,6 +50,9 @@ type Batch struct {
 	// Listing is set for the pages of a list. A list waits for its Observer, so
 	// that there it may wait in turn for whatever it feeds; a watch does not.
 	Listing bool
+	// Resent is, for a batch that is Synced, how many calls of Resend it covers:
+	// what they asked for was delivered.
+	Resent uint64
 }
 
 // Observer receives what a Reader reads. Calls come from the Reader's one
@@ -88,7 +91,8 @@ var ErrClosed = errors.New("etcd client is closed")
 //	                           may be called again with another client: it resumes where that
 //	                           etcd still has the revision, else relists and emits the difference
 //	r.Drain(ctx)               emits a deletion of everything known; not while Run runs
-//	r.Resend(keys)             emits these keys again at the next relist, which it triggers; nil is all
+//	r.Resend(keys) uint64      emits these keys again at the next relist, which it triggers; nil is all;
+//	                           gives the number of this call, for Batch.Resent
 //	r.Len() int, r.Synced() bool
 //
 // Canary is the key whose presence says that the source is complete; empty
@@ -105,6 +109,7 @@ var ErrClosed = errors.New("etcd client is closed")
 //	s.Apply(ops []Op)                          queues, coalescing by key; never blocks on etcd; no-ops are dropped
 //	s.Complete()                               all that belongs was applied: delete what Load found beyond
 //	                                           it, then write the canary
+//	s.CompleteAfter(refills)                   the same, unless Refill was called, or is to be, more often
 //	s.Barrier(ctx) error                       waits until all that was applied is committed
 //	s.Drop(ctx) error                          deletes every key of the prefix, and the canary
 //	s.Len() int                                keys that are known to be in etcd

@@ -21,7 +21,7 @@ type discard struct{ ops int }
 
 func (d *discard) Load(context.Context) error    { return nil }
 func (d *discard) Apply(ops []etcd.Op)           { d.ops += len(ops) }
-func (d *discard) Complete()                     {}
+func (d *discard) CompleteAfter(uint64)          {}
 func (d *discard) Barrier(context.Context) error { return nil }
 func (d *discard) Len() int                      { return d.ops }
 

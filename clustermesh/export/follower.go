@@ -20,7 +20,7 @@ import (
 type scope interface {
 	Load(ctx context.Context) error
 	Apply(ops []etcd.Op)
-	Complete()
+	CompleteAfter(refills uint64)
 	Barrier(ctx context.Context) error
 	Len() int
 }
@@ -45,6 +45,8 @@ type follower[Row any] struct {
 	// complete is set once everything was applied that the table held when it
 	// became initialized.
 	complete bool
+	// refilled is how many of the Writer's calls for a refill were seen to.
+	refilled uint64
 	ops      []etcd.Op
 	buf      []byte
 	// problems are the rows that couldn't be encoded, by key.
@@ -127,6 +129,7 @@ func (f *follower[Row]) round(ctx context.Context, txn statedb.ReadTxn, r *round
 		if err := f.refill(ctx, txn, refill, r); err != nil {
 			return err
 		}
+		f.refilled = refill.calls
 	}
 	f.flush()
 
@@ -136,9 +139,9 @@ func (f *follower[Row]) round(ctx context.Context, txn statedb.ReadTxn, r *round
 	case !f.complete:
 		f.complete = true
 		f.log.Info("Exported all that the cluster has", "keys", f.scope.Len())
-		f.scope.Complete()
+		f.scope.CompleteAfter(f.refilled)
 	case refilling:
-		f.scope.Complete()
+		f.scope.CompleteAfter(f.refilled)
 	}
 	return nil
 }

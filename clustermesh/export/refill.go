@@ -13,6 +13,8 @@ import (
 type refill struct {
 	all  bool
 	keys map[string]struct{}
+	// calls is how often the Writer has asked so far, for Scope.CompleteAfter.
+	calls uint64
 }
 
 // refills gathers what the Writer asks for, from its goroutine, until the
@@ -20,11 +22,12 @@ type refill struct {
 type refills struct {
 	mu      sync.Mutex
 	pending map[wire.Resource]refill
+	calls   map[wire.Resource]uint64
 	asked   chan struct{} // closed at the first request since take
 }
 
 func newRefills() *refills {
-	return &refills{pending: map[wire.Resource]refill{}, asked: make(chan struct{})}
+	return &refills{pending: map[wire.Resource]refill{}, calls: map[wire.Resource]uint64{}, asked: make(chan struct{})}
 }
 
 // ask notes keys (nil: all) of a resource. It never blocks.
@@ -39,6 +42,8 @@ func (r *refills) ask(resource wire.Resource, keys []string) {
 	for _, key := range keys {
 		want.keys[key] = struct{}{}
 	}
+	r.calls[resource]++
+	want.calls = r.calls[resource]
 	if len(r.pending) == 0 {
 		close(r.asked)
 	}

@@ -71,7 +71,7 @@ func (r *recorder) Apply(ops []etcd.Op) {
 	r.told <- struct{}{}
 }
 
-func (r *recorder) Complete() {
+func (r *recorder) CompleteAfter(uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.complete++
