@@ -26,7 +26,8 @@ type plan struct {
 	inflight map[target]*operation
 	// parked operations were refused by etcd by themselves; see unpark.
 	parked map[target]*operation
-	bytes  int // of queue
+	// bytes and deletes are those of queue.
+	bytes, deletes int
 }
 
 // target is one key of one Scope.
@@ -89,7 +90,8 @@ func (p *plan) add(t target, op Op, committed record, known bool) {
 			return
 		}
 		next.waiting, next.uncertain = old.waiting, old.uncertain
-		p.bytes += next.size() - old.size()
+		p.count(old, -1)
+		p.count(next, 1)
 		element.Value = next
 		return
 	}
@@ -117,14 +119,22 @@ func (op *operation) unchanged(committed record, known bool) bool {
 
 func (p *plan) push(op *operation) {
 	p.byKey[op.target] = p.queue.PushBack(op)
-	p.bytes += op.size()
+	p.count(op, 1)
 }
 
 func (p *plan) remove(element *list.Element) {
 	op := element.Value.(*operation)
 	p.queue.Remove(element)
 	delete(p.byKey, op.target)
-	p.bytes -= op.size()
+	p.count(op, -1)
+}
+
+// count keeps the sums over the queue when it gains or, with -1, loses op.
+func (p *plan) count(op *operation, sign int) {
+	p.bytes += sign * op.size()
+	if op.delete {
+		p.deletes += sign
+	}
 }
 
 // next takes the operations of one commit: as many as fit into the limits, in
@@ -181,7 +191,7 @@ func (p *plan) failed(batch []*operation) {
 		}
 		op.uncertain = true
 		p.byKey[op.target] = p.queue.PushFront(op)
-		p.bytes += op.size()
+		p.count(op, 1)
 	}
 }
 

@@ -132,6 +132,7 @@ func TestPlanAgainstModel(t *testing.T) {
 		require.Equal(t, want, store)
 		require.Zero(t, waits, "somebody still waits")
 		require.Zero(t, p.bytes)
+		require.Zero(t, p.deletes)
 		require.Empty(t, p.byKey)
 	})
 }

@@ -210,7 +210,9 @@ func (w *Writer) nextCommit(now time.Time) ([]*operation, time.Duration) {
 		}
 		return nil, 0
 	}
-	if wait := w.notUntil.Sub(now); wait > 0 {
+	// Deletes needn't wait for a full etcd to be tried again.
+	deletesOnly := w.noSpace && w.plan.deletes > 0
+	if wait := w.notUntil.Sub(now); wait > 0 && !deletesOnly {
 		return nil, wait
 	}
 	full := w.plan.full(w.maxOps, maxTxnBytes)
@@ -230,10 +232,7 @@ func (w *Writer) nextCommit(now time.Time) ([]*operation, time.Duration) {
 	}
 	w.pacer.observe(now, w.arrived)
 	w.arrived = 0
-	batch := w.plan.next(w.maxOps, maxTxnBytes, w.noSpace)
-	if batch == nil && w.noSpace {
-		batch = w.plan.next(w.maxOps, maxTxnBytes, false)
-	}
+	batch := w.plan.next(w.maxOps, maxTxnBytes, deletesOnly)
 	if batch == nil {
 		return nil, 0
 	}
@@ -265,11 +264,6 @@ func (w *Writer) commit(ctx context.Context, batch []*operation) {
 		w.commit(ctx, batch[len(batch)/2:])
 	case atFault(err):
 		w.refused(batch[0], err)
-	case errors.Is(err, rpctypes.ErrNoSpace):
-		w.mu.Lock()
-		w.noSpace = true
-		w.mu.Unlock()
-		w.failed(batch, err)
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
 		w.failed(batch, err)
 		w.check(ctx)
@@ -454,6 +448,7 @@ func (w *Writer) failed(batch []*operation, err error) {
 		return
 	}
 	w.stats.Failures++
+	w.noSpace = errors.Is(err, rpctypes.ErrNoSpace)
 	if w.stats.LastError == "" {
 		w.log.Warn("Writing to etcd failed, trying again", "operations", len(batch), "error", err)
 	}
