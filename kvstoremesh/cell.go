@@ -35,6 +35,8 @@ var Cell = cell.Module(
 		(*Readiness).register,
 		registerOrphans,
 	),
+	// What an earlier process wrote of clusters that are away stays.
+	cell.Invoke(registerWarmStart),
 	// --enable-heartbeat
 	cell.Invoke(registerHeartbeat),
 )

@@ -17,6 +17,7 @@
 //	admission.go which keys and values are taken; pure
 //	status.go    the row in the table remote-clusters
 //	ready.go     whether the clusters known at start have been replicated
+//	warm.go      what an earlier process wrote is kept alive
 //	orphans.go   what an earlier process left behind of clusters that are gone
 package kvstoremesh
 

@@ -4,6 +4,7 @@
 package kvstoremesh
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -40,17 +41,18 @@ type fixture struct {
 	db            *statedb.DB
 	rows          statedb.Table[*state.RemoteCluster]
 	stop          func()
+	ttl           time.Duration // of the mesh's leases; 0 is a minute
 }
 
 func startEtcd(t testing.TB) (*etcd.Server, *etcd.Client) {
 	server, err := etcd.StartServer(context.Background(), etcd.ServerConfig{Dir: t.TempDir(), ListenURL: "http://127.0.0.1:0"})
 	require.NoError(t, err)
 	t.Cleanup(server.Close)
-	return server, connect(t, server)
+	return server, connect(t, server, time.Minute)
 }
 
-func connect(t testing.TB, server *etcd.Server) *etcd.Client {
-	client, err := etcd.NewClient(slog.New(slog.DiscardHandler), etcd.ClientConfig{Endpoints: []string{server.URL()}, LeaseTTL: time.Minute})
+func connect(t testing.TB, server *etcd.Server, ttl time.Duration) *etcd.Client {
+	client, err := etcd.NewClient(slog.New(slog.DiscardHandler), etcd.ClientConfig{Endpoints: []string{server.URL()}, LeaseTTL: ttl})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, client.Close()) })
 	return client
@@ -76,7 +78,7 @@ func (f *fixture) startMesh(edit func(*Config)) {
 	stateWriter, err := state.NewWriter(f.db)
 	require.NoError(f.t, err)
 	f.rows = stateWriter.Tables().RemoteClusters
-	client := connect(f.t, f.server)
+	client := connect(f.t, f.server, cmp.Or(f.ttl, time.Minute))
 	writer := etcd.NewWriter(log, client)
 	f.mesh = newKVStoreMesh(log, config, wire.ClusterInfo{ID: 9, Name: "local", MaxConnectedClusters: 255}, client, writer, stateWriter)
 	f.mesh.relistJitter = -1
@@ -440,4 +442,35 @@ func TestPageIsTakenWhenTheRunEnds(t *testing.T) {
 	before := writer.Stats().Pending
 	r.OnBatch(ctx, etcd.Batch{Events: []etcd.Event{{Key: "node1", Value: []byte("v"), New: true}}, Listing: true})
 	require.Equal(t, before+1, writer.Stats().Pending)
+}
+
+// TestRestartWhileTheSourceIsAway restarts KVStoreMesh when a cluster can't be
+// reached: what is known of it outlives the leases of the process that wrote it.
+func TestRestartWhileTheSourceIsAway(t *testing.T) {
+	const ttl = 2 // seconds; etcd's shortest is about that
+	f := &fixture{t: t, ttl: ttl * time.Second}
+	_, f.source = startEtcd(t)
+	f.server, f.local = startEtcd(t)
+	f.startMesh(nil)
+	f.fill(false, true)
+	stop := f.run(newCluster(f.mesh, "c"), plainConfig)
+	f.eventuallySynced()
+	stop()
+	before := f.content(t, "cilium/")
+	f.stop()
+
+	f.startMesh(nil)
+	require.NoError(t, f.mesh.adoptLeases(t.Context()))
+	// What the local exporter wrote, which has died, isn't ours to keep. When it
+	// is gone, ours would be, too.
+	lease, err := f.local.Etcd().Grant(t.Context(), 2*ttl)
+	require.NoError(t, err)
+	exported := []string{"cilium/cluster-config/local", "cilium/state/nodes/v1/local/n", "cilium/synced/local/cilium/state/nodes/v1"}
+	for _, key := range exported {
+		_, err := f.local.Etcd().Put(t.Context(), key, "v", clientv3.WithLease(lease.ID))
+		require.NoError(t, err)
+	}
+	require.NoError(t, f.mesh.adoptLeases(t.Context()))
+	f.eventually("cilium/", before)
+	require.NotEmpty(t, before)
 }

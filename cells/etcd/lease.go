@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -112,6 +113,16 @@ func (p *leasePool) add(id clientv3.LeaseID) (n leaseNumber, fresh bool) {
 	return n, true
 }
 
+// adopt makes a lease known whose keys aren't: until a Scope's Load has counted
+// them, no more are put on it.
+func (p *leasePool) adopt(id clientv3.LeaseID) (n leaseNumber, fresh bool) {
+	if n, fresh = p.add(id); fresh {
+		p.leases[n-1].open = false
+		p.open = p.open[:len(p.open)-1]
+	}
+	return n, fresh
+}
+
 // lose marks a lease as gone and says whether it wasn't known to be.
 func (p *leasePool) lose(n leaseNumber) bool {
 	l := &p.leases[n-1]
@@ -179,4 +190,27 @@ func (p *leasePool) expired(ctx context.Context, id clientv3.LeaseID) (bool, err
 		return true, nil
 	}
 	return err == nil && resp.TTL <= 0, err
+}
+
+// AdoptLeases keeps alive the leases that keys below prefix are on, if mine says
+// so of one of their keys: for what an earlier process wrote, until the Scope it
+// belongs to is loaded, which may take as long as its source is away.
+func (w *Writer) AdoptLeases(ctx context.Context, prefix string, mine func(key string) bool) error {
+	err := listKeys(ctx, w.client, prefix, func(page *pb.RangeResponse) error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, kv := range page.Kvs {
+			if kv.Lease == 0 || !mine(string(kv.Key)) {
+				continue
+			}
+			if n, fresh := w.leases.adopt(clientv3.LeaseID(kv.Lease)); fresh {
+				w.leases.keepAlive(w.keeping, n, clientv3.LeaseID(kv.Lease))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("adopting the leases of %q: %w", prefix, err)
+	}
+	return nil
 }

@@ -25,10 +25,20 @@ const (
 // and hands each to fn, at least one. The memory of a page may be reused by the
 // time that the next one is asked for, unless fn kept it.
 func listPages(ctx context.Context, client *Client, prefix string, fn func(*pb.RangeResponse) error) error {
+	return pages(ctx, client, prefix, false, fn)
+}
+
+// listKeys is listPages without the values.
+func listKeys(ctx context.Context, client *Client, prefix string, fn func(*pb.RangeResponse) error) error {
+	return pages(ctx, client, prefix, true, fn)
+}
+
+func pages(ctx context.Context, client *Client, prefix string, keysOnly bool, fn func(*pb.RangeResponse) error) error {
 	req := &pb.RangeRequest{
 		Key:      []byte(prefix),
 		RangeEnd: []byte(clientv3.GetPrefixRangeEnd(prefix)),
 		Limit:    firstPage,
+		KeysOnly: keysOnly,
 	}
 	var revision int64
 	for {
@@ -51,6 +61,7 @@ func listPages(ctx context.Context, client *Client, prefix string, fn func(*pb.R
 			RangeEnd: req.RangeEnd,
 			Limit:    nextPage(client.cfg.Options.PageBytes, resp.Size(), len(resp.Kvs)),
 			Revision: revision,
+			KeysOnly: keysOnly,
 		}
 	}
 }

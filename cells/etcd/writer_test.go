@@ -190,6 +190,43 @@ func TestWriterRestart(t *testing.T) {
 	require.EqualValues(t, 3, w.Stats().Operations)
 }
 
+// TestWriterAdoptsLeases keeps what an earlier process wrote alive before any
+// Scope is loaded, and leaves the leases of others alone.
+func TestWriterAdoptsLeases(t *testing.T) {
+	server := startServer(t, ServerConfig{})
+	first := clientAt(t, time.Minute, server.URL())
+	w, stop := runWriter(t, first)
+	var scopes []*Scope
+	for _, prefix := range []string{"p/mine/", "p/other/"} {
+		s := w.Scope(ScopeConfig{Prefix: prefix, Lease: true})
+		s.Apply(ops(numbered(keysPerLease, "v"))) // so that they share no lease
+		require.NoError(t, s.Barrier(t.Context()))
+		scopes = append(scopes, s)
+	}
+	stop()
+
+	c := clientAt(t, time.Minute, server.URL())
+	w = startWriter(t, c)
+	require.NoError(t, w.AdoptLeases(t.Context(), "p/", func(key string) bool { return strings.HasPrefix(key, "p/mine/") }))
+	w.mu.Lock()
+	require.Len(t, w.leases.alive(), 1)
+	require.Zero(t, w.leases.take(), "it has keys of which nothing is known")
+	w.mu.Unlock()
+
+	s := w.Scope(scopes[0].cfg)
+	require.NoError(t, s.Load(t.Context()))
+	w.mu.Lock()
+	require.Equal(t, keysPerLease, w.leases.leases[0].keys)
+	w.mu.Unlock()
+	s.Apply(ops(numbered(1, "changed")))
+	require.NoError(t, s.Barrier(t.Context()))
+	s.Apply([]Op{{Key: "000001", Delete: true}})
+	require.NoError(t, s.Barrier(t.Context()))
+	w.mu.Lock()
+	require.EqualValues(t, 1, w.leases.take(), "it has room now")
+	w.mu.Unlock()
+}
+
 // TestWriterLeaseExpires has just the keys of a lost lease written again.
 func TestWriterLeaseExpires(t *testing.T) {
 	c := clientAt(t, time.Minute, startServer(t, ServerConfig{}).URL())
