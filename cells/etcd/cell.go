@@ -187,10 +187,14 @@ func registerServer(lc cell.Lifecycle, log *slog.Logger, flags ServerFlags) erro
 				CertFile: flags.CertFile, KeyFile: flags.KeyFile, TrustedCAFile: flags.TrustedCAFile,
 				QuotaBytes: flags.QuotaBytes, Compaction: flags.Compaction,
 			})
-			if err == nil {
-				log.Info("Embedded etcd serves", "url", server.URL(), "directory", dir)
+			if err != nil {
+				if temporary != "" {
+					err = errors.Join(err, os.RemoveAll(temporary)) // a hook that failed isn't stopped
+				}
+				return err
 			}
-			return err
+			log.Info("Embedded etcd serves", "url", server.URL(), "directory", dir)
+			return nil
 		},
 		OnStop: func(cell.HookContext) error {
 			if server != nil {

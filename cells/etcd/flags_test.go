@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/hivetest"
 	"github.com/stretchr/testify/require"
 )
 
@@ -54,4 +56,19 @@ func TestServerFlags(t *testing.T) {
 		change(&flags)
 		require.ErrorContains(t, flags.validate(), flag)
 	}
+}
+
+// TestServerLeavesNothing: a port that is taken is no reason to leave files.
+func TestServerLeavesNothing(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	taken := startServer(t, ServerConfig{Dir: filepath.Join(t.TempDir(), "data")})
+	flags := DefaultServerFlags
+	flags.ListenClientURLs = taken.URL()
+	lc := &cell.DefaultLifecycle{}
+	log := hivetest.Logger(t)
+	require.NoError(t, registerServer(lc, log, flags))
+	require.ErrorContains(t, lc.Start(log, t.Context()), "address already in use")
+	left, err := os.ReadDir(os.TempDir())
+	require.NoError(t, err)
+	require.Empty(t, left)
 }
