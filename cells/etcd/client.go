@@ -57,8 +57,12 @@ type Client struct {
 	closed     chan struct{}
 }
 
-// connectBackoff is between attempts to connect.
-var connectBackoff = backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 5 * time.Second}
+// connecting says how long the pauses between attempts to connect are. gRPC's own
+// grow to two minutes, in which an etcd that is back again isn't noticed.
+var connecting = grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 5 * time.Second},
+	MinConnectTimeout: 5 * time.Second,
+}
 
 // NewClient makes a client. It doesn't wait for a connection; the error is one
 // of the configuration, and names the file.
