@@ -118,6 +118,13 @@ func (c *cluster) publishConfig(ctx context.Context, raw []byte) error {
 // adopt prepares the Readers for what the cluster config says.
 func (c *cluster) adopt(conn remote.Connection) {
 	capabilities := conn.Config.Capabilities
+	// First: keys that the local etcd loses from now on are read again, or are yet
+	// to be read.
+	c.mu.Lock()
+	for _, r := range c.replicas {
+		r.enabled = r.resource != wire.ServiceExports || capabilities.ServiceExportsEnabled != nil
+	}
+	c.mu.Unlock()
 	next := layout{clusterID: conn.Config.ID, cached: capabilities.Cached, canaries: capabilities.SyncedCanaries}
 	if next != c.layout {
 		c.layout = next
@@ -127,11 +134,6 @@ func (c *cluster) adopt(conn remote.Connection) {
 			r.follow(next, validator, budget)
 		}
 	}
-	c.mu.Lock()
-	for _, r := range c.replicas {
-		r.enabled = r.resource != wire.ServiceExports || capabilities.ServiceExportsEnabled != nil
-	}
-	c.mu.Unlock()
 	for _, r := range c.replicas {
 		if !r.enabled {
 			// Nothing belongs there, and readers wait for its canary all the same.

@@ -125,7 +125,7 @@ func (r *replica) refill(keys []string) {
 	enabled, adopted := r.enabled, r.reader != nil
 	r.complete = false
 	r.refills++
-	if enabled {
+	if enabled && adopted { // else the first list is yet to come
 		r.wanted = r.reader.Resend(keys)
 	}
 	r.cluster.mu.Unlock()
