@@ -27,6 +27,7 @@ type cluster struct {
 	layout   layout
 	loaded   bool
 	replicas []*replica
+	reported string // the problem that the row tells of; its writer's
 
 	mu     sync.Mutex
 	status status

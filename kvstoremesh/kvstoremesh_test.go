@@ -474,3 +474,34 @@ func TestRestartWhileTheSourceIsAway(t *testing.T) {
 	f.eventually("cilium/", before)
 	require.NotEmpty(t, before)
 }
+
+// TestProblemIsSaid has the source's etcd refuse to be read, which is no matter
+// of the connection.
+func TestProblemIsSaid(t *testing.T) {
+	f := newFixture(t, nil)
+	f.fill(false, true)
+	auth := f.source.Etcd().Auth
+	_, err := auth.UserAdd(t.Context(), "root", "secret")
+	require.NoError(t, err)
+	_, err = auth.UserGrantRole(t.Context(), "root", "root")
+	require.NoError(t, err)
+	_, err = auth.AuthEnable(t.Context())
+	require.NoError(t, err)
+	f.run(newCluster(f.mesh, "c"), plainConfig)
+	problem := func() string {
+		row, _, _ := f.rows.Get(f.db.ReadTxn(), state.RemoteClusterByName("c"))
+		if row == nil {
+			return ""
+		}
+		return row.Problem
+	}
+	require.Eventually(t, func() bool { return strings.Contains(problem(), "cilium/state/") }, patience, tick)
+
+	root, err := clientv3.New(clientv3.Config{Endpoints: f.source.Endpoints(), Username: "root", Password: "secret"})
+	require.NoError(t, err)
+	defer root.Close()
+	_, err = root.AuthDisable(t.Context())
+	require.NoError(t, err)
+	f.eventuallySynced()
+	require.Eventually(t, func() bool { return problem() == "" }, patience, tick)
+}

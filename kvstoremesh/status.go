@@ -6,6 +6,7 @@ package kvstoremesh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"time"
@@ -19,6 +20,9 @@ import (
 const (
 	// statusInterval is the least time between two writes of a cluster's row.
 	statusInterval = 200 * time.Millisecond
+	// problemInterval is how often a cluster in which nothing changes is looked
+	// at for what may keep it from changing.
+	problemInterval = 2 * time.Second
 	// logInterval and logBurst bound what one cluster's nonsense may log.
 	logInterval, logBurst = 10 * time.Second, 10
 )
@@ -54,6 +58,8 @@ func (s *status) refuse(log *slog.Logger, err error) {
 
 // report writes the row when something changed, until ctx ends.
 func (c *cluster) report(ctx context.Context) {
+	look := time.NewTicker(problemInterval)
+	defer look.Stop()
 	for {
 		c.writeRow()
 		select {
@@ -61,12 +67,34 @@ func (c *cluster) report(ctx context.Context) {
 			return
 		case <-time.After(statusInterval):
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-c.dirty:
+		for changed := false; !changed; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-c.dirty:
+				changed = true
+			case <-look.C:
+				changed = c.problem() != c.reported
+			}
 		}
 	}
+}
+
+// problem is what keeps this cluster's data from being up to date although its
+// etcd answers.
+func (c *cluster) problem() string {
+	for _, r := range c.replicas {
+		if r.reader == nil || !r.enabled {
+			continue
+		}
+		if err := r.reader.LastError(); err != nil {
+			return err.Error()
+		}
+	}
+	if stats := c.mesh.writer.Stats(); stats.LastError != "" {
+		return fmt.Sprintf("%d keys wait to be written to the local etcd: %s", stats.Pending, stats.LastError)
+	}
+	return ""
 }
 
 // writeRow writes what this room knows into the row in remote-clusters. The
@@ -86,10 +114,11 @@ func (c *cluster) writeRow() {
 	}
 	refused, lastEvent := maps.Clone(c.status.refused), c.status.lastEvent
 	c.mu.Unlock()
+	c.reported = c.problem()
 
 	tx := c.mesh.state.Begin()
 	tx.UpdateRemoteCluster(c.name, func(row *state.RemoteCluster) {
-		row.Resources, row.Ready, row.Refused = resources, ready, refused
+		row.Resources, row.Ready, row.Refused, row.Problem = resources, ready, refused, c.reported
 		if lastEvent.After(row.LastEvent) {
 			row.LastEvent = lastEvent
 		}

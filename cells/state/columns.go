@@ -197,7 +197,19 @@ func (r *RemoteCluster) TableRow() []string {
 	}
 	return []string{r.Name, formatUint(r.ClusterID), strconv.FormatBool(r.Connected), strconv.FormatBool(r.Ready),
 		strconv.FormatBool(r.Cached), r.Region, strings.Join(resources, ","), formatUint(refused),
-		formatUint(r.Conflicts), formatUint(r.Failures), since, r.LastError}
+		formatUint(r.Conflicts), formatUint(r.Failures), since, r.Trouble()}
+}
+
+// Trouble is what is wrong, of the connection first; empty is nothing.
+func (r *RemoteCluster) Trouble() string {
+	switch {
+	case r.LastError == "":
+		return r.Problem
+	case r.Problem == "":
+		return r.LastError
+	default:
+		return r.LastError + "; " + r.Problem
+	}
 }
 
 func formatUint[N uint8 | uint32 | uint64](n N) string { return strconv.FormatUint(uint64(n), 10) }

@@ -117,10 +117,14 @@ type RemoteCluster struct {
 	Conflicts uint64
 	// HeldBack counts the endpoints that wait for their identity now, and Late
 	// those that were taken in without it since start.
-	HeldBack  int
-	Late      uint64
-	Failures  uint64
+	HeldBack int
+	Late     uint64
+	Failures uint64
+	// LastError is about the connection; Problem is what else keeps the data
+	// from being up to date: a prefix that can't be read, an etcd that doesn't
+	// take what is written. Both are empty when all is well.
 	LastError string
+	Problem   string
 	LastEvent time.Time // when data last arrived
 	Since     time.Time // when Connected last changed
 }

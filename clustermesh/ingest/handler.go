@@ -196,12 +196,16 @@ func (h *handler) identitiesComplete() {
 func (h *handler) tend(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	look := time.NewTicker(problemInterval)
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-h.wake:
 		case <-timer.C:
+		case <-look.C:
+			h.lookForProblems(time.Now())
 		}
 		if next, ok := h.tick(time.Now()); ok {
 			timer.Reset(time.Until(next))

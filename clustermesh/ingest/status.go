@@ -27,7 +27,10 @@ const (
 	// logInterval and logBurst bound what is logged about one cluster's values:
 	// a cluster that writes nonsense must not fill our log.
 	logInterval = 10 * time.Second
-	logBurst    = 10
+	// problemInterval is how often a cluster in which nothing changes is looked
+	// at for what may keep it from changing.
+	problemInterval = 2 * time.Second
+	logBurst        = 10
 )
 
 // status is what a handler knows for its row in remote-clusters. It is under the
@@ -38,6 +41,8 @@ type status struct {
 	// late counts the endpoints taken in without their identity, and lateLogged
 	// those of them that the log was told of.
 	late, lateLogged uint64
+	// problem is what the row says keeps the data from being up to date.
+	problem string
 	// conflict is the last address that another cluster holds, until it is logged.
 	conflict netip.Prefix
 
@@ -100,6 +105,31 @@ func (h *handler) statusChanged(urgent bool) {
 	}
 }
 
+// lookForProblems has the row written if a prefix can no longer be read, or can
+// again.
+func (h *handler) lookForProblems(now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.problem() != h.status.problem {
+		h.now = now
+		h.statusChanged(true)
+	}
+}
+
+// problem is what keeps the data from being up to date although the etcd
+// answers. It is called with mu held.
+func (h *handler) problem() string {
+	for _, s := range h.streams {
+		if !s.enabled {
+			continue
+		}
+		if err := s.reader.LastError(); err != nil {
+			return err.Error()
+		}
+	}
+	return ""
+}
+
 // writeStatus writes the row. It is called with mu held, after the transaction
 // that it describes, whose counts are then known.
 func (h *handler) writeStatus() {
@@ -124,9 +154,10 @@ func (h *handler) writeStatus() {
 		ready = ready && (of.Synced || !of.Enabled)
 	}
 
+	h.status.problem = h.problem()
 	tx := h.options.Writer.Begin()
 	tx.UpdateRemoteCluster(h.cluster, func(row *state.RemoteCluster) {
-		row.Resources = resources
+		row.Resources, row.Problem = resources, h.status.problem
 		row.Ready = ready
 		row.Refused = maps.Clone(h.status.refused)
 		row.Conflicts = uint64(counts.Conflicts)

@@ -4,6 +4,7 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -112,10 +113,7 @@ func newRow(cluster, remote string, mesh, agent state.RemoteCluster, exported ma
 		Connected: mesh.Connected && agent.Connected,
 		Synced:    mesh.Ready && agent.Ready,
 		Entries:   make(map[wire.Resource]int),
-		Problem:   agent.LastError,
-	}
-	if mesh.LastError != "" {
-		row.Problem = mesh.LastError
+		Problem:   cmp.Or(mesh.Trouble(), agent.Trouble()),
 	}
 	for _, resource := range resources {
 		have := agent.Resources[resource].Entries
