@@ -18,6 +18,11 @@ build: bin/waggle
 bin/waggle: $(SOURCES)
 	$(GO) build -o $@ ./cmd/waggle
 
+# Upstream's KVStoreMesh, of the version in go.mod, to compare with: see
+# "waggle bench kvstoremesh --peer".
+bin/upstream-clustermesh-apiserver: go.mod go.sum
+	$(GO) build -o $@ github.com/cilium/cilium/clustermesh-apiserver
+
 ## test: everything that must be true: vet, all tests with the race detector, the real kube-apiserver
 test: bin/kube-apiserver
 	$(GO) vet ./...

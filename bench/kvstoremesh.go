@@ -23,7 +23,9 @@ type benchmark struct {
 // KVStoreMesh measures how KVStoreMesh brings the state of all source clusters
 // into an empty local etcd. Sources, KVStoreMesh and the local etcd are each a
 // process of their own; the sources are the same in all rounds, the other two
-// are started anew for each. It works until the last round is done or ctx ends,
+// are started anew for each. Peers do the same work in the same call, taking
+// turns with ours in each round, so that whatever else the machine has to do is
+// shared. It works until the last round is done or ctx ends,
 // and leaves no process behind. An error names what failed, with the end of the
 // log of the process at fault.
 //
@@ -46,6 +48,10 @@ func KVStoreMesh(ctx context.Context, config Config) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	subjects, err := config.subjects()
+	if err != nil {
+		return nil, err
+	}
 	report := &Report{Benchmark: "kvstoremesh", Began: time.Now().UTC(), Mesh: config.Mesh, Machine: machine, Build: thisBuild()}
 	want, err := expected(config.Mesh)
 	if err != nil {
@@ -58,7 +64,10 @@ func KVStoreMesh(ctx context.Context, config Config) (*Report, error) {
 	defer sources.close()
 	report.Sources = sources.info
 
-	subjects := []subject{waggle(config.Program)}
+	report.Allowed = map[string]string{}
+	for _, s := range subjects {
+		report.Allowed[s.name] = s.allowed
+	}
 	for n := range config.Rounds {
 		for _, s := range subjects {
 			b.progress("round %d of %d: %s", n+1, config.Rounds, s.name)
@@ -82,11 +91,14 @@ func (b *benchmark) round(ctx context.Context, s subject, sources *sources, want
 	env := environment{
 		mesh: b.config.Mesh, clusterMeshConfig: sources.configs,
 		localConfig: filepath.Join(b.dir, name+"-etcd.yaml"),
+		address:     b.network.address(), socket: filepath.Join(b.dir, name+".sock"),
 	}
 	if err := os.WriteFile(env.localConfig, fmt.Appendf(nil, "endpoints:\n- %s\n", local.url), 0o600); err != nil {
 		return Figures{}, err
 	}
 
+	// Whoever exports the local cluster's state writes them as well.
+	defer beat(ctx, b.config.Log, local)()
 	arrival := watchArrival(ctx, local.client, b.config.Mesh, s.canaries)
 	defer arrival.stop()
 	before, err := readCPU(local, sources)

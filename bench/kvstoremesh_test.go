@@ -90,6 +90,70 @@ func TestKVStoreMesh(t *testing.T) {
 	}
 }
 
+// TestPeers measures peers whose program is the test's own: it is told their
+// flags, and is found beside the program of waggle.
+func TestPeers(t *testing.T) {
+	program := filepath.Join(t.TempDir(), upstreamProgram)
+	require.NoError(t, os.Symlink(os.Args[0], program))
+	config := Config{
+		Mesh: Mesh{Clusters: 1, Endpoints: 20, Nodes: 1, Identities: 2}, Layout: LayoutAuto, Rounds: 2, Timeout: time.Minute,
+		Program: os.Args[0], Peers: []string{Upstream, UpstreamShipped}, PeerProgram: program, Log: hivetest.Logger(t),
+	}
+	report, err := KVStoreMesh(t.Context(), config)
+	require.NoError(t, err)
+	require.Equal(t, []string{Waggle, Upstream, UpstreamShipped}, report.Subjects())
+	require.Len(t, report.Rounds, 6)
+	require.Equal(t, "etcd.qps=100 etcd.bootstrapQps=10000 etcd.maxInflight=10", report.Allowed[UpstreamShipped])
+	for _, peer := range report.peers() {
+		for name, spread := range report.Ratios(peer) {
+			require.Positive(t, spread.Min, name)
+			require.LessOrEqual(t, spread.Min, spread.Median, name)
+			require.LessOrEqual(t, spread.Median, spread.Max, name)
+		}
+	}
+}
+
+func TestPeersAreRefused(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "waggle")
+	for want, config := range map[string]Config{
+		"make bin/upstream-clustermesh-apiserver": {Peers: []string{Upstream}, Program: program},
+		`peer "downstream": must be one`:          {Peers: []string{"downstream"}, PeerProgram: os.Args[0]},
+		`peer "upstream": must be one`:            {Peers: []string{Upstream, Upstream}, PeerProgram: os.Args[0]},
+	} {
+		_, err := config.subjects()
+		require.ErrorContains(t, err, want)
+	}
+}
+
+// TestRatios divides what belongs together, whatever the order of the times is.
+func TestRatios(t *testing.T) {
+	report := &Report{Benchmark: "kvstoremesh", Allowed: map[string]string{Upstream: "everything"}}
+	for _, seconds := range [][2]float64{{1, 4}, {2, 4}, {1, 3}} {
+		report.Rounds = append(report.Rounds,
+			Round{Subject: Waggle, Figures: Figures{ReadySeconds: seconds[0], CPUSeconds: 1}},
+			Round{Subject: Upstream, Figures: Figures{ReadySeconds: seconds[1], CPUSeconds: 5}})
+	}
+	require.Equal(t, Spread{Min: 2, Median: 3, Max: 4}, report.Ratios(Upstream)["ready"])
+	raw, err := json.Marshal(report)
+	require.NoError(t, err)
+	var read struct {
+		Ratio   map[string]float64
+		Ratios  map[string]map[string]Spread
+		Allowed map[string]string
+	}
+	require.NoError(t, json.Unmarshal(raw, &read))
+	require.EqualValues(t, 3, read.Ratio["ready"])
+	require.EqualValues(t, 5, read.Ratio["cpu"])
+	require.Contains(t, read.Ratio, "etcd_cpu")
+	require.Contains(t, read.Ratio, "rss")
+	require.Equal(t, Spread{5, 5, 5}, read.Ratios[Upstream]["cpu"])
+	require.Equal(t, "everything", read.Allowed[Upstream])
+
+	var text strings.Builder
+	require.NoError(t, report.WriteText(&text))
+	require.Regexp(t, `(?s)upstream: everything.*upstream ÷ waggle.*ready +2\.00 +3\.00 +4\.00`, text.String())
+}
+
 // TestKVStoreMeshFails shows what is said when the program can't do the job.
 func TestKVStoreMeshFails(t *testing.T) {
 	config := Config{Mesh: Mesh{Clusters: 1, Nodes: 1, Identities: 1}, Layout: LayoutAuto, Rounds: 1, Timeout: time.Minute, Log: hivetest.Logger(t)}

@@ -60,6 +60,18 @@ func (r *Report) MarshalJSON() ([]byte, error) {
 	for _, name := range r.Subjects() {
 		out[name] = r.Median(name)
 	}
+	out["allowed"] = r.Allowed
+	if peers := r.peers(); len(peers) > 0 {
+		ratios := map[string]map[string]Spread{}
+		for _, peer := range peers {
+			ratios[peer] = r.Ratios(peer)
+		}
+		medians := map[string]float64{}
+		for name, spread := range ratios[peers[0]] {
+			medians[name] = spread.Median
+		}
+		out["ratio"], out["ratios"] = medians, ratios
+	}
 	return json.Marshal(out)
 }
 
@@ -78,7 +90,7 @@ func (r *Report) WriteText(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
 	for _, name := range r.Subjects() {
 		all := r.of(name)
-		fmt.Fprintf(table, "\n%s, %d rounds\tmin\tmedian\tmax\t\n", name, len(all))
+		fmt.Fprintf(table, "\n%s: %s\n%d rounds\tmin\tmedian\tmax\t\n", name, r.Allowed[name], len(all))
 		for _, line := range []struct {
 			name   string
 			of     func(Figures) float64
@@ -101,6 +113,14 @@ func (r *Report) WriteText(w io.Writer) error {
 			slices.Sort(values)
 			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t\n", line.name, line.format(values[0]),
 				line.format(values[len(values)/2]), line.format(values[len(values)-1]))
+		}
+	}
+	for _, peer := range r.peers() {
+		fmt.Fprintf(table, "\n%s ÷ %s\tmin\tmedian\tmax\t\n", peer, Waggle)
+		ratios := r.Ratios(peer)
+		for _, ratio := range ratioOf {
+			s := ratios[ratio.name]
+			fmt.Fprintf(table, "%s\t%.2f\t%.2f\t%.2f\t\n", ratio.title, s.Min, s.Median, s.Max)
 		}
 	}
 	return table.Flush()

@@ -71,12 +71,15 @@ func newNetwork() *network {
 	return &network{base: netip.AddrFrom4([4]byte{127, byte(2 + rand.IntN(250)), byte(rand.IntN(256)), 0})}
 }
 
-// url is that of the network's next address. The port isn't etcd's own, which an
-// etcd of this machine may have taken at all addresses.
-func (n *network) url() string {
+// address is the network's next address.
+func (n *network) address() string {
 	n.base = n.base.Next()
-	return "http://" + netip.AddrPortFrom(n.base, 23790).String()
+	return n.base.String()
 }
+
+// url is that of an etcd at the network's next address. The port isn't etcd's
+// own, which an etcd of this machine may have taken at all addresses.
+func (n *network) url() string { return "http://" + n.address() + ":23790" }
 
 func (e *etcdProcess) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startPatience, fmt.Errorf("%s didn't answer within %s", e.Name(), startPatience))
@@ -183,7 +186,7 @@ func (b *benchmark) startSources(ctx context.Context) (_ *sources, err error) {
 		s.info.ValueBytes += size
 	}
 	s.info.Fill = time.Since(began).Seconds()
-	s.beat(ctx, b.config.Log)
+	s.stopBeats = beat(ctx, b.config.Log, s.etcds...)
 	return s, nil
 }
 
@@ -206,9 +209,6 @@ func (b *benchmark) fill(ctx context.Context, e *etcdProcess, clusters []Cluster
 		if err := fillConfig(ctx, e.client, c, cached); err != nil {
 			return 0, fmt.Errorf("cluster config of %s: %w", c.Name, err)
 		}
-	}
-	if _, err := e.client.Etcd().Put(ctx, wire.HeartbeatKey, time.Now().Format(time.RFC3339)); err != nil {
-		return 0, fmt.Errorf("heartbeat: %w", err)
 	}
 	return bytes, nil
 }
@@ -266,10 +266,19 @@ func fillConfig(ctx context.Context, client *etcd.Client, c Cluster, cached bool
 	return err
 }
 
-// beat writes the sources' heartbeats until close: a subject that takes longer
-// than their interval would drop connections without.
-func (s *sources) beat(ctx context.Context, log *slog.Logger) {
+// beat writes heartbeats until it is stopped: a subject that takes longer than
+// their interval would drop connections without. The first ones are written
+// before it returns.
+func beat(ctx context.Context, log *slog.Logger, etcds ...*etcdProcess) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
+	write := func(now time.Time) {
+		for _, e := range etcds {
+			if _, err := e.client.Etcd().Put(ctx, wire.HeartbeatKey, now.Format(time.RFC3339)); err != nil && ctx.Err() == nil {
+				log.Warn("Writing a heartbeat failed", "etcd", e.Name(), "error", err)
+			}
+		}
+	}
+	write(time.Now())
 	var run sync.WaitGroup
 	run.Go(func() {
 		ticker := time.NewTicker(wire.HeartbeatInterval)
@@ -279,15 +288,11 @@ func (s *sources) beat(ctx context.Context, log *slog.Logger) {
 			case <-ctx.Done():
 				return
 			case now := <-ticker.C:
-				for _, e := range s.etcds {
-					if _, err := e.client.Etcd().Put(ctx, wire.HeartbeatKey, now.Format(time.RFC3339)); err != nil && ctx.Err() == nil {
-						log.Warn("Writing a source's heartbeat failed", "etcd", e.Name(), "error", err)
-					}
-				}
+				write(now)
 			}
 		}
 	})
-	s.stopBeats = func() { cancel(); run.Wait() }
+	return func() { cancel(); run.Wait() }
 }
 
 // cpu is the CPU time of all source etcds.

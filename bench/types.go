@@ -14,6 +14,7 @@
 //	verify.go       whether what arrived is what was sent
 //	machine.go      what it was measured on
 //	report.go       JSON and text
+//	ratio.go        peer against waggle, round by round
 //	process/        child processes and their accounting
 package bench
 
@@ -110,6 +111,12 @@ type Config struct {
 	Timeout time.Duration
 	// Program is waggle's own program file.
 	Program string
+	// Peers are measured in turns with it, on the same work: names of
+	// KVStoreMeshPeers.
+	Peers []string
+	// PeerProgram is the program file of upstream's clustermesh-apiserver; if
+	// empty, the one beside Program is taken.
+	PeerProgram string
 	// Dir is for data and logs of the processes, which stay there; if empty, a
 	// temporary directory that is removed at the end.
 	Dir string
@@ -162,7 +169,9 @@ type SourceInfo struct {
 }
 
 // Report is the outcome of a benchmark. As JSON, each subject's Figures are a
-// field with the subject's name beside the report's own.
+// field with the subject's name beside the report's own. With peers, "ratio" has
+// the median ratios of the first one, and "ratios" those of each with their
+// spread.
 type Report struct {
 	Benchmark string
 	Began     time.Time
@@ -170,6 +179,8 @@ type Report struct {
 	Machine   Machine
 	Build     Build
 	Sources   SourceInfo
+	// Allowed says what limits each subject was given.
+	Allowed map[string]string
 	// Rounds are in the order in which they were made.
 	Rounds []Round
 }

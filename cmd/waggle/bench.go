@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -42,7 +43,12 @@ func newBenchKVStoreMeshCmd() *cobra.Command {
 kvstoremesh" on an empty local etcd, each as a process of its own, and measures
 from the start of that process until the local etcd is complete: time, CPU of
 each process and peak memory, by the kernel's accounts. Then it checks that what
-has arrived is what was sent.`,
+has arrived is what was sent.
+
+A peer is measured on the same work in the same call, round by round in turns,
+and on the same kind of etcd: upstream's KVStoreMesh with the limits of its chart
+(upstream-shipped) or without (upstream). Its program is compiled from the same
+dependency: make bin/upstream-clustermesh-apiserver.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "json" && output != "text" {
@@ -81,6 +87,8 @@ has arrived is what was sent.`,
 	flags.IntVar(&config.Mesh.Services, "services", config.Mesh.Services, "Global services of each source cluster")
 	flags.Uint64Var(&config.Mesh.Seed, "seed", config.Mesh.Seed, "Seed of the mesh's content")
 	flags.IntVar(&config.Rounds, "rounds", 3, "How often to measure; the round of median time is reported, and all of them")
+	flags.StringSliceVar(&config.Peers, "peer", nil, "What to measure as well, in turns: "+strings.Join(bench.KVStoreMeshPeers, ", "))
+	flags.StringVar(&config.PeerProgram, "peer-program", "", "Upstream's clustermesh-apiserver (the one beside this program if empty)")
 	flags.StringVar(&layout, "layout", string(bench.LayoutAuto),
 		"How sources keep their keys: state, an etcd for each cluster; cache, several clusters in each of a few etcds; "+
 			"auto, state for up to 20 clusters")

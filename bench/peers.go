@@ -1,0 +1,13 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build peers
+
+package bench
+
+// What the peers are built from, so that "go mod tidy" keeps the checksums of
+// all that they need. Nothing is built with this tag: see bin/upstream-… in the
+// Makefile.
+import (
+	_ "github.com/cilium/cilium/clustermesh-apiserver/cmd"
+)
