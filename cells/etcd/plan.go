@@ -45,6 +45,8 @@ type operation struct {
 	// uncertain: a commit for the key failed, which etcd may have made all the
 	// same, so that what is known to be in etcd may not be what is there.
 	uncertain bool
+	// stale: it is under way for a source that its Scope no longer has.
+	stale     bool
 	lease     leaseNumber // that the commit under way puts it on
 	refusals  int
 	refusal   error
@@ -81,10 +83,14 @@ func (p *plan) add(t target, op Op, committed record, known bool) {
 	if !op.Delete {
 		next.hash = xxhash.Sum64(op.Value)
 	}
+	under := p.inflight[t]
+	if under != nil && !op.Delete {
+		under.stale = false
+	}
 	if element, ok := p.byKey[t]; ok {
 		// Last write wins, in the place of the first.
 		old := element.Value.(*operation)
-		if p.inflight[t] == nil && !old.uncertain && next.unchanged(committed, known) {
+		if under == nil && !old.uncertain && next.unchanged(committed, known) {
 			p.remove(element)
 			p.release(old)
 			return
@@ -99,7 +105,7 @@ func (p *plan) add(t target, op Op, committed record, known bool) {
 		// A new value may be better than the one that was refused.
 		delete(p.parked, t)
 		next.waiting, next.uncertain = old.waiting, old.uncertain
-	} else if under := p.inflight[t]; under != nil {
+	} else if under != nil {
 		if under.delete == next.delete && under.hash == next.hash {
 			return
 		}

@@ -125,13 +125,19 @@ func (s *Scope) LoadKey(ctx context.Context, key string) error {
 }
 
 // Restart has the next Complete delete what isn't applied from now on, as after
-// Load: the owner starts over with another source.
+// Load, and forgets what is queued: the owner starts over with another source.
 func (s *Scope) Restart() {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
+	s.discard()
 	for key, committed := range s.records {
 		committed.flags |= recordStale
 		s.records[key] = committed
+	}
+	for t, op := range s.w.plan.inflight {
+		if t.scope == s {
+			op.stale = true
+		}
 	}
 }
 

@@ -419,9 +419,12 @@ func (w *Writer) succeeded(batch []*operation, header *pb.ResponseHeader, before
 		}
 		w.noSpace = false
 		r := record{hash: op.hash, lease: op.lease}
+		if op.stale {
+			r.flags = recordStale
+		}
 		if op.lease != 0 && !w.leases.usable(op.lease) {
 			// The lease was found lost while the commit was under way.
-			r.flags = recordLost | recordStale
+			r.flags |= recordLost | recordStale
 			gone[op.scope] = append(gone[op.scope], op.key)
 		}
 		op.scope.records[op.key] = r

@@ -18,6 +18,7 @@ import (
 	"github.com/cilium/hive/hivetest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/connectivity"
 )
@@ -399,6 +400,29 @@ func TestScopeGivenUp(t *testing.T) {
 			require.Zero(t, w.Stats().Pending, "no canary")
 		})
 	}
+}
+
+// TestScopeRestartLeavesNothing has operations of the former source pending and
+// under way: of what the next source doesn't have, nothing stays.
+func TestScopeRestartLeavesNothing(t *testing.T) {
+	c := newTestClient(t, ClientConfig{Endpoints: []string{"http://127.0.0.1:1"}})
+	w := NewWriter(slog.New(slog.DiscardHandler), c)
+	s := w.Scope(ScopeConfig{Prefix: "p/"})
+	now := time.Now()
+	value := []byte("v")
+	s.Apply([]Op{{Key: "gone", Value: value}, {Key: "stays", Value: value}})
+	batch, _ := w.nextCommit(now)
+	require.Len(t, batch, 2)
+	s.Apply([]Op{{Key: "pending", Value: value}})
+	s.Restart()
+	s.Apply([]Op{{Key: "stays", Value: value}})
+	w.succeeded(batch, &pb.ResponseHeader{ClusterId: 1, Revision: 2}, 0)
+	w.running--
+	s.Complete()
+	batch, _ = w.nextCommit(now.Add(time.Second))
+	require.Len(t, batch, 1)
+	require.Equal(t, "gone", batch[0].key)
+	require.True(t, batch[0].delete)
 }
 
 // TestNextCommitNeverForgets has the rate limit run out at every fraction of a
