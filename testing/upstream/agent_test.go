@@ -4,6 +4,8 @@
 package upstream_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -43,6 +45,8 @@ import (
 type theirReader struct {
 	hive *mesh.Hive
 	mesh *clustermesh.ClusterMesh
+	// exports is the operator's part.
+	exports operator.ClusterMesh
 
 	mu       sync.Mutex
 	entries  content
@@ -90,9 +94,10 @@ func (r *theirReader) restart() {
 func newIdentityWatcher(lc cell.Lifecycle, log *slog.Logger, own *mesh.Objects, r *theirReader) clustermesh.RemoteIdentityWatcher {
 	allocator := identitycache.NewCachingIdentityAllocator(log, r, identitycache.NewTestAllocatorConfig())
 	lc.Append(cell.Hook{
-		OnStart: func(cell.HookContext) error {
+		OnStart: func(ctx cell.HookContext) error {
 			<-allocator.InitIdentityAllocator(own, nil)
-			return nil
+			// Close mustn't overtake the first list.
+			return allocator.WaitForInitialGlobalIdentities(ctx)
 		},
 		OnStop: func(cell.HookContext) error {
 			allocator.Close()
@@ -104,6 +109,7 @@ func newIdentityWatcher(lc cell.Lifecycle, log *slog.Logger, own *mesh.Objects, 
 
 // followExports records what the operator is told.
 func (r *theirReader) followExports(mesh operator.ClusterMesh) {
+	r.exports = mesh
 	mesh.RegisterClusterServiceExportUpdateHook(func(export *mcsapitypes.MCSAPIServiceSpec) {
 		r.update("export", export.Namespace+"/"+export.Name, export)
 	})
@@ -179,16 +185,17 @@ func (r *theirReader) gone() []string {
 	return slices.Sorted(slices.Values(r.vanished))
 }
 
+// problem asks whether everything was synced once. Upstream's status would tell
+// whether it is now, but must not be asked while it connects: that is a race.
 func (r *theirReader) problem() error {
-	for _, cluster := range r.mesh.Status().Clusters {
-		if cluster.Name == north {
-			if !cluster.Ready {
-				return fmt.Errorf("cluster %q: %+v", north, *cluster)
-			}
-			return nil
-		}
+	if r.mesh.NumReadyClusters() != 1 {
+		return fmt.Errorf("cluster %q isn't connected", north)
 	}
-	return fmt.Errorf("cluster %q isn't known", north)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	return errors.Join(
+		r.mesh.NodesSynced(ctx), r.mesh.ServicesSynced(ctx), r.mesh.IPIdentitiesSynced(ctx),
+		r.exports.ServiceExportsSynced(ctx))
 }
 
 // nodeRecorder is the node manager.
