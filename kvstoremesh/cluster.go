@@ -94,11 +94,12 @@ func (c *cluster) load(ctx context.Context) error {
 		}
 	}
 	for _, r := range c.replicas {
-		if err := r.scope.Load(ctx); err != nil {
+		if err := insist(ctx, c.log, r.scope.Load); err != nil {
 			return err
 		}
 	}
-	if err := c.mesh.configs.LoadKey(ctx, c.name); err != nil {
+	config := func(ctx context.Context) error { return c.mesh.configs.LoadKey(ctx, c.name) }
+	if err := insist(ctx, c.log, config); err != nil {
 		return err
 	}
 	c.loaded = true

@@ -19,6 +19,7 @@
 //	ready.go     whether the clusters known at start have been replicated
 //	warm.go      what an earlier process wrote is kept alive
 //	orphans.go   what an earlier process left behind of clusters that are gone
+//	insist.go    what is asked of a local etcd that may be away
 package kvstoremesh
 
 import (

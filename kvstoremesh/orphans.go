@@ -79,9 +79,10 @@ func (m *KVStoreMesh) cachedClusters(ctx context.Context) ([]string, error) {
 
 // drainOrphan removes a cluster's data unless it is configured by then.
 func (m *KVStoreMesh) drainOrphan(ctx context.Context, configured func() []string, name string) {
-	if err := m.configs.LoadKey(ctx, name); err != nil {
-		m.log.Error("Removing cached data of an unconfigured cluster failed", "cluster", name, "error", err)
-		return
+	log := m.log.With("cluster", name)
+	config := func(ctx context.Context) error { return m.configs.LoadKey(ctx, name) }
+	if insist(ctx, log, config) != nil {
+		return // the process stops, and the next one finds it again
 	}
 	if !m.deleteOrphanConfig(name) || m.grace(ctx, name) != nil {
 		return
@@ -94,17 +95,16 @@ func (m *KVStoreMesh) drainOrphan(ctx context.Context, configured func() []strin
 	for _, resource := range slices.Backward(wire.Resources) {
 		scope := m.writer.Scope(etcd.ScopeConfig{
 			Prefix: wire.CachePrefix(resource, name), Canary: wire.CanaryKey(resource, name, true), Lease: true})
-		err := scope.Load(ctx)
+		err := insist(ctx, log, scope.Load)
 		if err == nil {
 			err = scope.Drop(ctx)
 		}
 		scope.Close()
 		if err != nil {
-			m.log.Error("Removing cached data of an unconfigured cluster failed", "cluster", name, "error", err)
 			return
 		}
 	}
-	m.log.Info("Removed a cluster's cached data", "cluster", name)
+	log.Info("Removed a cluster's cached data")
 }
 
 // grace has the deletion of a cluster's config committed, so that no agent
