@@ -26,6 +26,7 @@ import (
 func (m *Mesh) Engine() *script.Engine {
 	conds := script.DefaultConds()
 	conds["bpf"] = script.OnceCondition("the kernel lets us make BPF maps", m.bpfPermitted)
+	conds["faults"] = script.BoolCondition("connections are cut at random", m.options.Faults > 0)
 	return &script.Engine{
 		Cmds:             m.cmds,
 		Conds:            conds,
