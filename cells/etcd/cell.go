@@ -12,6 +12,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/cilium/hive"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/job"
 	"github.com/spf13/pflag"
@@ -52,10 +53,11 @@ func newLocalClient(lc cell.Lifecycle, log *slog.Logger, cfg Config) *Client {
 			}
 			for {
 				err := c.open()
-				if !errors.Is(err, os.ErrNotExist) {
+				if err == nil || c.cfg.ConfigPath == "" {
 					return err
 				}
-				log.Info("Waiting for the etcd configuration to appear", "error", err)
+				// It may be mounted later, or be half-written now.
+				log.Warn("Waiting for a good etcd configuration", "error", err)
 				if sleep(ctx, configPatience) != nil {
 					return err
 				}
@@ -165,7 +167,7 @@ var ServerCell = cell.Module(
 	cell.Invoke(registerServer),
 )
 
-func registerServer(lc cell.Lifecycle, log *slog.Logger, flags ServerFlags) error {
+func registerServer(lc cell.Lifecycle, jobs job.Group, stopper hive.Shutdowner, log *slog.Logger, flags ServerFlags) error {
 	if err := flags.validate(); err != nil {
 		return err
 	}
@@ -194,6 +196,15 @@ func registerServer(lc cell.Lifecycle, log *slog.Logger, flags ServerFlags) erro
 				return err
 			}
 			log.Info("Embedded etcd serves", "url", server.URL(), "directory", dir)
+			jobs.Add(job.OneShot("etcd-server", func(ctx context.Context, _ cell.Health) error {
+				select {
+				case <-ctx.Done():
+				case err := <-server.Err():
+					// Without it there is nothing that this process is for.
+					stopper.Shutdown(hive.ShutdownWithError(fmt.Errorf("embedded etcd: %w", err)))
+				}
+				return nil
+			}))
 			return nil
 		},
 		OnStop: func(cell.HookContext) error {

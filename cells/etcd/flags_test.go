@@ -66,7 +66,7 @@ func TestServerLeavesNothing(t *testing.T) {
 	flags.ListenClientURLs = taken.URL()
 	lc := &cell.DefaultLifecycle{}
 	log := hivetest.Logger(t)
-	require.NoError(t, registerServer(lc, log, flags))
+	require.NoError(t, registerServer(lc, nil, nil, log, flags)) // it never gets as far as to use the two
 	require.ErrorContains(t, lc.Start(log, t.Context()), "address already in use")
 	left, err := os.ReadDir(os.TempDir())
 	require.NoError(t, err)

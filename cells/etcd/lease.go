@@ -49,6 +49,9 @@ type lease struct {
 	keys int
 	lost bool
 	open bool // it is in leasePool.open
+	// stop ends its keep-alive, which would otherwise keep the keys of a lease
+	// alive that came back with an etcd's older data.
+	stop context.CancelFunc
 }
 
 func newLeasePool(log *slog.Logger, client *Client) *leasePool {
@@ -130,6 +133,9 @@ func (p *leasePool) lose(n leaseNumber) bool {
 		return false
 	}
 	l.lost = true
+	if l.stop != nil {
+		l.stop()
+	}
 	delete(p.byID, l.id)
 	return true
 }
@@ -159,6 +165,7 @@ func (p *leasePool) grant(ctx context.Context) (clientv3.LeaseID, error) {
 // keepAlive keeps a lease alive until ctx ends or etcd has lost it. The
 // client's keep-alives share one stream; each lease costs a goroutine.
 func (p *leasePool) keepAlive(ctx context.Context, n leaseNumber, id clientv3.LeaseID) {
+	ctx, p.leases[n-1].stop = context.WithCancel(ctx)
 	p.keepers.Go(func() {
 		for ctx.Err() == nil {
 			responses, err := p.client.etcd.KeepAlive(ctx, id)

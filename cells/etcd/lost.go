@@ -21,9 +21,8 @@ func (w *Writer) check(ctx context.Context) {
 	generation, _ := w.client.Generation()
 	for backoff := newRetry(); ; {
 		another, err := w.checkEtcd(ctx)
-		if another {
-			w.wakeUp()
-			return
+		if err == nil && !another {
+			err = w.checkLeases(ctx)
 		}
 		if err == nil {
 			break
@@ -34,19 +33,36 @@ func (w *Writer) check(ctx context.Context) {
 			return
 		}
 	}
+	// It answers, so that what waits need not wait out a back-off.
+	w.mu.Lock()
+	w.retry, w.notUntil = newRetry(), time.Time{}
+	w.mu.Unlock()
+	w.wakeUp()
+}
+
+// checkLeases asks for every lease whether etcd still knows it. It goes on when
+// that can't be told of one, and returns that error.
+func (w *Writer) checkLeases(ctx context.Context) error {
 	w.mu.Lock()
 	ids := make(map[leaseNumber]clientv3.LeaseID)
 	for _, n := range w.leases.alive() {
 		ids[n] = w.leases.id(n)
 	}
 	w.mu.Unlock()
-	var gone []leaseNumber
+	var (
+		gone   []leaseNumber
+		failed error
+	)
 	for n, id := range ids {
-		if expired, err := w.leases.expired(ctx, id); err == nil && expired {
+		switch expired, err := w.leases.expired(ctx, id); {
+		case err != nil:
+			failed = err
+		case expired:
 			gone = append(gone, n)
 		}
 	}
 	w.lost(gone)
+	return failed
 }
 
 // checkEtcd reads some key for the header of the response, if this Writer has
@@ -66,9 +82,10 @@ func (w *Writer) checkEtcd(ctx context.Context) (another bool, err error) {
 		return false, err
 	}
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if another = w.foundAnother(resp.Header, before); another {
-		w.loseEverything()
+	another = w.foundAnother(resp.Header, before)
+	w.mu.Unlock()
+	if another {
+		w.loseEverything(ctx)
 	}
 	return another, nil
 }
@@ -117,20 +134,55 @@ func (w *Writer) lost(numbers []leaseNumber) {
 	w.wakeUp()
 }
 
-// loseEverything has all keys of all Scopes written again. The lock is held.
-func (w *Writer) loseEverything() {
+// loseEverything has all keys of all Scopes written again. The etcd may have
+// been brought back from a snapshot: what it holds is learnt first, so that what
+// has been deleted since goes again.
+func (w *Writer) loseEverything(ctx context.Context) {
 	w.log.Warn("Etcd has lost its data, writing everything again")
+	w.mu.Lock()
 	for _, n := range w.leases.alive() {
 		w.leases.lose(n)
 	}
-	gone := make(map[*Scope][]string)
+	var loaded, asked []*Scope
 	for s := range w.scopes {
 		for key, r := range s.records {
 			s.markLost(key, r)
-			gone[s] = append(gone[s], key)
+		}
+		if s.cfg.Refill != nil {
+			// From here on, since a Complete that comes before the Refill would
+			// delete what is about to be asked for.
+			s.incomplete = true
+			s.refills++
+			asked = append(asked, s)
+		}
+		if s.loaded {
+			loaded = append(loaded, s)
 		}
 	}
-	w.queueRefills(gone)
+	w.mu.Unlock()
+	for _, s := range loaded {
+		for backoff := newRetry(); ; {
+			err := s.Load(ctx)
+			if err == nil {
+				break
+			}
+			// Without it the rest is written all the same; what is too much stays
+			// until the next etcd, or the next process.
+			if backoff.Steps == 0 || w.client.isClosed() || sleep(ctx, backoff.Step()) != nil {
+				w.log.Warn("Reading what etcd still holds failed", "prefix", s.cfg.Prefix, "error", err)
+				break
+			}
+		}
+	}
+	w.mu.Lock()
+	for _, s := range asked {
+		w.callbacks = append(w.callbacks, func() { s.cfg.Refill(nil) })
+	}
+	for key := range w.canaries.records {
+		w.restoreCanary(key)
+	}
+	w.mu.Unlock()
+	w.wakeUp()
 }
 
 func (s *Scope) markLost(key string, r record) {
@@ -150,9 +202,14 @@ func (w *Writer) queueRefills(gone map[*Scope][]string) {
 		w.callbacks = append(w.callbacks, func() { s.cfg.Refill(keys) })
 	}
 	for _, key := range gone[w.canaries] {
-		if owner := w.canaryOf[key]; owner != nil {
-			owner.writeCanary()
-		}
+		w.restoreCanary(key)
+	}
+}
+
+// restoreCanary writes a lost canary again, unless its Scope has lost keys too.
+func (w *Writer) restoreCanary(key string) {
+	if owner := w.canaryOf[key]; owner != nil {
+		owner.writeCanary()
 	}
 }
 

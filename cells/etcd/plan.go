@@ -46,12 +46,12 @@ type operation struct {
 	// same, so that what is known to be in etcd may not be what is there.
 	uncertain bool
 	// stale: it is under way for a source that its Scope no longer has.
-	stale     bool
-	lease     leaseNumber // that the commit under way puts it on
-	refusals  int
-	refusal   error
-	retryAt   time.Time
-	waiting   []*barrier
+	stale    bool
+	lease    leaseNumber // that the commit under way puts it on
+	refusals int
+	refusal  error
+	retryAt  time.Time
+	waiting  []*barrier
 }
 
 // barrier counts down to a call when a set of operations is committed.
@@ -215,6 +215,12 @@ func (p *plan) park(op *operation, due time.Time) {
 	p.parked[op.target] = op
 }
 
+// abandon ends a commit of one operation that nobody wants any more.
+func (p *plan) abandon(op *operation) {
+	delete(p.inflight, op.target)
+	p.release(op)
+}
+
 // unpark queues the parked operations that are due.
 func (p *plan) unpark(now time.Time) {
 	for t, op := range p.parked {
@@ -248,15 +254,21 @@ func (p *plan) await(scope *Scope, done func()) bool {
 	return b.left > 0
 }
 
-// awaitKey calls done when the operation that was just added is committed.
-func (p *plan) awaitKey(t target, done func()) {
-	b := &barrier{left: 1, done: done}
-	if element, ok := p.byKey[t]; ok {
-		op := element.Value.(*operation)
-		op.waiting = append(op.waiting, b)
-	} else if op := p.inflight[t]; op != nil {
-		op.waiting = append(op.waiting, b)
+// awaitKey is await for one key, and for what of it is queued or under way now.
+func (p *plan) awaitKey(t target, done func()) bool {
+	b := &barrier{done: done}
+	join := func(op *operation) {
+		if op != nil {
+			op.waiting = append(op.waiting, b)
+			b.left++
+		}
 	}
+	if element, ok := p.byKey[t]; ok {
+		join(element.Value.(*operation))
+	}
+	join(p.inflight[t])
+	join(p.parked[t])
+	return b.left > 0
 }
 
 func (p *plan) release(op *operation) {

@@ -188,7 +188,7 @@ func (r *Reader) follow(ctx context.Context, client *Client) (followed bool, err
 		}
 	}
 	if !resumed {
-		if err := r.list(ctx, client); err != nil {
+		if err := r.list(ctx, client, generation); err != nil {
 			if forced {
 				r.Resend(nil)
 			}
@@ -269,7 +269,7 @@ func sameVersion(a, b *mvccpb.KeyValue) bool {
 
 // list reads the prefix at one revision and emits the difference. Deletions
 // are emitted only once the source is complete.
-func (r *Reader) list(ctx context.Context, client *Client) error {
+func (r *Reader) list(ctx context.Context, client *Client, generation uint64) error {
 	if r.lists.Add(1) > 1 && r.cfg.RelistJitter > 0 {
 		if err := sleep(ctx, rand.N(r.cfg.RelistJitter)); err != nil {
 			return err
@@ -282,13 +282,14 @@ func (r *Reader) list(ctx context.Context, client *Client) error {
 		defer r.cfg.Lists.Release(1)
 	}
 	// The canary is read first: what the source wrote before it is in the list.
-	complete := r.cfg.Canary == ""
+	complete, canaryFrom := r.cfg.Canary == "", uint64(0)
 	if !complete {
 		resp, err := client.get(ctx, 10*time.Second, &pb.RangeRequest{Key: []byte(r.cfg.Canary), KeysOnly: true})
 		if err != nil {
 			return err
 		}
 		complete, r.absentAt = len(resp.Kvs) > 0, resp.Header.Revision
+		canaryFrom = resp.Header.ClusterId
 	}
 
 	r.mirror.beginList()
@@ -297,6 +298,9 @@ func (r *Reader) list(ctx context.Context, client *Client) error {
 	var at position
 	err := listPages(ctx, client, r.cfg.Prefix, func(resp *pb.RangeResponse) error {
 		if at.clusterID == 0 {
+			if canaryFrom != 0 && canaryFrom != resp.Header.ClusterId {
+				return ErrOtherEtcd
+			}
 			at.clusterID, at.revision = resp.Header.ClusterId, resp.Header.Revision
 			// From here on the Observer is told what this etcd has. A list that
 			// ends halfway must not be followed by a watch from where another
@@ -314,6 +318,11 @@ func (r *Reader) list(ctx context.Context, client *Client) error {
 	})
 	if err != nil {
 		return err
+	}
+	if now, _ := client.Generation(); generation != 0 && now != generation {
+		// Canary and pages may come from two etcds, of the same ID even: that the
+		// one is complete says nothing of the other.
+		return errReconnected
 	}
 	r.position, r.complete = at, complete
 	if complete {

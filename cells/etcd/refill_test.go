@@ -26,9 +26,7 @@ func TestCompleteAfterLoss(t *testing.T) {
 
 	_, err := c.etcd.Delete(t.Context(), "", clientv3.WithPrefix())
 	require.NoError(t, err)
-	w.mu.Lock()
-	w.loseEverything()
-	w.mu.Unlock()
+	w.loseEverything(t.Context())
 	s.CompleteAfter(0) // before the owner was asked
 	<-asked
 	s.CompleteAfter(0)

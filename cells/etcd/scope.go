@@ -41,6 +41,9 @@ type Scope struct {
 
 	// Guarded by w.mu.
 	records map[string]record
+	// loaded: all of the prefix is this Scope's, and was read.
+	loaded   bool
+	dropping bool
 	// incomplete: keys were lost or dropped, and the owner hasn't called Complete
 	// since. An earlier Complete then means nothing any more.
 	incomplete bool
@@ -106,6 +109,9 @@ func (s *Scope) Load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading %q: %w", s.cfg.Prefix, err)
 	}
+	s.w.mu.Lock()
+	s.loaded = true
+	s.w.mu.Unlock()
 	return nil
 }
 
@@ -240,8 +246,14 @@ func (s *Scope) Barrier(ctx context.Context) error {
 // keys. The Scope can be used again afterwards.
 func (s *Scope) Drop(ctx context.Context) error {
 	s.w.mu.Lock()
+	s.dropping = true // or what is under way and is refused would wait for ever
 	s.discard()
 	s.w.mu.Unlock()
+	defer func() {
+		s.w.mu.Lock()
+		s.dropping = false
+		s.w.mu.Unlock()
+	}()
 	if err := s.Barrier(ctx); err != nil { // what is under way
 		return err
 	}
@@ -257,8 +269,7 @@ func (s *Scope) Drop(ctx context.Context) error {
 	if s.cfg.Canary == "" {
 		return nil
 	}
-	s.w.canaries.Apply([]Op{{Key: s.cfg.Canary, Delete: true}})
-	return s.w.canaries.Barrier(ctx)
+	return s.w.dropCanary(ctx, s.cfg.Canary)
 }
 
 // discard forgets what is queued. A Complete that waited for it doesn't come
@@ -267,6 +278,26 @@ func (s *Scope) discard() {
 	s.incomplete = true
 	s.w.plan.discard(s)
 	s.w.ease()
+}
+
+// dropCanary deletes one canary and waits for that, not for those of others.
+func (w *Writer) dropCanary(ctx context.Context, key string) error {
+	gone := make(chan struct{})
+	w.mu.Lock()
+	committed, known := w.canaries.records[key]
+	t := target{w.canaries, key}
+	w.plan.add(t, Op{Key: key, Delete: true}, committed, known)
+	if !w.plan.awaitKey(t, func() { close(gone) }) {
+		close(gone)
+	}
+	w.mu.Unlock()
+	w.wakeUp()
+	select {
+	case <-gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("deleting canary %q: %w", key, context.Cause(ctx))
+	}
 }
 
 // Close drops nothing in etcd: it takes the Scope out of the Writer.

@@ -249,7 +249,7 @@ func (w *Writer) commit(ctx context.Context, batch []*operation) {
 	w.mu.Unlock()
 	resp, err := w.try(ctx, batch)
 	if err == nil {
-		w.succeeded(batch, resp.Header, before)
+		w.succeeded(ctx, batch, resp.Header, before)
 		return
 	}
 	switch {
@@ -396,7 +396,13 @@ func (w *Writer) adopt(id int64, hash uint64, wantLease bool, flags recordFlags)
 
 // succeeded takes note of a commit that was sent after the etcd was seen at
 // revision before.
-func (w *Writer) succeeded(batch []*operation, header *pb.ResponseHeader, before int64) {
+func (w *Writer) succeeded(ctx context.Context, batch []*operation, header *pb.ResponseHeader, before int64) {
+	w.mu.Lock()
+	another := w.foundAnother(header, before)
+	w.mu.Unlock()
+	if another {
+		w.loseEverything(ctx)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stats.Commits++
@@ -404,9 +410,6 @@ func (w *Writer) succeeded(batch []*operation, header *pb.ResponseHeader, before
 	w.stats.LastError = ""
 	w.retry = newRetry()
 	w.notUntil = time.Time{}
-	if w.foundAnother(header, before) {
-		w.loseEverything()
-	}
 	gone := make(map[*Scope][]string)
 	for _, op := range batch {
 		old, known := op.scope.records[op.key]
@@ -465,6 +468,11 @@ func (w *Writer) refused(op *operation, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.unassignLeases([]*operation{op})
+	if op.scope.dropping {
+		w.plan.abandon(op)
+		w.ease()
+		return
+	}
 	key := op.scope.cfg.Prefix + op.key
 	if op.refusals == 0 {
 		w.log.Error("Etcd refuses a key, going on without it", "key", key, "bytes", len(op.value), "error", err)

@@ -302,6 +302,45 @@ func TestWriterEtcdLost(t *testing.T) {
 	}
 }
 
+// TestWriterEtcdRestored has the etcd come back with older data: what was deleted
+// since then goes again, and nobody keeps its lease alive.
+func TestWriterEtcdRestored(t *testing.T) {
+	for name, token := range map[string]string{"another cluster ID": "", "the same cluster ID": "same"} {
+		t.Run(name, func(t *testing.T) {
+			first := startServer(t, ServerConfig{Token: token})
+			second := startServer(t, ServerConfig{Token: token})
+			older := clientAt(t, time.Minute, second.URL())
+			lease, err := older.etcd.Grant(t.Context(), 60)
+			require.NoError(t, err)
+			for _, key := range []string{"p/000001", "p/ghost", "q/other"} {
+				_, err := older.etcd.Put(t.Context(), key, "old", clientv3.WithLease(lease.ID))
+				require.NoError(t, err)
+			}
+			p := newProxy(t, first)
+			c := clientAt(t, time.Minute, p.url())
+			w := startWriter(t, c)
+			want := numbered(300, "v")
+			var s *Scope
+			s = w.Scope(leased("p/", func([]string) {
+				s.Apply(ops(want))
+				s.Complete()
+			}))
+			require.NoError(t, s.Load(t.Context()))
+			for _, op := range ops(want) { // so that its revision is the higher one
+				s.Apply([]Op{op})
+				require.NoError(t, s.Barrier(t.Context()))
+			}
+			s.Complete()
+			eventuallyContent(t, c, "synced/", map[string]string{"p": "done"})
+			p.set(second)
+			p.cut()
+			eventuallyContent(t, older, "p/", want)
+			eventuallyContent(t, older, "q/", map[string]string{"other": "old"})
+			eventuallyContent(t, older, "synced/", map[string]string{"p": "done"})
+		})
+	}
+}
+
 // TestWriterEtcdLostAfterFailures has the etcd come back empty when connections
 // have failed for a while. gRPC then fails requests until the next connection is
 // ready, so that the first look at that etcd comes too early.
@@ -416,7 +455,7 @@ func TestScopeRestartLeavesNothing(t *testing.T) {
 	s.Apply([]Op{{Key: "pending", Value: value}})
 	s.Restart()
 	s.Apply([]Op{{Key: "stays", Value: value}})
-	w.succeeded(batch, &pb.ResponseHeader{ClusterId: 1, Revision: 2}, 0)
+	w.succeeded(t.Context(), batch, &pb.ResponseHeader{ClusterId: 1, Revision: 2}, 0)
 	w.running--
 	s.Complete()
 	batch, _ = w.nextCommit(now.Add(time.Second))
