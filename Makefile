@@ -26,6 +26,7 @@ bin/upstream-clustermesh-apiserver: go.mod go.sum
 ## test: everything that must be true: vet, all tests with the race detector, the real kube-apiserver
 test: bin/kube-apiserver
 	$(GO) vet ./...
+	$(GO) vet -tags waggle_memory ./cells ./cmd/waggle
 	$(GO) test -race -timeout 20m ./...
 
 ## unit: the tests without the race detector, for a quick answer

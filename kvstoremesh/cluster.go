@@ -43,7 +43,7 @@ type layout struct {
 
 func newCluster(mesh *KVStoreMesh, name string) *cluster {
 	c := &cluster{mesh: mesh, name: name, log: mesh.log.With("cluster", name),
-		status: newStatus(), dirty: make(chan struct{}, 1)}
+		status: status{Refusals: remote.NewRefusals()}, dirty: make(chan struct{}, 1)}
 	return c
 }
 

@@ -81,7 +81,7 @@ func (r *replica) OnBatch(ctx context.Context, batch etcd.Batch) {
 	for _, ev := range batch.Events {
 		var err error
 		if r.ops, err = r.admission.admit(r.ops, ev); err != nil {
-			c.status.refuse(c.log, err)
+			c.status.Refuse(c.log, r.resource, ev.Key, err)
 		}
 	}
 	again := r.admission.room()

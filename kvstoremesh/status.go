@@ -5,15 +5,11 @@ package kvstoremesh
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
-	"maps"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -23,37 +19,12 @@ const (
 	// problemInterval is how often a cluster in which nothing changes is looked
 	// at for what may keep it from changing.
 	problemInterval = 2 * time.Second
-	// logInterval and logBurst bound what one cluster's nonsense may log.
-	logInterval, logBurst = 10 * time.Second, 10
 )
 
 // status is what a cluster counts for its row; guarded by cluster.mu.
 type status struct {
-	refused    map[wire.Reason]uint64
-	lastEvent  time.Time
-	limit      *rate.Limiter
-	suppressed int
-}
-
-func newStatus() status {
-	return status{refused: make(map[wire.Reason]uint64), limit: rate.NewLimiter(rate.Every(logInterval), logBurst)}
-}
-
-// refuse counts a refusal, and logs it unless there were many.
-func (s *status) refuse(log *slog.Logger, err error) {
-	var refusal *wire.Refusal
-	if !errors.As(err, &refusal) {
-		return
-	}
-	s.refused[refusal.Reason]++
-	if !s.limit.Allow() {
-		s.suppressed++
-		return
-	}
-	// The refusal names the key, shortened: a hostile one may be long.
-	log.Warn("Refused a key of a remote cluster", "resource", refusal.Resource,
-		"reason", refusal.Reason, "error", refusal, "suppressed", s.suppressed)
-	s.suppressed = 0
+	*remote.Refusals
+	lastEvent time.Time
 }
 
 // report writes the row when something changed, until ctx ends.
@@ -112,7 +83,7 @@ func (c *cluster) writeRow() {
 		// The additions of later schemas may never come.
 		ready = ready && (r.complete || r.resource == wire.EndpointSlices)
 	}
-	refused, lastEvent := maps.Clone(c.status.refused), c.status.lastEvent
+	refused, lastEvent := c.status.Counts(), c.status.lastEvent
 	c.mu.Unlock()
 	c.reported = c.problem()
 

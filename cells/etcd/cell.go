@@ -30,15 +30,6 @@ var Cell = cell.Module(
 	),
 )
 
-// ReadOnlyCell provides the client alone, for hives that only read.
-var ReadOnlyCell = cell.Module(
-	"etcd",
-	"Client of the local etcd",
-
-	cell.Config(DefaultConfig),
-	cell.Provide(newLocalClient),
-)
-
 // configPatience is the pause between looks for a configuration file that isn't
 // there yet: a Secret may be mounted after the pod starts.
 const configPatience = time.Second

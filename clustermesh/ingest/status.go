@@ -4,14 +4,11 @@
 package ingest
 
 import (
-	"errors"
-	"maps"
 	"net/netip"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -24,19 +21,15 @@ const (
 	// that claims what others hold: when they give it up, no event of this
 	// cluster says so.
 	contestedIntervals = 25
-	// logInterval and logBurst bound what is logged about one cluster's values:
-	// a cluster that writes nonsense must not fill our log.
-	logInterval = 10 * time.Second
 	// problemInterval is how often a cluster in which nothing changes is looked
 	// at for what may keep it from changing.
 	problemInterval = 2 * time.Second
-	logBurst        = 10
 )
 
 // status is what a handler knows for its row in remote-clusters. It is under the
 // handler's mu.
 type status struct {
-	refused   map[wire.Reason]uint64
+	*remote.Refusals
 	lastEvent time.Time
 	// late counts the endpoints taken in without their identity, and lateLogged
 	// those of them that the log was told of.
@@ -51,15 +44,11 @@ type status struct {
 	contested bool
 	written   time.Time
 	interval  time.Duration
-
-	limit      *rate.Limiter
-	suppressed uint64
 }
 
 func (s *status) init(interval time.Duration) {
 	s.interval = interval
-	s.refused = map[wire.Reason]uint64{}
-	s.limit = rate.NewLimiter(rate.Every(logInterval), logBurst)
+	s.Refusals = remote.NewRefusals()
 }
 
 // next is when the row is to be written; ok is false if it needn't be.
@@ -76,16 +65,6 @@ func (s *status) next() (at time.Time, ok bool) {
 func (s *status) due(now time.Time) bool {
 	at, ok := s.next()
 	return ok && !now.Before(at)
-}
-
-// logs says whether something may be logged, and how much was not since then.
-func (s *status) logs() (suppressed uint64, ok bool) {
-	if !s.limit.Allow() {
-		s.suppressed++
-		return 0, false
-	}
-	suppressed, s.suppressed = s.suppressed, 0
-	return suppressed, true
 }
 
 // statusChanged is called with mu held after anything that the row shows; it
@@ -159,7 +138,7 @@ func (h *handler) writeStatus() {
 	tx.UpdateRemoteCluster(h.cluster, func(row *state.RemoteCluster) {
 		row.Resources, row.Problem = resources, h.status.problem
 		row.Ready = ready
-		row.Refused = maps.Clone(h.status.refused)
+		row.Refused = h.status.Counts()
 		row.Conflicts = uint64(counts.Conflicts)
 		row.HeldBack = h.held.len()
 		row.Late = h.status.late
@@ -177,33 +156,23 @@ func (h *handler) writeStatus() {
 
 // refuse counts and logs a value that is not taken in.
 func (h *handler) refuse(resource wire.Resource, key string, err error) *wire.Refusal {
-	var refusal *wire.Refusal
-	if !errors.As(err, &refusal) {
-		refusal = &wire.Refusal{Resource: resource, Key: key, Reason: wire.ReasonMalformed, Err: err}
-	}
 	h.mu.Lock()
-	h.status.refused[refusal.Reason]++
-	suppressed, ok := h.status.logs()
-	h.mu.Unlock()
-	if ok {
-		h.log.Warn("Refused a value of a remote cluster", "resource", resource, "key", key,
-			"reason", refusal.Reason, "error", refusal.Err, "suppressed", suppressed)
-	}
-	return refusal
+	defer h.mu.Unlock()
+	return h.status.Refuse(h.log, resource, key, err)
 }
 
 // logProblems logs what a transaction has noted. It is called with mu held.
 func (h *handler) logProblems() {
 	s := &h.status
 	if s.conflict.IsValid() {
-		if suppressed, ok := s.logs(); ok {
+		if suppressed, ok := s.Logs(); ok {
 			h.log.Warn("Remote cluster claims an address that another cluster holds",
 				"address", s.conflict, "suppressed", suppressed)
 		}
 		s.conflict = netip.Prefix{}
 	}
 	if s.late > s.lateLogged {
-		if suppressed, ok := s.logs(); ok {
+		if suppressed, ok := s.Logs(); ok {
 			h.log.Warn("Took endpoints in without their identities, which are late",
 				"endpoints", s.late-s.lateLogged, "suppressed", suppressed)
 			s.lateLogged = s.late

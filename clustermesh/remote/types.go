@@ -12,6 +12,7 @@
 //	cluster.go    one remote cluster: what it is told, and its reconnects
 //	session.go    one connection: which etcd, which cluster config, is it alive
 //	watchdog.go   heartbeats
+//	refusals.go   what a Handler refuses of a cluster, counted and logged
 //	status.go     what row, health and metrics say about a cluster
 //	mesh.go       all of them
 //	ids.go        the cluster IDs in use

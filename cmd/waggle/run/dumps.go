@@ -43,6 +43,9 @@ type Cluster struct {
 	MCSAPI bool
 	// MaxConnectedClusters is 255 or 511.
 	MaxConnectedClusters uint32
+	// NoNamespaces: the dump has none, so that nothing in it is known to be in a
+	// global namespace, and little of it is exported.
+	NoNamespaces bool
 }
 
 // ReadDumps finds the clusters in dir, one for each subdirectory with manifests,
@@ -122,7 +125,8 @@ type glimpse struct {
 // readDump reads what must be known about a cluster before its processes start.
 // Malformed documents are the exporter's to report.
 func readDump(dir string) (Cluster, bool, error) {
-	c := Cluster{Name: filepath.Base(dir), Manifests: dir, MaxConnectedClusters: wire.DefaultClusterInfo.MaxConnectedClusters}
+	c := Cluster{Name: filepath.Base(dir), Manifests: dir, NoNamespaces: true,
+		MaxConnectedClusters: wire.DefaultClusterInfo.MaxConnectedClusters}
 	var (
 		found    bool
 		identity uint64
@@ -139,6 +143,8 @@ func readDump(dir string) (Cluster, bool, error) {
 			c.EndpointSlices = true
 		case "ServiceExport":
 			c.MCSAPI = true
+		case "Namespace":
+			c.NoNamespaces = false
 		case "CiliumIdentity":
 			identity, _ = strconv.ParseUint(g.Metadata.Name, 10, 32)
 		}

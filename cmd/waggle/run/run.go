@@ -154,6 +154,12 @@ func empty(dir string) error {
 func (s *story) tell(ctx context.Context) error {
 	layout := s.mesh.layout
 	s.say("Starting %d clusters, each with its own etcd, exporter, KVStoreMesh and agent.", len(layout.Clusters))
+	for _, place := range layout.Clusters {
+		if place.Cluster.NoNamespaces {
+			s.say("%s has no Namespaces (kubectl get namespaces -o yaml): only its nodes will be exported, since nothing else is known to be in a global namespace.",
+				place.Cluster.Manifests)
+		}
+	}
 	truths := make([]*truth, 0, len(layout.Clusters))
 	defer func() {
 		for _, t := range truths {
