@@ -3,6 +3,7 @@ module github.com/waggle-mesh/waggle
 go 1.26
 
 require (
+	github.com/HdrHistogram/hdrhistogram-go v1.2.0
 	github.com/cespare/xxhash/v2 v2.3.0
 	github.com/cilium/cilium v1.19.3
 	github.com/cilium/hive v0.0.0-20260108104938-97756f6ff54c

@@ -6,19 +6,10 @@ package bench
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/waggle-mesh/waggle/bench/process"
 )
-
-// benchmark is one call of KVStoreMesh.
-type benchmark struct {
-	config  Config
-	dir     string
-	network *network
-}
 
 // KVStoreMesh measures how KVStoreMesh brings the state of all source clusters
 // into an empty local etcd. Sources, KVStoreMesh and the local etcd are each a
@@ -35,24 +26,19 @@ func KVStoreMesh(ctx context.Context, config Config) (*Report, error) {
 	if err := config.Mesh.Validate(); err != nil {
 		return nil, err
 	}
-	b := &benchmark{config: config, dir: config.Dir, network: newNetwork()}
-	if b.dir == "" {
-		dir, err := os.MkdirTemp("", "waggle-bench-")
-		if err != nil {
-			return nil, fmt.Errorf("making a directory for the benchmark: %w", err)
-		}
-		defer os.RemoveAll(dir)
-		b.dir = dir
-	}
-	machine, err := thisMachine()
+	b, err := newBenchmark(config)
 	if err != nil {
 		return nil, err
 	}
+	defer b.close()
 	subjects, err := config.subjects()
 	if err != nil {
 		return nil, err
 	}
-	report := &Report{Benchmark: "kvstoremesh", Began: time.Now().UTC(), Mesh: config.Mesh, Machine: machine, Build: thisBuild()}
+	head, err := b.head("kvstoremesh", subjects)
+	if err != nil {
+		return nil, err
+	}
 	want, err := expected(config.Mesh)
 	if err != nil {
 		return nil, fmt.Errorf("generating the mesh: %w", err)
@@ -62,12 +48,8 @@ func KVStoreMesh(ctx context.Context, config Config) (*Report, error) {
 		return nil, err
 	}
 	defer sources.close()
-	report.Sources = sources.info
-
-	report.Allowed = map[string]string{}
-	for _, s := range subjects {
-		report.Allowed[s.name] = s.allowed
-	}
+	head.Sources = sources.info
+	report := &Report{Head: head}
 	for n := range config.Rounds {
 		for _, s := range subjects {
 			b.progress("round %d of %d: %s", n+1, config.Rounds, s.name)
@@ -83,20 +65,11 @@ func KVStoreMesh(ctx context.Context, config Config) (*Report, error) {
 
 // round measures one subject once. name is that of the processes' files.
 func (b *benchmark) round(ctx context.Context, s subject, sources *sources, want map[string]digest, name string) (_ Figures, err error) {
-	local, err := b.startEtcd(ctx, name+"-etcd", b.network.url())
+	local, env, err := b.startLocal(ctx, name, sources)
 	if err != nil {
 		return Figures{}, err
 	}
 	defer local.close()
-	env := environment{
-		mesh: b.config.Mesh, clusterMeshConfig: sources.configs,
-		localConfig: filepath.Join(b.dir, name+"-etcd.yaml"),
-		address:     b.network.address(), socket: filepath.Join(b.dir, name+".sock"),
-	}
-	if err := os.WriteFile(env.localConfig, fmt.Appendf(nil, "endpoints:\n- %s\n", local.url), 0o600); err != nil {
-		return Figures{}, err
-	}
-
 	// Whoever exports the local cluster's state writes them as well.
 	defer beat(ctx, b.config.Log, local)()
 	arrival := watchArrival(ctx, local.client, b.config.Mesh, s.canaries)
@@ -183,10 +156,4 @@ func readCPU(local *etcdProcess, sources *sources) (at etcdCPU, err error) {
 	}
 	at.sources, err = sources.cpu()
 	return at, err
-}
-
-func (b *benchmark) progress(format string, args ...any) {
-	if b.config.Progress != nil {
-		b.config.Progress(fmt.Sprintf(format, args...))
-	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/waggle-mesh/waggle/bench/follower"
 	"github.com/waggle-mesh/waggle/cells"
 )
 
@@ -26,12 +27,19 @@ import (
 // with the name of a part, it is that part.
 func TestMain(m *testing.M) {
 	parts := map[string]cell.Cell{"etcd": cells.Etcd, "kvstoremesh": cells.KVStoreMesh}
+	if len(os.Args) > 2 && os.Args[1] == "bench" && os.Args[2] == "follow" {
+		runPart(follow, os.Args[3:])
+		return
+	}
 	if len(os.Args) > 1 && parts[os.Args[1]] != nil {
 		runPart(parts[os.Args[1]], os.Args[2:])
 		return
 	}
 	goleak.VerifyTestMain(m)
 }
+
+// follow is "waggle bench follow".
+var follow = cell.Group(cells.Agent, follower.Cell)
 
 func runPart(part cell.Cell, args []string) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -127,7 +135,7 @@ func TestPeersAreRefused(t *testing.T) {
 
 // TestRatios divides what belongs together, whatever the order of the times is.
 func TestRatios(t *testing.T) {
-	report := &Report{Benchmark: "kvstoremesh", Allowed: map[string]string{Upstream: "everything"}}
+	report := &Report{Head: Head{Benchmark: "kvstoremesh", Allowed: map[string]string{Upstream: "everything"}}}
 	for _, seconds := range [][2]float64{{1, 4}, {2, 4}, {1, 3}} {
 		report.Rounds = append(report.Rounds,
 			Round{Subject: Waggle, Figures: Figures{ReadySeconds: seconds[0], CPUSeconds: 1}},
@@ -176,7 +184,7 @@ func TestKVStoreMeshFails(t *testing.T) {
 }
 
 func TestReport(t *testing.T) {
-	report := &Report{Benchmark: "kvstoremesh", Mesh: DefaultMesh}
+	report := &Report{Head: Head{Benchmark: "kvstoremesh", Mesh: DefaultMesh}}
 	for _, seconds := range []float64{3, 1, 2} {
 		report.Rounds = append(report.Rounds, Round{Subject: "waggle", Figures: Figures{Keys: 10, ReadySeconds: seconds, PeakRSSBytes: 1 << 20}})
 	}

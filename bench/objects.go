@@ -67,9 +67,15 @@ const (
 )
 
 func (c Cluster) endpointEntry(i int) (string, []byte, error) {
+	e := c.endpointObject(i)
+	value, err := wire.MarshalEndpoint(&e)
+	return wire.EndpointKey(e.Prefix), value, err
+}
+
+func (c Cluster) endpointObject(i int) wire.Endpoint {
 	addr, node := c.endpoint(i)
 	w := c.workload(i % c.mesh.Identities)
-	e := wire.Endpoint{
+	return wire.Endpoint{
 		Prefix:         netip.PrefixFrom(addr, addr.BitLen()),
 		HostIP:         c.nodeAddress(node),
 		Identity:       w.identity,
@@ -77,8 +83,6 @@ func (c Cluster) endpointEntry(i int) (string, []byte, error) {
 		Pod:            w.name + "-" + letters(c.draw(drawReplicaSet, i%c.mesh.Identities), 10) + "-" + letters(c.draw(drawPod, i), 5),
 		ServiceAccount: w.account,
 	}
-	value, err := wire.MarshalEndpoint(&e)
-	return wire.EndpointKey(e.Prefix), value, err
 }
 
 // letters are random letters of those that Kubernetes makes names of.

@@ -48,19 +48,11 @@ func (r *Report) Median(subject string) Figures {
 // MarshalJSON gives the report with each subject's Median as a field of the
 // subject's name.
 func (r *Report) MarshalJSON() ([]byte, error) {
-	out := map[string]any{
-		"benchmark":  r.Benchmark,
-		"began":      r.Began.Format(time.RFC3339),
-		"parameters": r.Mesh,
-		"machine":    r.Machine,
-		"build":      r.Build,
-		"sources":    r.Sources,
-		"rounds":     r.Rounds,
-	}
+	out := r.fields()
+	out["rounds"] = r.Rounds
 	for _, name := range r.Subjects() {
 		out[name] = r.Median(name)
 	}
-	out["allowed"] = r.Allowed
 	if peers := r.peers(); len(peers) > 0 {
 		ratios := map[string]map[string]Spread{}
 		for _, peer := range peers {
@@ -78,15 +70,7 @@ func (r *Report) MarshalJSON() ([]byte, error) {
 // WriteText writes the report for a reader: one line for each figure, with its
 // smallest, median and largest value over the rounds.
 func (r *Report) WriteText(w io.Writer) error {
-	m := r.Mesh
-	fmt.Fprintf(w, "%s: %d clusters of %d endpoints, %d nodes, %d identities, %d services: %d keys, seed %d\n",
-		r.Benchmark, m.Clusters, m.Endpoints, m.Nodes, m.Identities, m.Services, m.Keys(), m.Seed)
-	fmt.Fprintf(w, "sources: %d etcds, layout %s, %s of values\n", r.Sources.Etcds, r.Sources.Layout, mebibytes(float64(r.Sources.ValueBytes)))
-	fmt.Fprintf(w, "machine: %d × %s, %s of memory, load %.1f, Linux %s, %s\n", r.Machine.Cores, r.Machine.Model,
-		mebibytes(float64(r.Machine.MemoryBytes)), r.Machine.Load, r.Machine.Kernel, r.Machine.Go)
-	if r.Build.Commit != "" {
-		fmt.Fprintf(w, "commit: %s (modified: %t)\n", r.Build.Commit, r.Build.Modified)
-	}
+	r.writeText(w)
 	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
 	for _, name := range r.Subjects() {
 		all := r.of(name)
@@ -124,6 +108,33 @@ func (r *Report) WriteText(w io.Writer) error {
 		}
 	}
 	return table.Flush()
+}
+
+// fields are those of a report as JSON.
+func (h *Head) fields() map[string]any {
+	return map[string]any{
+		"benchmark":  h.Benchmark,
+		"began":      h.Began.Format(time.RFC3339),
+		"parameters": h.Mesh,
+		"machine":    h.Machine,
+		"build":      h.Build,
+		"sources":    h.Sources,
+		"allowed":    h.Allowed,
+	}
+}
+
+// writeText writes the lines that a report begins with. Errors are found by
+// whatever writes the rest.
+func (h *Head) writeText(w io.Writer) {
+	m := h.Mesh
+	fmt.Fprintf(w, "%s: %d clusters of %d endpoints, %d nodes, %d identities, %d services: %d keys, seed %d\n",
+		h.Benchmark, m.Clusters, m.Endpoints, m.Nodes, m.Identities, m.Services, m.Keys(), m.Seed)
+	fmt.Fprintf(w, "sources: %d etcds, layout %s, %s of values\n", h.Sources.Etcds, h.Sources.Layout, mebibytes(float64(h.Sources.ValueBytes)))
+	fmt.Fprintf(w, "machine: %d × %s, %s of memory, load %.1f, Linux %s, %s\n", h.Machine.Cores, h.Machine.Model,
+		mebibytes(float64(h.Machine.MemoryBytes)), h.Machine.Load, h.Machine.Kernel, h.Machine.Go)
+	if h.Build.Commit != "" {
+		fmt.Fprintf(w, "commit: %s (modified: %t)\n", h.Build.Commit, h.Build.Modified)
+	}
 }
 
 func seconds(v float64) string   { return fmt.Sprintf("%.3f s", v) }

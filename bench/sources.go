@@ -170,8 +170,7 @@ func (b *benchmark) startSources(ctx context.Context) (_ *sources, err error) {
 				clusters = append(clusters, mesh.Cluster(n))
 			}
 			for _, c := range clusters {
-				config := fmt.Sprintf("endpoints:\n- %s\n", e.url)
-				if err := os.WriteFile(filepath.Join(s.configs, c.Name), []byte(config), 0o600); err != nil {
+				if err := os.WriteFile(filepath.Join(s.configs, c.Name), etcdConfig(e.url), 0o600); err != nil {
 					return err
 				}
 			}
@@ -294,6 +293,9 @@ func beat(ctx context.Context, log *slog.Logger, etcds ...*etcdProcess) (stop fu
 	})
 	return func() { cancel(); run.Wait() }
 }
+
+// of is the etcd of the i-th cluster.
+func (s *sources) of(i int) *etcdProcess { return s.etcds[i%len(s.etcds)] }
 
 // cpu is the CPU time of all source etcds.
 func (s *sources) cpu() (sum time.Duration, err error) {

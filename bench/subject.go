@@ -61,11 +61,11 @@ var KVStoreMeshPeers = []string{Upstream, UpstreamShipped}
 // As shipped they are those of the chart of v1.19.3
 // (install/kubernetes/cilium/templates/clustermesh-apiserver/deployment.yaml,
 // kvstoremesh's args), where etcd.limit isn't set: it is 256, the client's own
-// default. Lifted, requests aren't limited per second, and lists have as many
-// keys a page as a response of etcd can hold. See docs/performance.md for the
-// trials of maxInflight.
+// default. Lifted, requests aren't limited per second and pages are large. Of 20,
+// 100, 300 and 1,000 requests in flight 100 were fastest, by little; see
+// docs/performance.md.
 var upstreamLimits = map[string][]string{
-	Upstream:        {"etcd.qps=1000000", "etcd.bootstrapQps=1000000", "etcd.maxInflight=1000", "etcd.limit=10000"},
+	Upstream:        {"etcd.qps=1000000", "etcd.bootstrapQps=1000000", "etcd.maxInflight=100", "etcd.limit=10000"},
 	UpstreamShipped: {"etcd.qps=100", "etcd.bootstrapQps=10000", "etcd.maxInflight=10"},
 }
 

@@ -12,9 +12,14 @@
 //	kvstoremesh.go  the benchmark of KVStoreMesh, round by round
 //	arrival.go      when the local etcd is complete
 //	verify.go       whether what arrived is what was sent
+//	benchmark.go    what each call of a benchmark has
+//	churn.go        the benchmark of steady change, round by round
+//	load.go         events at a rate
+//	ledger.go       what was sent, and what has arrived; pure
 //	machine.go      what it was measured on
-//	report.go       JSON and text
+//	report.go       JSON and text; churn_report.go of Churn
 //	ratio.go        peer against waggle, round by round
+//	follower/       the agent that measures
 //	process/        child processes and their accounting
 package bench
 
@@ -173,6 +178,13 @@ type SourceInfo struct {
 // the median ratios of the first one, and "ratios" those of each with their
 // spread.
 type Report struct {
+	Head
+	// Rounds are in the order in which they were made.
+	Rounds []Round
+}
+
+// Head is what every report begins with.
+type Head struct {
 	Benchmark string
 	Began     time.Time
 	Mesh      Mesh
@@ -181,6 +193,4 @@ type Report struct {
 	Sources   SourceInfo
 	// Allowed says what limits each subject was given.
 	Allowed map[string]string
-	// Rounds are in the order in which they were made.
-	Rounds []Round
 }

@@ -5,6 +5,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/waggle-mesh/waggle/bench"
@@ -26,16 +28,12 @@ func newBenchCmd() *cobra.Command {
 		Short:   "Measure Waggle on synthetic meshes",
 		GroupID: groupTools,
 	}
-	cmd.AddCommand(newBenchKVStoreMeshCmd())
+	cmd.AddCommand(newBenchKVStoreMeshCmd(), newBenchChurnCmd(), newBenchFollowCmd())
 	return cmd
 }
 
 func newBenchKVStoreMeshCmd() *cobra.Command {
-	var (
-		config = bench.Config{Mesh: bench.DefaultMesh, Layout: bench.LayoutAuto}
-		layout string
-		output string
-	)
+	common := newBenchFlags()
 	cmd := &cobra.Command{
 		Use:   "kvstoremesh",
 		Short: "Measure the replication of many clusters into an empty etcd",
@@ -51,56 +49,96 @@ and on the same kind of etcd: upstream's KVStoreMesh with the limits of its char
 dependency: make bin/upstream-clustermesh-apiserver.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "json" && output != "text" {
-				return fmt.Errorf("--output=%s: must be json or text", output)
-			}
-			switch config.Layout = bench.Layout(layout); config.Layout {
-			case bench.LayoutAuto, bench.LayoutState, bench.LayoutCache:
-			default:
-				return fmt.Errorf("--layout=%s: must be %s, %s or %s", layout, bench.LayoutAuto, bench.LayoutState, bench.LayoutCache)
-			}
-			if config.Rounds < 1 || config.CacheEtcds < 1 {
-				return fmt.Errorf("--rounds and --cache-etcds must be positive")
-			}
-			var err error
-			if config.Program, err = os.Executable(); err != nil {
-				return fmt.Errorf("looking for our own program file: %w", err)
-			}
-			config.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-			var done func()
-			config.Progress, done = progressOn(os.Stderr)
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
-			defer stop()
-			report, err := bench.KVStoreMesh(ctx, config)
-			done()
-			if err != nil {
-				return err
-			}
-			return writeReport(cmd.OutOrStdout(), report, output)
+			return common.run(cmd, func() (benchReport, error) { return bench.KVStoreMesh(cmd.Context(), common.config) })
 		},
 	}
-	flags := cmd.Flags()
-	flags.IntVar(&config.Mesh.Clusters, "clusters", config.Mesh.Clusters, "Number of source clusters")
-	flags.IntVar(&config.Mesh.Endpoints, "endpoints", config.Mesh.Endpoints, "Endpoints of each source cluster")
-	flags.IntVar(&config.Mesh.Nodes, "nodes", config.Mesh.Nodes, "Nodes of each source cluster")
-	flags.IntVar(&config.Mesh.Identities, "identities", config.Mesh.Identities, "Identities of each source cluster")
-	flags.IntVar(&config.Mesh.Services, "services", config.Mesh.Services, "Global services of each source cluster")
-	flags.Uint64Var(&config.Mesh.Seed, "seed", config.Mesh.Seed, "Seed of the mesh's content")
-	flags.IntVar(&config.Rounds, "rounds", 3, "How often to measure; the round of median time is reported, and all of them")
-	flags.StringSliceVar(&config.Peers, "peer", nil, "What to measure as well, in turns: "+strings.Join(bench.KVStoreMeshPeers, ", "))
-	flags.StringVar(&config.PeerProgram, "peer-program", "", "Upstream's clustermesh-apiserver (the one beside this program if empty)")
-	flags.StringVar(&layout, "layout", string(bench.LayoutAuto),
-		"How sources keep their keys: state, an etcd for each cluster; cache, several clusters in each of a few etcds; "+
-			"auto, state for up to 20 clusters")
-	flags.IntVar(&config.CacheEtcds, "cache-etcds", 4, "Number of source etcds in the layout cache")
-	flags.DurationVar(&config.Timeout, "timeout", 10*time.Minute, "How long a round may take")
-	flags.StringVar(&config.Dir, "dir", "", "Existing directory for data and logs of the processes, which stay there (a temporary one, removed at the end, if empty)")
-	flags.StringVarP(&output, "output", "o", "text", "Format of the report: text or json")
+	common.register(cmd.Flags())
+	common.registerPeers(cmd.Flags())
 	return cmd
 }
 
-func writeReport(w io.Writer, report *bench.Report, format string) error {
-	if format == "text" {
+// benchFlags are the flags of every benchmark.
+type benchFlags struct {
+	config bench.Config
+	layout string
+	output string
+}
+
+func newBenchFlags() *benchFlags {
+	return &benchFlags{config: bench.Config{Mesh: bench.DefaultMesh}}
+}
+
+func (b *benchFlags) register(flags *pflag.FlagSet) {
+	c := &b.config
+	flags.IntVar(&c.Mesh.Clusters, "clusters", c.Mesh.Clusters, "Number of source clusters")
+	flags.IntVar(&c.Mesh.Endpoints, "endpoints", c.Mesh.Endpoints, "Endpoints of each source cluster")
+	flags.IntVar(&c.Mesh.Nodes, "nodes", c.Mesh.Nodes, "Nodes of each source cluster")
+	flags.IntVar(&c.Mesh.Identities, "identities", c.Mesh.Identities, "Identities of each source cluster")
+	flags.IntVar(&c.Mesh.Services, "services", c.Mesh.Services, "Global services of each source cluster")
+	flags.Uint64Var(&c.Mesh.Seed, "seed", c.Mesh.Seed, "Seed of the mesh's content")
+	flags.IntVar(&c.Rounds, "rounds", 3, "How often to measure; the round of median outcome is reported, and all of them")
+	flags.StringVar(&b.layout, "layout", string(bench.LayoutAuto),
+		"How sources keep their keys: state, an etcd for each cluster; cache, several clusters in each of a few etcds; "+
+			"auto, state for up to 20 clusters")
+	flags.IntVar(&c.CacheEtcds, "cache-etcds", 4, "Number of source etcds in the layout cache")
+	flags.DurationVar(&c.Timeout, "timeout", 10*time.Minute, "How long a round may take")
+	flags.StringVar(&c.Dir, "dir", "", "Existing directory for data and logs of the processes, which stay there (a temporary one, removed at the end, if empty)")
+	flags.StringVarP(&b.output, "output", "o", "text", "Format of the report: text or json")
+}
+
+// registerPeers adds the flags of benchmarks whose peer is upstream's KVStoreMesh.
+func (b *benchFlags) registerPeers(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&b.config.Peers, "peer", nil, "What to measure as well, in turns: "+strings.Join(bench.KVStoreMeshPeers, ", "))
+	flags.StringVar(&b.config.PeerProgram, "peer-program", "", "Upstream's clustermesh-apiserver (the one beside this program if empty)")
+}
+
+// complete checks the flags and fills in what isn't one.
+func (b *benchFlags) complete(log io.Writer) (err error) {
+	if b.output != "json" && b.output != "text" {
+		return fmt.Errorf("--output=%s: must be json or text", b.output)
+	}
+	switch b.config.Layout = bench.Layout(b.layout); b.config.Layout {
+	case bench.LayoutAuto, bench.LayoutState, bench.LayoutCache:
+	default:
+		return fmt.Errorf("--layout=%s: must be %s, %s or %s", b.layout, bench.LayoutAuto, bench.LayoutState, bench.LayoutCache)
+	}
+	if b.config.Rounds < 1 || b.config.CacheEtcds < 1 {
+		return errors.New("--rounds and --cache-etcds must be positive")
+	}
+	if b.config.Program, err = os.Executable(); err != nil {
+		return fmt.Errorf("looking for our own program file: %w", err)
+	}
+	b.config.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	return nil
+}
+
+// benchReport is the outcome of any benchmark.
+type benchReport interface {
+	json.Marshaler
+	WriteText(io.Writer) error
+}
+
+// run makes a benchmark, which is to end when the command's context does, and
+// writes its report.
+func (b *benchFlags) run(cmd *cobra.Command, measure func() (benchReport, error)) error {
+	if err := b.complete(cmd.ErrOrStderr()); err != nil {
+		return err
+	}
+	var done func()
+	b.config.Progress, done = progressOn(os.Stderr)
+	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	cmd.SetContext(ctx)
+	report, err := measure()
+	done()
+	if err != nil {
+		return err
+	}
+	return b.write(cmd.OutOrStdout(), report)
+}
+
+func (b *benchFlags) write(w io.Writer, report benchReport) error {
+	if b.output == "text" {
 		return report.WriteText(w)
 	}
 	encoder := json.NewEncoder(w)
