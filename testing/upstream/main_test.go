@@ -6,6 +6,7 @@
 // with a real API server.
 //
 //	path_test.go         the ways from a source to a reader, and the scripts on each
+//	commands_test.go     what a script can say of a reader
 //	exporter_test.go     upstream's exporter
 //	kvstoremesh_test.go  upstream's KVStoreMesh
 //	agent_test.go        upstream's agent and operator, with what they are told recorded
