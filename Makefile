@@ -23,6 +23,10 @@ bin/waggle: $(SOURCES)
 bin/upstream-clustermesh-apiserver: go.mod go.sum
 	$(GO) build -o $@ github.com/cilium/cilium/clustermesh-apiserver
 
+# Upstream's way into an agent, for "waggle bench ingest --peer".
+bin/upstream-ingest: go.mod go.sum bench/peer-ingest/main.go
+	$(GO) build -tags peers -o $@ ./bench/peer-ingest
+
 ## test: everything that must be true: vet, all tests with the race detector, the real kube-apiserver
 test: bin/kube-apiserver
 	$(GO) vet ./...

@@ -228,18 +228,15 @@ func (c *churn) measure(ctx context.Context, p *process.Process, local *etcdProc
 	defer cancel()
 	f.Drained = waitComplete(drain, book)
 	all := book.tally()
-	status, err := askUntil(drain, socket, func(s follower.Status) bool { return s.Sum == all.sum })
-	if ctx.Err() != nil {
-		return f, context.Cause(ctx)
+	status, err := c.atAgent(ctx, drain, socket, all.sum)
+	if err != nil {
+		return f, err
 	}
 	f.Sent, f.Delivered = all.sent, all.sent
-	if err != nil || !f.Drained {
-		f.Delivered, f.Drained = status.Seen, false
+	if f.Drained = f.Drained && status.Sum == all.sum; !f.Drained {
+		f.Delivered = status.Seen
 	}
 	f.Overtaken = f.Delivered - status.Seen
-	if status.Latencies == nil {
-		return f, fmt.Errorf("the agent doesn't answer: %w", err)
-	}
 	f.Latency = latencyOf(status.Latencies)
 	f.Cache = latencyOf(all.latencies)
 	f.Commits, f.CommitEvents = watch.counts()
@@ -247,6 +244,16 @@ func (c *churn) measure(ctx context.Context, p *process.Process, local *etcdProc
 	return f, watch.err()
 }
 
+// atAgent gives what the agent has seen when it has the last state of every
+// object, or else when drain ends.
+func (c *churn) atAgent(ctx, drain context.Context, socket string, sum int) (follower.Status, error) {
+	if status, err := askUntil(drain, socket, func(s follower.Status) bool { return s.Sum == sum }); err == nil {
+		return status, nil
+	}
+	return follower.Ask(ctx, socket)
+}
+
+// waitComplete waits for all events in the local etcd; false if ctx ended first.
 func waitComplete(ctx context.Context, book *ledger) bool {
 	for {
 		done, changed := book.complete()

@@ -26,7 +26,7 @@ import (
 // TestMain makes the test's program the one that is measured as well: started
 // with the name of a part, it is that part.
 func TestMain(m *testing.M) {
-	parts := map[string]cell.Cell{"etcd": cells.Etcd, "kvstoremesh": cells.KVStoreMesh}
+	parts := map[string]cell.Cell{"etcd": cells.Etcd, "kvstoremesh": cells.KVStoreMesh, "agent": cells.Agent}
 	if len(os.Args) > 2 && os.Args[1] == "bench" && os.Args[2] == "follow" {
 		runPart(follow, os.Args[3:])
 		return

@@ -16,10 +16,13 @@
 //	churn.go        the benchmark of steady change, round by round
 //	load.go         events at a rate
 //	ledger.go       what was sent, and what has arrived; pure
+//	ingest.go       the benchmark of an agent, round by round
+//	mapwatch.go     what is in an agent's map, seen from outside
 //	machine.go      what it was measured on
-//	report.go       JSON and text; churn_report.go of Churn
+//	report.go       JSON and text; churn_report.go and ingest_report.go
 //	ratio.go        peer against waggle, round by round
 //	follower/       the agent that measures
+//	peer-ingest/    upstream's way into an agent, as a program
 //	process/        child processes and their accounting
 package bench
 

@@ -28,7 +28,7 @@ func newBenchCmd() *cobra.Command {
 		Short:   "Measure Waggle on synthetic meshes",
 		GroupID: groupTools,
 	}
-	cmd.AddCommand(newBenchKVStoreMeshCmd(), newBenchChurnCmd(), newBenchFollowCmd())
+	cmd.AddCommand(newBenchKVStoreMeshCmd(), newBenchChurnCmd(), newBenchIngestCmd(), newBenchFollowCmd())
 	return cmd
 }
 
@@ -57,7 +57,7 @@ dependency: make bin/upstream-clustermesh-apiserver.`,
 	return cmd
 }
 
-// benchFlags are the flags of every benchmark.
+// benchFlags are the flags that benchmarks share.
 type benchFlags struct {
 	config bench.Config
 	layout string
@@ -65,7 +65,7 @@ type benchFlags struct {
 }
 
 func newBenchFlags() *benchFlags {
-	return &benchFlags{config: bench.Config{Mesh: bench.DefaultMesh}}
+	return &benchFlags{config: bench.Config{Mesh: bench.DefaultMesh, CacheEtcds: 4}, layout: string(bench.LayoutAuto)}
 }
 
 func (b *benchFlags) register(flags *pflag.FlagSet) {
@@ -75,12 +75,18 @@ func (b *benchFlags) register(flags *pflag.FlagSet) {
 	flags.IntVar(&c.Mesh.Nodes, "nodes", c.Mesh.Nodes, "Nodes of each source cluster")
 	flags.IntVar(&c.Mesh.Identities, "identities", c.Mesh.Identities, "Identities of each source cluster")
 	flags.IntVar(&c.Mesh.Services, "services", c.Mesh.Services, "Global services of each source cluster")
-	flags.Uint64Var(&c.Mesh.Seed, "seed", c.Mesh.Seed, "Seed of the mesh's content")
-	flags.IntVar(&c.Rounds, "rounds", 3, "How often to measure; the round of median outcome is reported, and all of them")
-	flags.StringVar(&b.layout, "layout", string(bench.LayoutAuto),
+	flags.StringVar(&b.layout, "layout", b.layout,
 		"How sources keep their keys: state, an etcd for each cluster; cache, several clusters in each of a few etcds; "+
 			"auto, state for up to 20 clusters")
-	flags.IntVar(&c.CacheEtcds, "cache-etcds", 4, "Number of source etcds in the layout cache")
+	flags.IntVar(&c.CacheEtcds, "cache-etcds", c.CacheEtcds, "Number of source etcds in the layout cache")
+	b.registerRounds(flags)
+}
+
+// registerRounds adds the flags that every benchmark has.
+func (b *benchFlags) registerRounds(flags *pflag.FlagSet) {
+	c := &b.config
+	flags.Uint64Var(&c.Mesh.Seed, "seed", c.Mesh.Seed, "Seed of the mesh's content")
+	flags.IntVar(&c.Rounds, "rounds", 3, "How often to measure; the round of median outcome is reported, and all of them")
 	flags.DurationVar(&c.Timeout, "timeout", 10*time.Minute, "How long a round may take")
 	flags.StringVar(&c.Dir, "dir", "", "Existing directory for data and logs of the processes, which stay there (a temporary one, removed at the end, if empty)")
 	flags.StringVarP(&b.output, "output", "o", "text", "Format of the report: text or json")

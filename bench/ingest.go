@@ -1,0 +1,197 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/waggle-mesh/waggle/bench/process"
+)
+
+// IngestPeers are the names of the peers of an agent: upstream's
+// ipcache.IPIdentityWatcher and ipcache.IPCache, without a map, with pages as
+// shipped or large ones.
+var IngestPeers = []string{Upstream, UpstreamShipped}
+
+// ingestLimits are the options of upstream's etcd clients, by peer.
+var ingestLimits = map[string][]string{
+	Upstream:        {"etcd.limit=50000"},
+	UpstreamShipped: nil, // etcd.limit is 256
+}
+
+// ingestProgram is the file name of the peer's program.
+const ingestProgram = "upstream-ingest"
+
+// Ingest measures how an agent takes in the endpoints, identities and nodes of
+// all clusters, from one etcd that has them as a KVStoreMesh would have cached
+// them, to its tables and to the kernel's map. It needs the right to use BPF.
+// Peers have no map, and take in the endpoints only.
+func Ingest(ctx context.Context, config Config) (*IngestReport, error) {
+	config.Layout, config.CacheEtcds = LayoutCache, 1
+	if err := config.Mesh.Validate(); err != nil {
+		return nil, err
+	}
+	if config.Mesh.Endpoints == 0 {
+		return nil, errors.New("there must be endpoints")
+	}
+	b, err := newBenchmark(config)
+	if err != nil {
+		return nil, err
+	}
+	defer b.close()
+	subjects := []subject{{name: Waggle, allowed: "as shipped, endpoints, identities and nodes to the BPF map"}}
+	var program string
+	for i, name := range config.Peers {
+		if !slices.Contains(IngestPeers, name) || slices.Contains(config.Peers[:i], name) {
+			return nil, fmt.Errorf("peer %q: must be one or several of %s", name, strings.Join(IngestPeers, ", "))
+		}
+		if program, err = peerProgram(config.PeerProgram, config.Program, ingestProgram); err != nil {
+			return nil, err
+		}
+		allowed := "endpoints without a map, " + strings.Join(append(slices.Clone(ingestLimits[name]), "otherwise as shipped"), ", ")
+		subjects = append(subjects, subject{name: name, allowed: allowed})
+	}
+	head, err := b.head("ingest", subjects)
+	if err != nil {
+		return nil, err
+	}
+	sources, err := b.startSources(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer sources.close()
+	head.Sources = sources.info
+	report := &IngestReport{Head: head}
+	for n := range config.Rounds {
+		for _, s := range subjects {
+			b.progress("round %d of %d: %s", n+1, config.Rounds, s.name)
+			round := ingest{benchmark: b, sources: sources, name: fmt.Sprintf("%s-%d", s.name, n+1)}
+			figures, err := round.measure(ctx, s.name, program)
+			if err != nil {
+				return nil, fmt.Errorf("round %d of %s: %w", n+1, s.name, err)
+			}
+			report.Rounds = append(report.Rounds, IngestRound{Subject: s.name, IngestFigures: figures})
+		}
+	}
+	return report, nil
+}
+
+// ingest is one round of one subject.
+type ingest struct {
+	*benchmark
+	sources *sources
+	name    string
+}
+
+// taken says when a subject had everything, and what it had cost until then.
+type taken struct {
+	at      time.Time
+	cpu     time.Duration
+	entries int
+}
+
+func (r *ingest) measure(ctx context.Context, subject, program string) (f IngestFigures, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, r.config.Timeout, fmt.Errorf("not ready within %s", r.config.Timeout))
+	defer cancel()
+	argv, wait := r.peer(subject, program)
+	if subject == Waggle {
+		watch, err := newMapWatch()
+		if err != nil {
+			return f, err
+		}
+		defer func() { err = errors.Join(err, watch.remove()) }()
+		argv, wait = r.agent(watch), watch.wait
+	}
+	before, err := r.sources.cpu()
+	if err != nil {
+		return f, err
+	}
+	p, err := process.Start(r.name, r.dir, argv, nil)
+	if err != nil {
+		return f, err
+	}
+	defer p.Kill()
+	alive, stop := whileAlive(ctx, p)
+	defer stop()
+	all, err := wait(alive, p, r.config.Mesh)
+	if err != nil {
+		return f, fmt.Errorf("waiting for it to be ready: %w\n%s", err, p.LogTail())
+	}
+	after, err := r.sources.cpu()
+	if err != nil {
+		return f, err
+	}
+	memory, err := p.Memory()
+	if err != nil {
+		return f, err
+	}
+	return IngestFigures{
+		Entries: all.entries, Seconds: all.at.Sub(p.Began()).Seconds(), CPUSeconds: all.cpu.Seconds(),
+		EtcdCPUSeconds: (after - before).Seconds(),
+		PeakRSSBytes:   memory.Peak, AnonRSSBytes: memory.Anonymous, FileRSSBytes: memory.File,
+	}, p.Stop()
+}
+
+// agent is our agent's command line. It is asked for nothing that the one of a
+// user doesn't have but a map of its own.
+func (r *ingest) agent(watch *mapWatch) []string {
+	return []string{r.config.Program, "agent",
+		"--cluster-name=" + localName, "--cluster-id=" + strconv.Itoa(localID),
+		fmt.Sprintf("--max-connected-clusters=%d", r.config.Mesh.MaxConnectedClusters()),
+		"--clustermesh-config=" + r.sources.configs, "--health-port=0",
+		"--ipcache-backend=bpf", "--bpf-root=" + watch.root, "--bpf-map-dir=" + watch.dir,
+	}
+}
+
+// peer is a peer's command line, and how to wait for it.
+func (r *ingest) peer(name, program string) ([]string, func(context.Context, *process.Process, Mesh) (taken, error)) {
+	argv := []string{program, "--clustermesh-config=" + r.sources.configs}
+	for _, limit := range ingestLimits[name] {
+		argv = append(argv, "--kvstore-opt="+limit)
+	}
+	output := filepath.Join(r.dir, r.name+".log")
+	return argv, func(ctx context.Context, p *process.Process, mesh Mesh) (taken, error) {
+		return waitSynced(ctx, p, mesh, output)
+	}
+}
+
+// lookAgain is the time between two looks at a subject.
+const lookAgain = 5 * time.Millisecond
+
+// waitSynced waits until a peer has said when it had how many endpoints.
+func waitSynced(ctx context.Context, p *process.Process, mesh Mesh, output string) (taken, error) {
+	for {
+		log, err := os.ReadFile(output)
+		if err != nil {
+			return taken{}, err
+		}
+		for line := range strings.Lines(string(log)) {
+			var (
+				at      int64
+				entries int
+			)
+			if n, _ := fmt.Sscanf(line, "synced %d %d\n", &at, &entries); n != 2 {
+				continue
+			}
+			if want := mesh.Clusters * mesh.Endpoints; entries != want {
+				return taken{}, fmt.Errorf("it has %d endpoints of %d", entries, want)
+			}
+			cpu, err := p.CPU()
+			return taken{at: time.Unix(0, at), cpu: cpu, entries: entries}, err
+		}
+		select {
+		case <-ctx.Done():
+			return taken{}, context.Cause(ctx)
+		case <-time.After(lookAgain):
+		}
+	}
+}

@@ -1,0 +1,145 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/waggle-mesh/waggle/bench/process"
+	"github.com/waggle-mesh/waggle/ipcache"
+)
+
+// mapWatch looks at an agent's map from outside. The kernel says how much memory
+// the entries of the map take, so that a look costs the same however many there
+// are; the entries themselves are compared once, at the end.
+type mapWatch struct{ root, dir string }
+
+const (
+	// settled is how long a map that has all endpoints must stay as it is to be
+	// complete: nodes give entries as well. It isn't part of what is measured.
+	settled = time.Second
+	// pinnedMap is the file name of the agent's map.
+	pinnedMap = "waggle_ipcache"
+)
+
+// newMapWatch chooses the place of a map that no other program has.
+func newMapWatch() (*mapWatch, error) {
+	w := &mapWatch{root: ipcache.DefaultConfig.BPFRoot, dir: fmt.Sprintf("waggle-bench-%d", os.Getpid())}
+	switch _, err := os.Stat(w.path()); {
+	case err == nil:
+		return nil, fmt.Errorf("%s exists", w.path())
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("looking for a place for the agent's map: %w", err)
+	}
+	return w, nil
+}
+
+func (w *mapWatch) path() string { return filepath.Join(w.root, w.dir) }
+
+// remove removes what the agent has left pinned.
+func (w *mapWatch) remove() error {
+	if err := os.RemoveAll(w.path()); err != nil {
+		return fmt.Errorf("removing the agent's map: %w", err)
+	}
+	return nil
+}
+
+// open waits for the map.
+func (w *mapWatch) open(ctx context.Context) (*ebpf.Map, error) {
+	for {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(w.path(), pinnedMap), &ebpf.LoadPinOptions{ReadOnly: true})
+		if err == nil {
+			return m, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("opening the agent's map: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(lookAgain):
+		}
+	}
+}
+
+// wait waits until the map has every endpoint with its identity, and has stopped
+// to grow. What it gives is of the time when it last grew.
+func (w *mapWatch) wait(ctx context.Context, p *process.Process, mesh Mesh) (last taken, err error) {
+	m, err := w.open(ctx)
+	if err != nil {
+		return last, err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	var size uint64
+	last.at = time.Now()
+	for {
+		info, err := m.Info()
+		if err != nil {
+			return last, fmt.Errorf("looking at the agent's map: %w", err)
+		}
+		now, _ := info.Memlock() // nothing while the map is empty
+		switch at := time.Now(); {
+		case now != size:
+			size, last.at = now, at
+			if last.cpu, err = p.CPU(); err != nil {
+				return last, err
+			}
+		case size > 0 && at.Sub(last.at) >= settled:
+			var missing int
+			if last.entries, missing, err = checkMap(m, mesh); err != nil {
+				return last, err
+			}
+			if missing == 0 {
+				return last, nil
+			}
+			if at.Sub(last.at) > 10*settled {
+				return last, fmt.Errorf("%d endpoints aren't in the map, or have another identity", missing)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return last, context.Cause(ctx)
+		case <-time.After(lookAgain):
+		}
+	}
+}
+
+// checkMap counts the entries of the map, and the endpoints that it lacks.
+func checkMap(m *ebpf.Map, mesh Mesh) (entries, missing int, err error) {
+	identities := make(map[ipcache.Key]uint32, mesh.Clusters*mesh.Endpoints)
+	for n := range mesh.Clusters {
+		c := mesh.Cluster(n)
+		for i := range mesh.Endpoints {
+			e := c.endpointObject(i)
+			key, ok := ipcache.NewKey(e.Prefix)
+			if !ok {
+				return 0, 0, fmt.Errorf("%s can't be in a map", e.Prefix)
+			}
+			identities[key] = e.Identity
+		}
+	}
+	var (
+		key   ipcache.Key
+		value ipcache.Value
+	)
+	all := m.Iterate()
+	for all.Next(&key, &value) {
+		entries++
+		if identities[key] == value.Identity {
+			delete(identities, key)
+		}
+	}
+	if err := all.Err(); err != nil {
+		return 0, 0, fmt.Errorf("reading the agent's map: %w", err)
+	}
+	return entries, len(identities), nil
+}
