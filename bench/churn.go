@@ -202,6 +202,8 @@ func (c *churn) measure(ctx context.Context, p *process.Process, local *etcdProc
 	if err != nil {
 		return f, err
 	}
+	sampler := startSampling(p, local.Process)
+	defer sampler.stop()
 	load := load{mesh: c.config.Mesh, sources: c.sources, run: c.run, rate: c.config.Rate, ledger: book}
 	began := time.Now()
 	if err := load.send(ctx, c.config.Duration); err != nil {
@@ -213,6 +215,8 @@ func (c *churn) measure(ctx context.Context, p *process.Process, local *etcdProc
 	if err != nil {
 		return f, err
 	}
+	samples := sampler.stop()
+	f.samples, f.etcdSamples = samples[0], samples[1]
 	f.CPUSeconds = (after.subject - before.subject).Seconds()
 	f.EtcdCPUSeconds = (after.etcds.local - before.etcds.local).Seconds()
 	f.SourceCPUSeconds = (after.etcds.sources - before.etcds.sources).Seconds()

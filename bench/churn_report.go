@@ -52,7 +52,8 @@ type ChurnFigures struct {
 	AgentCPUSeconds  float64 `json:"agent_cpu_seconds"`
 	PeakRSSBytes     int64   `json:"peak_rss_bytes"`
 
-	agent, cache *hdrhistogram.Snapshot
+	agent, cache         *hdrhistogram.Snapshot
+	samples, etcdSamples []sample
 }
 
 // ChurnRound is one measurement of one subject.

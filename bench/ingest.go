@@ -33,7 +33,8 @@ const ingestProgram = "upstream-ingest"
 
 // Ingest measures how an agent takes in the endpoints, identities and nodes of
 // all clusters, from one etcd that has them as a KVStoreMesh would have cached
-// them, to its tables and to the kernel's map. It needs the right to use BPF.
+// them, to its tables and to the kernel's map. Without the right to use BPF the
+// error is ipcache.ErrBPFNotPermitted.
 // Peers have no map, and take in the endpoints only.
 func Ingest(ctx context.Context, config Config) (*IngestReport, error) {
 	config.Layout, config.CacheEtcds = LayoutCache, 1
@@ -42,6 +43,10 @@ func Ingest(ctx context.Context, config Config) (*IngestReport, error) {
 	}
 	if config.Mesh.Endpoints == 0 {
 		return nil, errors.New("there must be endpoints")
+	}
+	watch, err := newMapWatch(config.Log)
+	if err != nil {
+		return nil, err
 	}
 	b, err := newBenchmark(config)
 	if err != nil {
@@ -74,7 +79,7 @@ func Ingest(ctx context.Context, config Config) (*IngestReport, error) {
 	for n := range config.Rounds {
 		for _, s := range subjects {
 			b.progress("round %d of %d: %s", n+1, config.Rounds, s.name)
-			round := ingest{benchmark: b, sources: sources, name: fmt.Sprintf("%s-%d", s.name, n+1)}
+			round := ingest{benchmark: b, sources: sources, watch: watch, name: fmt.Sprintf("%s-%d", s.name, n+1)}
 			figures, err := round.measure(ctx, s.name, program)
 			if err != nil {
 				return nil, fmt.Errorf("round %d of %s: %w", n+1, s.name, err)
@@ -89,6 +94,7 @@ func Ingest(ctx context.Context, config Config) (*IngestReport, error) {
 type ingest struct {
 	*benchmark
 	sources *sources
+	watch   *mapWatch
 	name    string
 }
 
@@ -103,11 +109,7 @@ func (r *ingest) measure(ctx context.Context, subject, program string) (f Ingest
 	ctx, cancel := context.WithTimeoutCause(ctx, r.config.Timeout, fmt.Errorf("not ready within %s", r.config.Timeout))
 	defer cancel()
 	argv, wait := r.peer(subject, program)
-	if subject == Waggle {
-		watch, err := newMapWatch()
-		if err != nil {
-			return f, err
-		}
+	if watch := r.watch; subject == Waggle {
 		defer func() { err = errors.Join(err, watch.remove()) }()
 		argv, wait = r.agent(watch), watch.wait
 	}
@@ -120,12 +122,15 @@ func (r *ingest) measure(ctx context.Context, subject, program string) (f Ingest
 		return f, err
 	}
 	defer p.Kill()
+	sampler := startSampling(p, r.sources.of(0).Process)
+	defer sampler.stop()
 	alive, stop := whileAlive(ctx, p)
 	defer stop()
 	all, err := wait(alive, p, r.config.Mesh)
 	if err != nil {
 		return f, fmt.Errorf("waiting for it to be ready: %w\n%s", err, p.LogTail())
 	}
+	samples := sampler.stop()
 	after, err := r.sources.cpu()
 	if err != nil {
 		return f, err
@@ -138,6 +143,7 @@ func (r *ingest) measure(ctx context.Context, subject, program string) (f Ingest
 		Entries: all.entries, Seconds: all.at.Sub(p.Began()).Seconds(), CPUSeconds: all.cpu.Seconds(),
 		EtcdCPUSeconds: (after - before).Seconds(),
 		PeakRSSBytes:   memory.Peak, AnonRSSBytes: memory.Anonymous, FileRSSBytes: memory.File,
+		samples: samples[0], etcdSamples: samples[1],
 	}, p.Stop()
 }
 

@@ -25,6 +25,8 @@ type IngestFigures struct {
 	PeakRSSBytes int64 `json:"peak_rss_bytes"`
 	AnonRSSBytes int64 `json:"anon_rss_bytes"`
 	FileRSSBytes int64 `json:"file_rss_bytes"`
+
+	samples, etcdSamples []sample
 }
 
 // IngestRound is one measurement of one subject.
@@ -60,6 +62,13 @@ func (r *IngestReport) of(subject string) (all []IngestFigures) {
 		}
 	}
 	return all
+}
+
+// Median are the figures of the subject's round of median time; it must have one.
+func (r *IngestReport) Median(subject string) IngestFigures {
+	all := r.of(subject)
+	slices.SortStableFunc(all, func(a, b IngestFigures) int { return cmp.Compare(a.Seconds, b.Seconds) })
+	return all[len(all)/2]
 }
 
 var ingestRatioOf = []struct {
@@ -98,9 +107,7 @@ func (r *IngestReport) MarshalJSON() ([]byte, error) {
 	out := r.fields()
 	out["rounds"] = r.Rounds
 	for _, name := range r.Subjects() {
-		all := r.of(name)
-		slices.SortStableFunc(all, func(a, b IngestFigures) int { return cmp.Compare(a.Seconds, b.Seconds) })
-		out[name] = all[len(all)/2]
+		out[name] = r.Median(name)
 	}
 	if peers := r.peers(); len(peers) > 0 {
 		ratios, medians := map[string]map[string]Spread{}, map[string]float64{}

@@ -14,21 +14,14 @@ import (
 
 	"github.com/cilium/hive/hivetest"
 	"github.com/stretchr/testify/require"
-
-	"github.com/waggle-mesh/waggle/ipcache"
 )
 
 // needBPF skips a test where maps can't be made.
 func needBPF(t *testing.T) {
 	t.Helper()
-	m, err := ipcache.OpenBPF(hivetest.Logger(t), ipcache.BPFConfig{
-		Root: ipcache.DefaultConfig.BPFRoot, Dir: fmt.Sprintf("waggle-bench-test-%d", os.Getpid()), Capacity: 1,
-	})
-	if err != nil {
+	if _, err := newMapWatch(hivetest.Logger(t)); err != nil {
 		t.Skipf("BPF maps can't be used here: %v", err)
 	}
-	require.NoError(t, m.Close())
-	require.NoError(t, os.RemoveAll(filepath.Join(ipcache.DefaultConfig.BPFRoot, fmt.Sprintf("waggle-bench-test-%d", os.Getpid()))))
 }
 
 // peerThatSays is a program that behaves as a peer with so many endpoints does.
@@ -78,6 +71,7 @@ func TestIngest(t *testing.T) {
 func TestIngestIsRefused(t *testing.T) {
 	_, err := Ingest(t.Context(), Config{Mesh: Mesh{Clusters: 1, Nodes: 1, Identities: 1}})
 	require.ErrorContains(t, err, "must be endpoints")
-	_, err = Ingest(t.Context(), Config{Mesh: Mesh{Clusters: 1, Nodes: 1, Identities: 1, Endpoints: 1}, Peers: []string{"downstream"}})
+	needBPF(t)
+	_, err = Ingest(t.Context(), Config{Mesh: Mesh{Clusters: 1, Nodes: 1, Identities: 1, Endpoints: 1}, Peers: []string{"downstream"}, Log: hivetest.Logger(t)})
 	require.ErrorContains(t, err, `peer "downstream"`)
 }

@@ -83,10 +83,14 @@ func (b *benchmark) round(ctx context.Context, s subject, sources *sources, want
 		return Figures{}, err
 	}
 	defer p.Kill()
+	sampler := startSampling(p, local.Process)
+	defer sampler.stop()
 	figures, err := b.measure(ctx, p, arrival, local, sources, before)
 	if err != nil {
 		return Figures{}, err
 	}
+	samples := sampler.stop()
+	figures.samples, figures.etcdSamples = samples[0], samples[1]
 
 	b.progress("checking what has arrived")
 	got, err := arrived(ctx, local.client, b.config.Log, b.config.Mesh)

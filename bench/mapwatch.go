@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -31,16 +32,15 @@ const (
 	pinnedMap = "waggle_ipcache"
 )
 
-// newMapWatch chooses the place of a map that no other program has.
-func newMapWatch() (*mapWatch, error) {
+// newMapWatch chooses the place of a map that no other program has, and tries
+// whether there can be one.
+func newMapWatch(log *slog.Logger) (*mapWatch, error) {
 	w := &mapWatch{root: ipcache.DefaultConfig.BPFRoot, dir: fmt.Sprintf("waggle-bench-%d", os.Getpid())}
-	switch _, err := os.Stat(w.path()); {
-	case err == nil:
-		return nil, fmt.Errorf("%s exists", w.path())
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("looking for a place for the agent's map: %w", err)
+	m, err := ipcache.OpenBPF(log, ipcache.BPFConfig{Root: w.root, Dir: w.dir, Capacity: 1})
+	if err != nil {
+		return nil, fmt.Errorf("making a map for the agent: %w", err)
 	}
-	return w, nil
+	return w, errors.Join(m.Close(), w.remove())
 }
 
 func (w *mapWatch) path() string { return filepath.Join(w.root, w.dir) }

@@ -23,6 +23,10 @@
 //	ratio.go        peer against waggle, round by round
 //	follower/       the agent that measures
 //	peer-ingest/    upstream's way into an agent, as a program
+//	samples.go      what processes use over time, for plots
+//	sections.go     the plots
+//	suite.go        several benchmarks in one report
+//	page/           reports as HTML
 //	process/        child processes and their accounting
 package bench
 
@@ -159,6 +163,8 @@ type Figures struct {
 	// LifetimeCPUSeconds is until the process has ended, stop included, by
 	// wait4's rusage.
 	LifetimeCPUSeconds float64 `json:"lifetime_cpu_seconds"`
+
+	samples, etcdSamples []sample
 }
 
 // Round is one measurement of one subject.

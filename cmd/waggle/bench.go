@@ -20,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/waggle-mesh/waggle/bench"
+	"github.com/waggle-mesh/waggle/bench/page"
 )
 
 func newBenchCmd() *cobra.Command {
@@ -28,7 +29,7 @@ func newBenchCmd() *cobra.Command {
 		Short:   "Measure Waggle on synthetic meshes",
 		GroupID: groupTools,
 	}
-	cmd.AddCommand(newBenchKVStoreMeshCmd(), newBenchChurnCmd(), newBenchIngestCmd(), newBenchFollowCmd())
+	cmd.AddCommand(newBenchKVStoreMeshCmd(), newBenchChurnCmd(), newBenchIngestCmd(), newBenchAllCmd(), newBenchFollowCmd())
 	return cmd
 }
 
@@ -65,7 +66,7 @@ type benchFlags struct {
 }
 
 func newBenchFlags() *benchFlags {
-	return &benchFlags{config: bench.Config{Mesh: bench.DefaultMesh, CacheEtcds: 4}, layout: string(bench.LayoutAuto)}
+	return &benchFlags{config: bench.Config{Mesh: bench.DefaultMesh, CacheEtcds: 4, Rounds: 3}, layout: string(bench.LayoutAuto)}
 }
 
 func (b *benchFlags) register(flags *pflag.FlagSet) {
@@ -86,10 +87,10 @@ func (b *benchFlags) register(flags *pflag.FlagSet) {
 func (b *benchFlags) registerRounds(flags *pflag.FlagSet) {
 	c := &b.config
 	flags.Uint64Var(&c.Mesh.Seed, "seed", c.Mesh.Seed, "Seed of the mesh's content")
-	flags.IntVar(&c.Rounds, "rounds", 3, "How often to measure; the round of median outcome is reported, and all of them")
+	flags.IntVar(&c.Rounds, "rounds", c.Rounds, "How often to measure; the round of median outcome is reported, and all of them")
 	flags.DurationVar(&c.Timeout, "timeout", 10*time.Minute, "How long a round may take")
 	flags.StringVar(&c.Dir, "dir", "", "Existing directory for data and logs of the processes, which stay there (a temporary one, removed at the end, if empty)")
-	flags.StringVarP(&b.output, "output", "o", "text", "Format of the report: text or json")
+	flags.StringVarP(&b.output, "output", "o", "text", "Format of the report: text, json or html")
 }
 
 // registerPeers adds the flags of benchmarks whose peer is upstream's KVStoreMesh.
@@ -100,8 +101,10 @@ func (b *benchFlags) registerPeers(flags *pflag.FlagSet) {
 
 // complete checks the flags and fills in what isn't one.
 func (b *benchFlags) complete(log io.Writer) (err error) {
-	if b.output != "json" && b.output != "text" {
-		return fmt.Errorf("--output=%s: must be json or text", b.output)
+	switch b.output {
+	case "json", "text", "html":
+	default:
+		return fmt.Errorf("--output=%s: must be json, text or html", b.output)
 	}
 	switch b.config.Layout = bench.Layout(b.layout); b.config.Layout {
 	case bench.LayoutAuto, bench.LayoutState, bench.LayoutCache:
@@ -144,12 +147,33 @@ func (b *benchFlags) run(cmd *cobra.Command, measure func() (benchReport, error)
 }
 
 func (b *benchFlags) write(w io.Writer, report benchReport) error {
-	if b.output == "text" {
+	switch b.output {
+	case "text":
 		return report.WriteText(w)
+	case "html":
+		sections, err := sectionsOf(report)
+		if err != nil {
+			return err
+		}
+		return page.Write(w, "Waggle, measured", sections)
 	}
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(report)
+}
+
+// sectionsOf are the parts of a page: one for one benchmark.
+func sectionsOf(report benchReport) ([]page.Section, error) {
+	switch report := report.(type) {
+	case interface {
+		Sections() ([]page.Section, error)
+	}:
+		return report.Sections()
+	case interface{ Section() (page.Section, error) }:
+		section, err := report.Section()
+		return []page.Section{section}, err
+	}
+	return nil, fmt.Errorf("%T has no page", report)
 }
 
 // progressOn shows what is being done in one line of a terminal, and nothing

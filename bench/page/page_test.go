@@ -1,0 +1,65 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package page
+
+import (
+	"encoding/xml"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestSVG(t *testing.T) {
+	for name, p := range map[string]Plot{
+		"usual": {X: "time", Y: "CPU", Lines: []Line{
+			{Name: "waggle <&>", Points: []Point{{0, 0}, {1, 2}}}, {Name: "peer", Color: 1, Dashed: true, Points: []Point{{0, 1}, {3, 1}}},
+			{Name: "nothing"},
+		}},
+		"quantiles": {X: "quantile", Y: "ms", LogY: true, Quantiles: true, Lines: []Line{
+			{Name: "waggle", Points: []Point{{QuantileX(0), 0.5}, {QuantileX(0.99), 40}}},
+		}},
+		"one point": {Lines: []Line{{Name: "waggle", Points: []Point{{1, 1}}}}},
+		"flat":      {LogY: true, Lines: []Line{{Name: "waggle", Points: []Point{{1, 1}, {2, 1}}}}},
+		"empty":     {LogY: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			svg, err := p.SVG()
+			require.NoError(t, err)
+			require.True(t, strings.HasPrefix(string(svg), "<svg"))
+			require.NotContains(t, string(svg), "NaN")
+			decoder := xml.NewDecoder(strings.NewReader(string(svg)))
+			for {
+				_, err := decoder.Token()
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				require.NoError(t, err)
+			}
+		})
+	}
+}
+
+func TestQuantileX(t *testing.T) {
+	require.InDelta(t, 0, QuantileX(0), 1e-9)
+	require.InDelta(t, 2, QuantileX(0.99), 1e-9)
+	require.InDelta(t, 3, QuantileX(0.999), 1e-9)
+}
+
+func TestWrite(t *testing.T) {
+	svg, err := Plot{Y: "CPU"}.SVG()
+	require.NoError(t, err)
+	var out strings.Builder
+	require.NoError(t, Write(&out, "Bees & more", []Section{{
+		Title: "kvstoremesh", Text: "1 < 2", Figures: []Figure{{Title: "CPU", Note: "lower is better", SVG: svg}},
+	}}))
+	for _, want := range []string{"Bees &amp; more", "1 &lt; 2", string(svg), "lower is better"} {
+		require.Contains(t, out.String(), want)
+	}
+	for _, outside := range []string{"<script", "<link", "src="} {
+		require.NotContains(t, out.String(), outside)
+	}
+}

@@ -1,0 +1,114 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package page
+
+import (
+	"bytes"
+	"fmt"
+	"html/template"
+	"math"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/plotutil"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
+)
+
+// Plot is lines over common axes.
+type Plot struct {
+	// X and Y name the axes, with their units.
+	X, Y string
+	// LogY has a logarithmic Y axis; values must be positive.
+	LogY bool
+	// Quantiles has an X axis of quantiles, stretched towards 1 as a histogram of
+	// latencies wants it: the X of points is QuantileX of a quantile.
+	Quantiles bool
+	Lines     []Line
+}
+
+// Line is one line of a plot.
+type Line struct {
+	Name string
+	// Color numbers the colour: lines of one side have the same.
+	Color  int
+	Dashed bool
+	Points []Point
+}
+
+// Point is a point of a line.
+type Point struct{ X, Y float64 }
+
+// QuantileX is where a quantile below 1 is on the axis: each further digit 9
+// takes as much room as the last.
+func QuantileX(q float64) float64 { return -math.Log10(1 - q) }
+
+const width, height = 15 * vg.Centimeter, 8.5 * vg.Centimeter
+
+// SVG draws the plot. Lines without points are left out.
+func (p Plot) SVG() (template.HTML, error) {
+	out := plot.New()
+	out.X.Label.Text, out.Y.Label.Text = p.X, p.Y
+	out.Legend.Top, out.Legend.Left = true, true
+	out.Add(plotter.NewGrid())
+	if p.Quantiles {
+		out.X.Tick.Marker = quantileTicks{}
+	}
+	if !p.LogY {
+		out.Y.Min = 0
+	}
+	empty := true
+	for _, line := range p.Lines {
+		if len(line.Points) == 0 {
+			continue
+		}
+		points := make(plotter.XYs, len(line.Points))
+		for i, point := range line.Points {
+			points[i] = plotter.XY(point)
+		}
+		drawn, err := plotter.NewLine(points)
+		if err != nil {
+			return "", fmt.Errorf("plotting %s: %w", line.Name, err)
+		}
+		drawn.Color, drawn.Width = plotutil.Color(line.Color), vg.Points(1.3)
+		if line.Dashed {
+			drawn.Dashes = []vg.Length{vg.Points(4), vg.Points(3)}
+		}
+		out.Add(drawn)
+		out.Legend.Add(line.Name, drawn)
+		empty = false
+	}
+	if p.LogY && !empty { // without a line the axis has no range to take a logarithm of
+		out.Y.Scale, out.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
+	}
+	// Room for the legend above the lines.
+	if p.LogY {
+		out.Y.Max *= 8
+	} else {
+		out.Y.Max *= 1.35
+	}
+	canvas := vgsvg.New(width, height)
+	out.Draw(draw.New(canvas))
+	var svg bytes.Buffer
+	if _, err := canvas.WriteTo(&svg); err != nil {
+		return "", fmt.Errorf("plotting %q: %w", p.Y, err)
+	}
+	// What comes before the element belongs into files of their own.
+	_, element, _ := bytes.Cut(svg.Bytes(), []byte("<svg"))
+	return template.HTML("<svg" + string(element)), nil // names in it were escaped by the canvas
+}
+
+// quantileTicks marks 0, 0.5, 0.9, 0.99, …
+type quantileTicks struct{}
+
+// Ticks implements plot.Ticker.
+func (quantileTicks) Ticks(low, high float64) (ticks []plot.Tick) {
+	for _, q := range []float64{0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999} {
+		if x := QuantileX(q); x >= low && x <= high {
+			ticks = append(ticks, plot.Tick{Value: x, Label: fmt.Sprintf("%g%%", math.Round(q*1e7)/1e5)})
+		}
+	}
+	return ticks
+}
