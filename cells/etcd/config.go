@@ -122,7 +122,9 @@ type Options struct {
 	// sustained load. An operation in a quiet mesh never waits.
 	CommitDelay time.Duration
 	// PageBytes is the size that pages of a list are aimed at. Etcd counts the
-	// rest of the range for each page, so that small pages make large lists quadratic.
+	// rest of the range for each page, so that small pages make large lists
+	// quadratic: those of more than some 30 MiB are read in pages of up to four
+	// times the size.
 	PageBytes int
 	// KeepaliveHeartbeat and KeepaliveTimeout find a dead connection.
 	KeepaliveHeartbeat, KeepaliveTimeout time.Duration

@@ -17,6 +17,8 @@ const (
 	firstPage = 1000
 	// maxPage bounds a page of very small values.
 	maxPage = 100_000
+	// largerPages is how many times PageBytes the pages of a large list may be.
+	largerPages = 4
 	// pageTimeout bounds one page; a page of 50,000 keys takes 70 ms on two cores.
 	pageTimeout = time.Minute
 )
@@ -59,15 +61,18 @@ func pages(ctx context.Context, client *Client, prefix string, keysOnly bool, fn
 		req = &pb.RangeRequest{
 			Key:      append(append(make([]byte, 0, len(last)+1), last...), 0),
 			RangeEnd: req.RangeEnd,
-			Limit:    nextPage(client.cfg.Options.PageBytes, resp.Size(), len(resp.Kvs)),
+			Limit:    nextPage(client.cfg.Options.PageBytes, resp.Size(), len(resp.Kvs), int(resp.Count)-len(resp.Kvs)),
 			Revision: revision,
 			KeysOnly: keysOnly,
 		}
 	}
 }
 
-// nextPage is the number of keys that fills a page of the given size, going by
-// the last page.
-func nextPage(pageBytes, lastBytes, lastKeys int) int64 {
-	return int64(min(max(pageBytes*lastKeys/max(lastBytes, 1), 1), maxPage))
+// nextPage is the number of keys of the next page, going by the size of the last
+// one: those that fill pageBytes. Where much remains, it is an eighth of that, up
+// to largerPages times as many: etcd counts what remains for each page, and of a
+// list of 500,000 keys in pages of 4 MiB that was half of its cost.
+func nextPage(pageBytes, lastBytes, lastKeys, remaining int) int64 {
+	fill := max(pageBytes*lastKeys/max(lastBytes, 1), 1)
+	return int64(min(max(fill, min(remaining/8, largerPages*fill)), maxPage))
 }

@@ -304,3 +304,23 @@ func BenchmarkMirror(b *testing.B) {
 		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/key")
 	})
 }
+
+// TestNextPage has pages of the size that was asked for, and larger ones where
+// much remains.
+func TestNextPage(t *testing.T) {
+	const size = 4 << 20
+	for _, tc := range []struct {
+		lastBytes, lastKeys, remaining int
+		want                           int64
+	}{
+		{lastBytes: 300_000, lastKeys: 1000, remaining: 500, want: 13981},
+		{lastBytes: 300_000, lastKeys: 1000, remaining: 100_000, want: 13981},
+		{lastBytes: 300_000, lastKeys: 1000, remaining: 160_000, want: 20_000},
+		{lastBytes: 300_000, lastKeys: 1000, remaining: 500_000, want: 4 * 13981},
+		{lastBytes: 10 << 20, lastKeys: 1, remaining: 3, want: 1},
+		{lastBytes: 0, lastKeys: 1000, remaining: 5, want: maxPage},
+		{lastBytes: 1000, lastKeys: 1000, remaining: 10_000_000, want: maxPage},
+	} {
+		require.Equal(t, tc.want, nextPage(size, tc.lastBytes, tc.lastKeys, tc.remaining), "%+v", tc)
+	}
+}
