@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"gonum.org/v1/plot"
+	"pgregory.net/rapid"
 )
 
 func TestSVG(t *testing.T) {
@@ -61,5 +63,32 @@ func TestWrite(t *testing.T) {
 	}
 	for _, outside := range []string{"<script", "<link", "src="} {
 		require.NotContains(t, out.String(), outside)
+	}
+}
+
+func TestTicks(t *testing.T) {
+	labels := func(ticks []plot.Tick) (all []string) {
+		for _, tick := range ticks {
+			if tick.Label != "" {
+				all = append(all, tick.Label)
+			}
+		}
+		return all
+	}
+	require.Equal(t, []string{"0", "50", "100", "150", "200", "250"}, labels(roundTicks{}.Ticks(0, 270)))
+	require.Equal(t, []string{"0", "0.2", "0.4", "0.6", "0.8", "1"}, labels(roundTicks{}.Ticks(0, 1.1)))
+	require.Equal(t, []string{"1", "10", "100"}, labels(powerTicks{}.Ticks(0.5, 200)))
+	require.Equal(t, []string{"0%", "50%", "90%", "99%", "99.9%"}, labels(quantileTicks{}.Ticks(0, 3.5)))
+	for _, marks := range []plot.Ticker{roundTicks{}, powerTicks{}} {
+		rapid.Check(t, func(t *rapid.T) {
+			low := rapid.Float64Range(1e-3, 1e6).Draw(t, "low")
+			high := low * rapid.Float64Range(1.01, 1e3).Draw(t, "times")
+			ticks := marks.Ticks(low, high)
+			require.Less(t, len(ticks), 60)
+			for _, tick := range ticks {
+				require.GreaterOrEqual(t, tick.Value, low*0.999999)
+				require.LessOrEqual(t, tick.Value, high*1.000001)
+			}
+		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"html/template"
 	"math"
+	"strconv"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -49,10 +50,28 @@ const width, height = 15 * vg.Centimeter, 8.5 * vg.Centimeter
 
 // SVG draws the plot. Lines without points are left out.
 func (p Plot) SVG() (template.HTML, error) {
+	drawn, err := p.layOut()
+	if err != nil {
+		return "", err
+	}
+	canvas := vgsvg.New(width, height)
+	drawn.Draw(draw.New(canvas))
+	var svg bytes.Buffer
+	if _, err := canvas.WriteTo(&svg); err != nil {
+		return "", fmt.Errorf("plotting %q: %w", p.Y, err)
+	}
+	// What comes before the element belongs into files of their own.
+	_, element, _ := bytes.Cut(svg.Bytes(), []byte("<svg"))
+	return template.HTML("<svg" + string(element)), nil // names in it were escaped by the canvas
+}
+
+// layOut gives axes, lines and legend, to be drawn on any canvas.
+func (p Plot) layOut() (*plot.Plot, error) {
 	out := plot.New()
 	out.X.Label.Text, out.Y.Label.Text = p.X, p.Y
 	out.Legend.Top, out.Legend.Left = true, true
 	out.Add(plotter.NewGrid())
+	out.X.Tick.Marker, out.Y.Tick.Marker = roundTicks{}, roundTicks{}
 	if p.Quantiles {
 		out.X.Tick.Marker = quantileTicks{}
 	}
@@ -70,7 +89,7 @@ func (p Plot) SVG() (template.HTML, error) {
 		}
 		drawn, err := plotter.NewLine(points)
 		if err != nil {
-			return "", fmt.Errorf("plotting %s: %w", line.Name, err)
+			return nil, fmt.Errorf("plotting %s: %w", line.Name, err)
 		}
 		drawn.Color, drawn.Width = plotutil.Color(line.Color), vg.Points(1.3)
 		if line.Dashed {
@@ -81,7 +100,7 @@ func (p Plot) SVG() (template.HTML, error) {
 		empty = false
 	}
 	if p.LogY && !empty { // without a line the axis has no range to take a logarithm of
-		out.Y.Scale, out.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
+		out.Y.Scale, out.Y.Tick.Marker = plot.LogScale{}, powerTicks{}
 	}
 	// Room for the legend above the lines.
 	if p.LogY {
@@ -89,15 +108,44 @@ func (p Plot) SVG() (template.HTML, error) {
 	} else {
 		out.Y.Max *= 1.35
 	}
-	canvas := vgsvg.New(width, height)
-	out.Draw(draw.New(canvas))
-	var svg bytes.Buffer
-	if _, err := canvas.WriteTo(&svg); err != nil {
-		return "", fmt.Errorf("plotting %q: %w", p.Y, err)
+	return out, nil
+}
+
+// roundTicks marks four to ten multiples of 1, 2 or 5 times a power of ten.
+type roundTicks struct{}
+
+// Ticks implements plot.Ticker.
+func (roundTicks) Ticks(low, high float64) (ticks []plot.Tick) {
+	step := math.Pow(10, math.Floor(math.Log10(high-low)))
+	switch times := (high - low) / step; {
+	case times < 2:
+		step /= 5
+	case times < 5:
+		step /= 2
 	}
-	// What comes before the element belongs into files of their own.
-	_, element, _ := bytes.Cut(svg.Bytes(), []byte("<svg"))
-	return template.HTML("<svg" + string(element)), nil // names in it were escaped by the canvas
+	for n := math.Ceil(low / step); n*step <= high; n++ {
+		ticks = append(ticks, plot.Tick{Value: n * step, Label: strconv.FormatFloat(n*step, 'g', 6, 64)})
+	}
+	return ticks
+}
+
+// powerTicks marks the powers of ten, and without a number what is between them.
+type powerTicks struct{}
+
+// Ticks implements plot.Ticker.
+func (powerTicks) Ticks(low, high float64) (ticks []plot.Tick) {
+	for power := math.Pow(10, math.Floor(math.Log10(low))); power <= high; power *= 10 {
+		for n := 1.0; n < 10; n++ {
+			if v := n * power; v >= low && v <= high {
+				tick := plot.Tick{Value: v}
+				if n == 1 {
+					tick.Label = strconv.FormatFloat(v, 'g', 6, 64)
+				}
+				ticks = append(ticks, tick)
+			}
+		}
+	}
+	return ticks
 }
 
 // quantileTicks marks 0, 0.5, 0.9, 0.99, …
