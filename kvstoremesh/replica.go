@@ -81,7 +81,7 @@ func (r *replica) OnBatch(ctx context.Context, batch etcd.Batch) {
 	for _, ev := range batch.Events {
 		var err error
 		if r.ops, err = r.admission.admit(r.ops, ev); err != nil {
-			c.status.Refuse(c.log, r.resource, ev.Key, err)
+			_ = c.status.Refuse(c.log, r.resource, ev.Key, err) // counted and logged
 		}
 	}
 	again := r.admission.room()

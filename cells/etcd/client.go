@@ -90,7 +90,8 @@ func (c *Client) open() error {
 	//
 	// The buffer for what is sent, of 32 KiB, is given back between sends: a mesh of
 	// hundreds of clusters has as many connections on which hardly anything is.
-	config.DialOptions = append(config.DialOptions, grpc.WithContextDialer(c.dial), grpc.WithSharedWriteBuffer(true),
+	config.DialOptions = append(config.DialOptions, grpc.WithContextDialer(c.dial),
+		grpc.WithConnectParams(connecting), grpc.WithSharedWriteBuffer(true),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.ForceCodecV2(newCodec())))
 	c.etcd, err = clientv3.New(*config)
 	if err != nil {
