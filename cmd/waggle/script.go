@@ -62,7 +62,7 @@ ETCD/kvstore/history; CLUSTER/k8s/add; CLUSTER/exporter/…, CLUSTER/kvstoremesh
 and CLUSTER/agent/… for what the part's own shell has, such as db/show TABLE,
 db/cmp TABLE FILE and ipcache/get ADDRESS. --commands prints all others.`,
 		Example: `  waggle script testdata/scripts/endpoints.txtar
-  waggle script --faults=10 testdata/scripts/ip-reuse.txtar`,
+  waggle script --faults=2 testdata/scripts/ip-reuse.txtar`,
 		GroupID: groupTools,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if commands {
@@ -93,7 +93,7 @@ db/cmp TABLE FILE and ipcache/get ADDRESS. --commands prints all others.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.Float64Var(&faults, "faults", 0, "Cut connections to etcds at random: each with this probability, in percent, within 100 ms")
+	flags.Float64Var(&faults, "faults", 0, "Cut connections to etcds at random: with this probability, in percent, for each message")
 	flags.DurationVar(&timeout, "timeout", 2*time.Minute, "Time that the script may take")
 	flags.BoolVar(&debug, "debug", false, "Print what the parts log, to stderr")
 	flags.BoolVar(&commands, "commands", false, "Print the commands that a script can use, and end")

@@ -16,6 +16,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
 )
@@ -124,20 +125,22 @@ func (s *server) wipe(sameToken bool) error {
 }
 
 func raiseRevision(ctx context.Context, client *clientv3.Client, to int64) error {
-	for {
-		resp, err := client.Get(ctx, scratchKey)
-		if err != nil {
-			return fmt.Errorf("reading the revision: %w", err)
-		}
-		if resp.Header.Revision >= to {
-			return nil
-		}
-		for range to - resp.Header.Revision {
-			if _, err := client.Put(ctx, scratchKey, ""); err != nil {
-				return fmt.Errorf("raising the revision: %w", err)
-			}
-		}
+	resp, err := client.Get(ctx, scratchKey)
+	if err != nil {
+		return fmt.Errorf("reading the revision: %w", err)
 	}
+	// Each write is a revision; many at once take little longer than one.
+	puts, ctx := errgroup.WithContext(ctx)
+	for range max(0, to-resp.Header.Revision) {
+		puts.Go(func() error {
+			_, err := client.Put(ctx, scratchKey, "")
+			return err
+		})
+	}
+	if err := puts.Wait(); err != nil {
+		return fmt.Errorf("raising the revision: %w", err)
+	}
+	return nil
 }
 
 // compact makes the etcd forget all history, so that whoever was away must list.

@@ -5,17 +5,11 @@ package scripts
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"sync"
-	"time"
 )
-
-// faultInterval is the time to which a probability of faults refers: at 10 % a
-// connection lives for a second on average.
-const faultInterval = 100 * time.Millisecond
 
 // link is the way of one client to one etcd: an address on loopback that passes
 // connections on. The address stays while the etcd behind it is stopped, comes
@@ -24,7 +18,9 @@ const faultInterval = 100 * time.Millisecond
 type link struct {
 	log      *slog.Logger
 	listener net.Listener
-	// faults is the probability that a connection is cut within faultInterval.
+	// faults is the probability that a connection is cut instead of passing on
+	// what arrived. It is by message, not by time, so that what a fault hits is
+	// always under way, and a slow machine has no more faults than a fast one.
 	faults float64
 
 	mu     sync.Mutex
@@ -78,18 +74,14 @@ func (l *link) pass(client net.Conn) {
 		return
 	}
 	defer l.drop(server)
-	if l.faults > 0 {
-		fault := time.AfterFunc(l.lifetime(), func() {
-			l.log.Debug("Cutting a connection at random")
-			abort(client)
-		})
-		defer fault.Stop()
-	}
 	var ways sync.WaitGroup
 	for _, way := range [][2]net.Conn{{client, server}, {server, client}} {
 		ways.Go(func() {
 			// Whatever ends one way ends the other.
-			_, _ = io.Copy(way[0], way[1])
+			if l.carry(way[0], way[1]) {
+				l.log.Debug("Cutting a connection at random")
+				abort(client)
+			}
 			client.Close()
 			server.Close()
 		})
@@ -97,10 +89,24 @@ func (l *link) pass(client net.Conn) {
 	ways.Wait()
 }
 
-// lifetime draws how long a connection lives: the probability to be cut is the
-// same in each interval, however old it is.
-func (l *link) lifetime() time.Duration {
-	return time.Duration(rand.ExpFloat64() * float64(faultInterval) / l.faults)
+// carry passes on what arrives until either side ends. It is true if it was to be
+// a fault that ends it.
+func (l *link) carry(to, from net.Conn) (fault bool) {
+	message := make([]byte, 256<<10)
+	for {
+		n, err := from.Read(message)
+		if n > 0 && rand.Float64() < l.faults {
+			return true
+		}
+		if n > 0 {
+			if _, err := to.Write(message[:n]); err != nil {
+				return false
+			}
+		}
+		if err != nil {
+			return false
+		}
+	}
 }
 
 // hold notes a connection down, to be cut; false where there is to be none.

@@ -27,7 +27,7 @@ type Options struct {
 	// Log takes what the parts log.
 	Log *slog.Logger
 	// Faults is the probability (0 to 1) that a connection between a part and
-	// an etcd is cut within 100 ms. 0 is none.
+	// an etcd is cut instead of passing on a message. 0 is none.
 	Faults float64
 }
 
