@@ -5,7 +5,9 @@ package run
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -96,8 +98,15 @@ func (m *mesh) pid(cluster, part string) int {
 
 // removePins removes what the agents pinned of their maps.
 func (m *mesh) removePins() error {
-	if err := os.RemoveAll(filepath.Join(ipcache.DefaultConfig.BPFRoot, m.layout.pins())); err != nil {
-		return fmt.Errorf("removing the pinned maps: %w", err)
+	return removePins(filepath.Join(ipcache.DefaultConfig.BPFRoot, m.layout.pins()))
+}
+
+// removePins removes a directory of pins. Whoever may not look there hasn't
+// pinned anything there: the agents had this user's rights.
+func removePins(dir string) error {
+	err := os.RemoveAll(dir)
+	if err == nil || errors.Is(err, fs.ErrPermission) {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("removing the pinned maps: %w", err)
 }
