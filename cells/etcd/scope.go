@@ -70,7 +70,9 @@ const (
 
 func (r record) lost() bool { return r.flags&recordLost != 0 }
 
-// Scope makes a Scope. Two Scopes of a Writer must not overlap.
+// Scope makes a Scope. Two Scopes of a Writer must not own the same keys. A prefix
+// may hold another's only if it is never loaded, completed or dropped as a whole:
+// so do those of the heartbeat and of cluster configs, which are single keys.
 func (w *Writer) Scope(cfg ScopeConfig) *Scope {
 	s := &Scope{w: w, cfg: cfg, records: make(map[string]record)}
 	w.mu.Lock()
