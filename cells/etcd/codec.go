@@ -6,6 +6,7 @@ package etcd
 import (
 	"fmt"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
@@ -58,6 +59,23 @@ func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
 
 // Unmarshal implements encoding.CodecV2. The message keeps nothing of data.
 func (c *codec) Unmarshal(data mem.BufferSlice, v any) error {
+	var err error
+	switch m := v.(type) {
+	case *pb.RangeResponse:
+		m.Reset()
+		err = decodeRange(m, data.Materialize())
+	case *outcome:
+		err = m.decode(data.Materialize())
+	default:
+		return c.unmarshal(data, v)
+	}
+	if err != nil {
+		return fmt.Errorf("decoding %T: %w", v, err)
+	}
+	return nil
+}
+
+func (c *codec) unmarshal(data mem.BufferSlice, v any) error {
 	m, ok := v.(message)
 	if !ok {
 		return c.other.Unmarshal(data, v)

@@ -4,21 +4,84 @@
 package etcd
 
 import (
+	"slices"
+	"strings"
+
 	"github.com/cespare/xxhash/v2"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// mirror is what a Reader has told its Observer: for each key, a hash of the
-// last value. It turns what an etcd says (pages of a list, watch events) into
-// what is new about it. It does no I/O.
+// memory is what a Reader remembers of what it told its Observer, and so decides
+// what is new about what an etcd says (pages of a list, watch events).
+type memory interface {
+	// beginList starts a pass over the whole prefix.
+	beginList()
+	// page takes one page of the current list and appends what is new to events.
+	page(events []Event, prefixLen int, kvs []*mvccpb.KeyValue) []Event
+	// put takes one key's value from a watch, and delete one deletion.
+	put(events []Event, key, value []byte) []Event
+	delete(events []Event, key []byte) []Event
+	// stale removes the keys that the finished list has not seen and appends their
+	// deletions, up to max at a time; more says that there are others.
+	stale(events []Event, max int) (out []Event, more bool)
+	// forget makes the next list emit these keys (nil: all) even if unchanged.
+	forget(keys []string)
+	// size is the number of keys that are remembered.
+	size() int
+}
+
+// passthrough remembers nothing (see ReaderConfig.Passthrough): all is news.
+type passthrough struct{}
+
+func (passthrough) beginList() {}
+
+// keysAtOnce is the number of keys of a page that share an allocation. It is small
+// since all of them stay in memory as long as one is known.
+const keysAtOnce = 16
+
+func (passthrough) page(events []Event, prefixLen int, kvs []*mvccpb.KeyValue) []Event {
+	events = slices.Grow(events, len(kvs))
+	var joined []byte
+	for chunk := range slices.Chunk(kvs, keysAtOnce) {
+		joined = joined[:0]
+		for _, kv := range chunk {
+			joined = append(joined, kv.Key[prefixLen:]...)
+		}
+		keys := string(joined)
+		for _, kv := range chunk {
+			length := len(kv.Key) - prefixLen
+			events = append(events, Event{Key: keys[:length], Value: kv.Value})
+			keys = keys[length:]
+		}
+	}
+	return events
+}
+
+func (passthrough) put(events []Event, key, value []byte) []Event {
+	return append(events, Event{Key: string(key), Value: value})
+}
+
+func (passthrough) delete(events []Event, key []byte) []Event {
+	return append(events, Event{Key: string(key), Deleted: true})
+}
+
+func (passthrough) stale(events []Event, _ int) ([]Event, bool) { return events, false }
+
+func (passthrough) forget([]string) {}
+
+func (passthrough) size() int { return 0 }
+
+// mirror is the memory of all keys: for each one, a hash of the last value. It
+// turns what an etcd says (pages of a list, watch events) into what is new about
+// it. It does no I/O.
 //
 // Values are told apart by a 64-bit hash, so that a mirror of a large prefix
-// costs little more than its keys.
+// costs little more than its keys (see keyMap).
 //
 // Cost: one map access for each key of a page or event, and one allocation (the
 // key) for each event that is emitted; BenchmarkMirror guards it.
 type mirror struct {
-	keys map[string]mirrored
+	keys *keyMap[mirrored]
 	// pass numbers the lists: a key that the current one hasn't seen is stale.
 	pass uint32
 }
@@ -30,12 +93,12 @@ type mirrored struct {
 	again bool
 }
 
-func newMirror() *mirror { return &mirror{keys: make(map[string]mirrored)} }
+func newMirror() *mirror { return &mirror{keys: newKeyMap[mirrored]()} }
 
-// beginList starts a pass over the whole prefix.
 func (m *mirror) beginList() { m.pass++ }
 
-// page takes one page of the current list and appends what is new to events.
+func (m *mirror) size() int { return m.keys.len() }
+
 func (m *mirror) page(events []Event, prefixLen int, kvs []*mvccpb.KeyValue) []Event {
 	for _, kv := range kvs {
 		events = m.put(events, kv.Key[prefixLen:], kv.Value)
@@ -46,60 +109,47 @@ func (m *mirror) page(events []Event, prefixLen int, kvs []*mvccpb.KeyValue) []E
 // put takes one key's value, from a list or a watch.
 func (m *mirror) put(events []Event, key, value []byte) []Event {
 	hash := xxhash.Sum64(value)
-	old, ok := m.keys[string(key)]
-	if ok && old.hash == hash && !old.again {
-		if old.pass != m.pass {
-			old.pass = m.pass
-			m.keys[string(key)] = old
-		}
+	known, inserted := m.keys.put(viewOf(key))
+	if !inserted && known.hash == hash && !known.again {
+		known.pass = m.pass
 		return events
 	}
-	name := string(key)
-	m.keys[name] = mirrored{hash: hash, pass: m.pass}
-	return append(events, Event{Key: name, Value: value, New: !ok})
+	*known = mirrored{hash: hash, pass: m.pass}
+	return append(events, Event{Key: string(key), Value: value, New: inserted})
 }
 
 // delete takes one deletion from a watch; of an unknown key it is no event.
 func (m *mirror) delete(events []Event, key []byte) []Event {
-	if _, ok := m.keys[string(key)]; !ok {
+	if !m.keys.delete(viewOf(key)) {
 		return events
 	}
-	name := string(key)
-	delete(m.keys, name)
-	return append(events, Event{Key: name, Deleted: true})
+	return append(events, Event{Key: string(key), Deleted: true})
 }
 
-// stale removes the keys that the finished list has not seen and appends their
-// deletions, up to max at a time; more says that there are others.
 func (m *mirror) stale(events []Event, max int) (out []Event, more bool) {
-	for name, k := range m.keys {
-		if k.pass == m.pass {
+	for key, known := range m.keys.all() {
+		if known.pass == m.pass {
 			continue
 		}
 		if len(events) == max {
 			return events, true
 		}
-		delete(m.keys, name)
-		events = append(events, Event{Key: name, Deleted: true})
+		events = append(events, Event{Key: strings.Clone(key), Deleted: true})
+		m.keys.delete(key)
 	}
 	return events, false
 }
 
-// forget makes the next list emit these keys (nil: all) even if unchanged.
 func (m *mirror) forget(keys []string) {
-	mark := func(name string) {
-		if k, ok := m.keys[name]; ok {
-			k.again = true
-			m.keys[name] = k
-		}
-	}
 	if keys == nil {
-		for name := range m.keys {
-			mark(name)
+		for _, known := range m.keys.all() {
+			known.again = true
 		}
 		return
 	}
-	for _, name := range keys {
-		mark(name)
+	for _, key := range keys {
+		if known := m.keys.get(key); known != nil {
+			known.again = true
+		}
 	}
 }

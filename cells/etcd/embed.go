@@ -17,6 +17,7 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 )
 
 // ServerConfig configures an embedded etcd.
@@ -36,6 +37,8 @@ type ServerConfig struct {
 	// Token replaces the random cluster token, for tests that need an etcd which
 	// can't be told from another by its cluster ID.
 	Token string
+	// GRPC are further options of its gRPC server, for what looks at requests.
+	GRPC []grpc.ServerOption
 
 	maxTxnOps uint // for tests; 0 is serverMaxTxnOps
 }
@@ -94,6 +97,11 @@ func serverConfig(cfg ServerConfig) (*embed.Config, error) {
 	config.Dir = cfg.Dir
 	config.ListenClientUrls = []url.URL{*listen}
 	config.AdvertiseClientUrls = []url.URL{*listen}
+	if listen.Scheme == "unix" {
+		// etcd wants a host and a port here. Only a client that syncs its endpoints
+		// would ask for it; ours doesn't.
+		config.AdvertiseClientUrls = []url.URL{{Scheme: "http", Host: "localhost:2379"}}
+	}
 	// A single member has no peers, but etcd wants a listener for them: any port
 	// will do, and nobody is told which.
 	peer := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
@@ -107,6 +115,11 @@ func serverConfig(cfg ServerConfig) (*embed.Config, error) {
 		}
 	}
 	config.UnsafeNoFsync = true
+	config.GRPCAdditionalServerOptions = cfg.GRPC
+	// There is no slow follower to keep raft's log for. By default it keeps the last
+	// 5,000 transactions in memory, all of them where a cache is filled by large
+	// ones: 188 MiB after 600,000 keys.
+	config.SnapshotCatchUpEntries = 1
 	config.MaxTxnOps = cmp.Or(cfg.maxTxnOps, serverMaxTxnOps)
 	config.QuotaBackendBytes = cmp.Or(cfg.QuotaBytes, DefaultQuotaBytes)
 	// The default is in etcd's main program only. With 0, which embed has, every

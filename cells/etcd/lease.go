@@ -203,7 +203,7 @@ func (p *leasePool) expired(ctx context.Context, id clientv3.LeaseID) (bool, err
 // so of one of their keys: for what an earlier process wrote, until the Scope it
 // belongs to is loaded, which may take as long as its source is away.
 func (w *Writer) AdoptLeases(ctx context.Context, prefix string, mine func(key string) bool) error {
-	err := listKeys(ctx, w.client, prefix, func(page *pb.RangeResponse) error {
+	err := listing{prefix: prefix, keysOnly: true}.pages(ctx, w.client, func(page *pb.RangeResponse) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		for _, kv := range page.Kvs {

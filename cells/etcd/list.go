@@ -5,6 +5,7 @@ package etcd
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -23,48 +24,70 @@ const (
 	pageTimeout = time.Minute
 )
 
-// listPages reads a prefix page by page, all at the revision of the first one,
-// and hands each to fn, at least one. The memory of a page may be reused by the
-// time that the next one is asked for, unless fn kept it.
-func listPages(ctx context.Context, client *Client, prefix string, fn func(*pb.RangeResponse) error) error {
-	return pages(ctx, client, prefix, false, fn)
+// listing says what of a prefix is read, and how.
+type listing struct {
+	prefix   string
+	keysOnly bool // without the values
+	// ahead asks for the next page while the last one is taken in, so that neither
+	// side waits for the other. It costs the memory of a page.
+	ahead bool
 }
 
-// listKeys is listPages without the values.
-func listKeys(ctx context.Context, client *Client, prefix string, fn func(*pb.RangeResponse) error) error {
-	return pages(ctx, client, prefix, true, fn)
-}
-
-func pages(ctx context.Context, client *Client, prefix string, keysOnly bool, fn func(*pb.RangeResponse) error) error {
-	req := &pb.RangeRequest{
-		Key:      []byte(prefix),
-		RangeEnd: []byte(clientv3.GetPrefixRangeEnd(prefix)),
-		Limit:    firstPage,
-		KeysOnly: keysOnly,
+// pages reads a prefix page by page, all at the revision of the first one, and
+// hands each to fn, at least one. When it returns, it has nothing under way.
+func (l listing) pages(ctx context.Context, client *Client, fn func(*pb.RangeResponse) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var fetching sync.WaitGroup
+	defer fetching.Wait()
+	defer cancel()
+	type fetched struct {
+		page *pb.RangeResponse
+		err  error
 	}
-	var revision int64
-	for {
-		resp, err := client.get(ctx, pageTimeout, req)
-		if err != nil {
-			return err
+	next := make(chan fetched, 1)
+	fetch := func(req *pb.RangeRequest) {
+		page, err := client.get(ctx, pageTimeout, req)
+		next <- fetched{page, err}
+	}
+	fetch(&pb.RangeRequest{
+		Key:      []byte(l.prefix),
+		RangeEnd: []byte(clientv3.GetPrefixRangeEnd(l.prefix)),
+		Limit:    firstPage,
+		KeysOnly: l.keysOnly,
+	})
+	for revision := int64(0); ; {
+		last := <-next
+		if last.err != nil {
+			return last.err
 		}
 		if revision == 0 {
-			revision = resp.Header.Revision
+			revision = last.page.Header.Revision
 		}
-		if err := fn(resp); err != nil {
+		req := l.following(client, last.page, revision)
+		if req != nil && l.ahead {
+			fetching.Go(func() { fetch(req) })
+		}
+		if err := fn(last.page); err != nil || req == nil {
 			return err
 		}
-		if !resp.More || len(resp.Kvs) == 0 {
-			return nil
+		if !l.ahead {
+			fetch(req)
 		}
-		last := resp.Kvs[len(resp.Kvs)-1].Key
-		req = &pb.RangeRequest{
-			Key:      append(append(make([]byte, 0, len(last)+1), last...), 0),
-			RangeEnd: req.RangeEnd,
-			Limit:    nextPage(client.cfg.Options.PageBytes, resp.Size(), len(resp.Kvs), int(resp.Count)-len(resp.Kvs)),
-			Revision: revision,
-			KeysOnly: keysOnly,
-		}
+	}
+}
+
+// following is the request for the page after this one; nil if it is the last.
+func (l listing) following(client *Client, page *pb.RangeResponse, revision int64) *pb.RangeRequest {
+	if !page.More || len(page.Kvs) == 0 {
+		return nil
+	}
+	last := page.Kvs[len(page.Kvs)-1].Key
+	return &pb.RangeRequest{
+		Key:      append(append(make([]byte, 0, len(last)+1), last...), 0),
+		RangeEnd: []byte(clientv3.GetPrefixRangeEnd(l.prefix)),
+		Limit:    nextPage(client.cfg.Options.PageBytes, page.Size(), len(page.Kvs), int(page.Count)-len(page.Kvs)),
+		Revision: revision,
+		KeysOnly: l.keysOnly,
 	}
 }
 

@@ -119,10 +119,10 @@ func (w *Writer) lost(numbers []leaseNumber) {
 	}
 	gone := make(map[*Scope][]string)
 	for s := range w.scopes {
-		for key, r := range s.records {
+		for key, r := range s.records.all() {
 			if lost[r.lease] {
-				s.markLost(key, r)
-				gone[s] = append(gone[s], key)
+				s.markLost(r)
+				gone[s] = append(gone[s], strings.Clone(key))
 			}
 		}
 	}
@@ -145,8 +145,8 @@ func (w *Writer) loseEverything(ctx context.Context) {
 	}
 	var loaded, asked []*Scope
 	for s := range w.scopes {
-		for key, r := range s.records {
-			s.markLost(key, r)
+		for _, r := range s.records.all() {
+			s.markLost(r)
 		}
 		if s.cfg.Refill != nil {
 			// From here on, since a Complete that comes before the Refill would
@@ -178,16 +178,16 @@ func (w *Writer) loseEverything(ctx context.Context) {
 	for _, s := range asked {
 		w.callbacks = append(w.callbacks, func() { s.cfg.Refill(nil) })
 	}
-	for key := range w.canaries.records {
+	for key := range w.canaries.records.all() {
 		w.restoreCanary(key)
 	}
 	w.mu.Unlock()
 	w.wakeUp()
 }
 
-func (s *Scope) markLost(key string, r record) {
+func (s *Scope) markLost(r *record) {
 	s.w.leases.drop(r.lease)
-	s.records[key] = record{hash: r.hash, flags: recordLost | recordStale}
+	*r = record{hash: r.hash, flags: recordLost | recordStale}
 }
 
 // queueRefills has the owners asked. A canary comes back by the Complete of its

@@ -22,7 +22,7 @@ func TestPlanAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var (
 			p       = newPlan()
-			scope   = &Scope{records: make(map[string]record)}
+			scope   = &Scope{records: newKeyMap[record]()}
 			want    = map[string]string{} // what was asked for
 			store   = map[string]string{} // what was committed
 			running [][]*operation
@@ -48,9 +48,10 @@ func TestPlanAgainstModel(t *testing.T) {
 			write(batch)
 			for _, op := range batch {
 				if op.delete {
-					delete(scope.records, op.key)
+					scope.records.delete(op.key)
 				} else {
-					scope.records[op.key] = record{hash: op.hash}
+					r, _ := scope.records.put(op.key)
+					*r = record{hash: op.hash}
 				}
 			}
 			p.succeeded(batch)
@@ -65,13 +66,13 @@ func TestPlanAgainstModel(t *testing.T) {
 			"put": func(t *rapid.T) {
 				k, v := key.Draw(t, "key"), value.Draw(t, "value")
 				want[k] = v
-				committed, known := scope.records[k]
+				committed, known := scope.record(k)
 				p.add(target{scope, k}, Op{Key: k, Value: []byte(v)}, committed, known)
 			},
 			"delete": func(t *rapid.T) {
 				k := key.Draw(t, "key")
 				delete(want, k)
-				committed, known := scope.records[k]
+				committed, known := scope.record(k)
 				p.add(target{scope, k}, Op{Key: k, Delete: true}, committed, known)
 			},
 			"next": func(t *rapid.T) {
@@ -118,6 +119,14 @@ func TestPlanAgainstModel(t *testing.T) {
 					waits--
 				}
 			},
+			"": func(t *rapid.T) {
+				require.Equal(t, len(want), scope.held)
+				for k, op := range scope.ops {
+					require.Equal(t, k, op.key)
+					_, wanted := want[k]
+					require.Equal(t, wanted, !op.delete)
+				}
+			},
 		})
 		for p.length() > 0 {
 			p.unpark(clock)
@@ -133,7 +142,10 @@ func TestPlanAgainstModel(t *testing.T) {
 		require.Zero(t, waits, "somebody still waits")
 		require.Zero(t, p.bytes)
 		require.Zero(t, p.deletes)
-		require.Empty(t, p.byKey)
+		require.Nil(t, p.first)
+		require.Nil(t, p.last)
+		require.Empty(t, scope.ops)
+		require.Empty(t, scope.groups)
 	})
 }
 

@@ -4,6 +4,7 @@
 package etcd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,22 @@ type ReaderConfig struct {
 	// Lists, if set, bounds how many lists run at once over all Readers that
 	// share it, and with it the memory that their pages take.
 	Lists *semaphore.Weighted
+	// ReadAhead asks for the next page of a list while the Observer takes in the
+	// last one: faster where both sides have a core to spare, for the memory of a
+	// page more.
+	ReadAhead bool
+	// Passthrough is for an Observer that remembers itself what it was told, so
+	// that the Reader need not do so as well. What comes out is not a difference
+	// then:
+	//
+	//   - A list brings every key, and its first page is marked First. What the
+	//     Observer knew before that batch, and wasn't told of again by the time of
+	//     the next one that is Synced, is gone. A list that ended halfway is
+	//     followed by another First.
+	//   - A watch may delete what the Observer never heard of.
+	//   - Resend brings all keys, whichever were asked for; Drain tells nothing of
+	//     any; New isn't set; Len is 0.
+	Passthrough bool
 }
 
 // Reader follows one prefix of one source. The source is what counts: it may
@@ -49,7 +66,7 @@ type Reader struct {
 	observer Observer
 
 	// Owned by Run (or Drain).
-	mirror   *mirror
+	memory   memory
 	position position
 	complete bool // the canary was seen at this etcd
 	// absentAt is the revision at which the canary was not there.
@@ -91,7 +108,11 @@ func NewReader(cfg ReaderConfig, observer Observer) *Reader {
 	if cfg.RelistJitter == 0 {
 		cfg.RelistJitter = time.Second
 	}
-	return &Reader{cfg: cfg, observer: observer, mirror: newMirror(), wake: make(chan struct{}, 1)}
+	r := &Reader{cfg: cfg, observer: observer, memory: passthrough{}, wake: make(chan struct{}, 1)}
+	if !cfg.Passthrough {
+		r.memory = newMirror()
+	}
+	return r
 }
 
 // Len is the number of keys the Observer was told of and that aren't deleted.
@@ -136,7 +157,7 @@ func (r *Reader) Resend(keys []string) (number uint64) {
 func (r *Reader) Drain(ctx context.Context) {
 	r.position, r.complete = position{}, false
 	r.synced.Store(false)
-	r.mirror.beginList()
+	r.memory.beginList()
 	r.emitStale(ctx)
 }
 
@@ -217,9 +238,9 @@ func (r *Reader) takeResend() bool {
 	r.mu.Unlock()
 	switch {
 	case all:
-		r.mirror.forget(nil)
+		r.memory.forget(nil)
 	case len(keys) > 0:
-		r.mirror.forget(keys)
+		r.memory.forget(keys)
 	}
 	return all || len(keys) > 0
 }
@@ -292,11 +313,13 @@ func (r *Reader) list(ctx context.Context, client *Client, generation uint64) er
 		canaryFrom = resp.Header.ClusterId
 	}
 
-	r.mirror.beginList()
+	r.memory.beginList()
 	// A page has far more events than a response of the watch ever will.
 	defer func() { r.events = nil }()
 	var at position
-	err := listPages(ctx, client, r.cfg.Prefix, func(resp *pb.RangeResponse) error {
+	first := true
+	l := listing{prefix: r.cfg.Prefix, ahead: r.cfg.ReadAhead}
+	err := l.pages(ctx, client, func(resp *pb.RangeResponse) error {
 		if at.clusterID == 0 {
 			if canaryFrom != 0 && canaryFrom != resp.Header.ClusterId {
 				return ErrOtherEtcd
@@ -312,8 +335,10 @@ func (r *Reader) list(ctx context.Context, client *Client, generation uint64) er
 		for _, kv := range resp.Kvs {
 			at.anchorAt(kv)
 		}
-		r.events = r.mirror.page(r.events[:0], len(r.cfg.Prefix), resp.Kvs)
-		r.emit(ctx, Batch{Events: r.events, Listing: true})
+		at.anchor.Key = bytes.Clone(at.anchor.Key) // else it would keep its page
+		r.events = r.memory.page(r.events[:0], len(r.cfg.Prefix), resp.Kvs)
+		r.emit(ctx, Batch{Events: r.events, Listing: true, First: r.cfg.Passthrough && first})
+		first = false
 		return ctx.Err()
 	})
 	if err != nil {
@@ -397,9 +422,9 @@ func (r *Reader) deliver(ctx context.Context, resp *clientv3.WatchResponse) {
 	for _, ev := range resp.Events {
 		key := ev.Kv.Key[len(r.cfg.Prefix):]
 		if ev.Type == clientv3.EventTypeDelete {
-			r.events = r.mirror.delete(r.events, key)
+			r.events = r.memory.delete(r.events, key)
 		} else {
-			r.events = r.mirror.put(r.events, key, ev.Kv.Value)
+			r.events = r.memory.put(r.events, key, ev.Kv.Value)
 			r.position.anchorAt(ev.Kv)
 		}
 	}
@@ -416,14 +441,14 @@ func (r *Reader) deliver(ctx context.Context, resp *clientv3.WatchResponse) {
 // emitStale emits deletions of what the list that just ended hasn't seen.
 func (r *Reader) emitStale(ctx context.Context) {
 	for more := true; more; {
-		r.events, more = r.mirror.stale(r.events[:0], deletesPerBatch)
+		r.events, more = r.memory.stale(r.events[:0], deletesPerBatch)
 		r.emit(ctx, Batch{Events: r.events})
 	}
 }
 
 func (r *Reader) emit(ctx context.Context, batch Batch) {
-	r.entries.Store(int64(len(r.mirror.keys)))
-	if len(batch.Events) > 0 || batch.Synced {
+	r.entries.Store(int64(r.memory.size()))
+	if len(batch.Events) > 0 || batch.Synced || batch.First {
 		r.observer.OnBatch(ctx, batch)
 		// Else the values of each Reader's last batch would stay in memory.
 		clear(batch.Events)

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -44,6 +45,13 @@ func startServer(t testing.TB, cfg ServerConfig) *Server {
 	require.NoError(t, err)
 	t.Cleanup(s.Close)
 	return s
+}
+
+func TestServerOnSocket(t *testing.T) {
+	s := startServer(t, ServerConfig{ListenURL: "unix://" + filepath.Join(t.TempDir(), "etcd.sock")})
+	c := newTestClient(t, ClientConfig{Endpoints: []string{s.URL()}})
+	put(t, c, "p/a", "1")
+	require.Equal(t, map[string]string{"a": "1"}, content(t, c, "p/"))
 }
 
 func newTestClient(t testing.TB, cfg ClientConfig) *Client {
@@ -241,16 +249,22 @@ func TestReaderPages(t *testing.T) {
 	s.Apply(ops)
 	require.NoError(t, s.Barrier(t.Context()))
 	delete(want, "09999") // see below
-	rec := newRecorder()
-	r := NewReader(testReaderConfig(t), ObserverFunc(func(ctx context.Context, b Batch) {
-		if b.Listing && len(rec.content) == 0 {
-			remove(t, c, "p/09999") // between the first page and the second
-		}
-		rec.OnBatch(ctx, b)
-	}))
-	startReader(t, r, c)
-	rec.eventually(t, want)
-	require.EqualValues(t, 1, r.Lists())
+	for _, ahead := range []bool{false, true} {
+		put(t, c, "p/09999", "v")
+		rec := newRecorder()
+		cfg := testReaderConfig(t)
+		cfg.ReadAhead = ahead
+		r := NewReader(cfg, ObserverFunc(func(ctx context.Context, b Batch) {
+			if b.Listing && len(rec.content) == 0 {
+				remove(t, c, "p/09999") // between the first page and the second
+			}
+			rec.OnBatch(ctx, b)
+		}))
+		stop := startReader(t, r, c)
+		rec.eventually(t, want)
+		require.EqualValues(t, 1, r.Lists())
+		stop()
+	}
 }
 
 // TestReaderPageOfLargeValues has a page that is larger than gRPC would take by
@@ -377,7 +391,9 @@ func TestReaderListEndsHalfway(t *testing.T) {
 
 	rec := newRecorder()
 	var interrupt context.CancelFunc
-	r := NewReader(testReaderConfig(t), ObserverFunc(func(ctx context.Context, b Batch) {
+	cfg := testReaderConfig(t)
+	cfg.ReadAhead = true // the page after the one in whose course it ends is given up
+	r := NewReader(cfg, ObserverFunc(func(ctx context.Context, b Batch) {
 		rec.OnBatch(ctx, b)
 		if interrupt != nil {
 			interrupt()
@@ -412,6 +428,7 @@ func TestReaderResumes(t *testing.T) {
 	client := newTestClient(t, ClientConfig{Endpoints: []string{p.url()}})
 	startReader(t, r, client)
 	rec.eventually(t, map[string]string{"a": "1"})
+	require.Eventually(t, r.Synced, patience, tick) // a list that is cut off is made again
 	for i := range 3 {
 		before, _ := client.Generation()
 		p.cut()

@@ -6,10 +6,12 @@ package etcd
 import (
 	"context"
 	"fmt"
-
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // ScopeConfig says what a Scope is.
@@ -40,15 +42,18 @@ type Scope struct {
 	cfg ScopeConfig
 
 	// Guarded by w.mu.
-	records map[string]record
+	records *keyMap[record]
 	// loaded: all of the prefix is this Scope's, and was read.
 	loaded   bool
 	dropping bool
 	// incomplete: keys were lost or dropped, and the owner hasn't called Complete
 	// since. An earlier Complete then means nothing any more.
 	incomplete bool
+	// staleOps: there may be stale operations, see operation.stale.
+	staleOps bool
 	// refills counts the calls of Refill, those included that are still to come.
 	refills uint64
+	scopeOps
 }
 
 // record is what is known about a key in etcd; 16 bytes.
@@ -61,12 +66,21 @@ type record struct {
 type recordFlags uint8
 
 const (
-	// recordStale: it was found in etcd or lost by it, and not applied since.
+	// recordStale: it was found in etcd or lost by it, or was there when the
+	// present pass began, and was not applied since.
 	recordStale recordFlags = 1 << iota
 	// recordLost: it isn't in etcd as it should be, and must be written even if
 	// the value is the same.
 	recordLost
 )
+
+// record gives what is known of a key. The lock is held.
+func (s *Scope) record(key string) (record, bool) {
+	if r := s.records.get(key); r != nil {
+		return *r, true
+	}
+	return record{}, false
+}
 
 func (r record) lost() bool { return r.flags&recordLost != 0 }
 
@@ -74,7 +88,7 @@ func (r record) lost() bool { return r.flags&recordLost != 0 }
 // may hold another's only if it is never loaded, completed or dropped as a whole:
 // so do those of the heartbeat and of cluster configs, which are single keys.
 func (w *Writer) Scope(cfg ScopeConfig) *Scope {
-	s := &Scope{w: w, cfg: cfg, records: make(map[string]record)}
+	s := &Scope{w: w, cfg: cfg, records: newKeyMap[record]()}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.scopes[s] = struct{}{}
@@ -89,31 +103,67 @@ func (w *Writer) Scope(cfg ScopeConfig) *Scope {
 // vanish when their first writer's leases would have run out. What isn't applied
 // before Complete is deleted by it.
 func (s *Scope) Load(ctx context.Context) error {
-	err := listPages(ctx, s.w.client, s.cfg.Prefix, func(page *pb.RangeResponse) error {
+	err := listing{prefix: s.cfg.Prefix}.pages(ctx, s.w.client, func(page *pb.RangeResponse) error {
 		s.w.mu.Lock()
 		defer s.w.mu.Unlock()
-		for _, kv := range page.Kvs {
-			key := string(kv.Key[len(s.cfg.Prefix):])
-			if _, ok := s.records[key]; !ok {
-				s.records[key] = s.w.adopt(kv.Lease, xxhash.Sum64(kv.Value), s.cfg.Lease, recordStale)
-			}
-		}
+		s.learnPage(page)
 		return nil
 	})
+	var canary *pb.RangeResponse
 	if err == nil && s.cfg.Canary != "" {
-		var resp *pb.RangeResponse
-		if resp, err = s.w.client.get(ctx, pageTimeout, &pb.RangeRequest{Key: []byte(s.cfg.Canary)}); err == nil && len(resp.Kvs) > 0 {
-			s.w.mu.Lock()
-			s.w.canaries.records[s.cfg.Canary] = s.w.adopt(resp.Kvs[0].Lease, xxhash.Sum64(resp.Kvs[0].Value), true, 0)
-			s.w.mu.Unlock()
-		}
+		canary, err = s.w.client.get(ctx, pageTimeout, &pb.RangeRequest{Key: []byte(s.cfg.Canary)})
 	}
 	if err != nil {
 		return fmt.Errorf("loading %q: %w", s.cfg.Prefix, err)
 	}
 	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.learnCanary(canary)
 	s.loaded = true
-	s.w.mu.Unlock()
+	return nil
+}
+
+// LoadScopes is Load of several Scopes in one request, and more only for those
+// that have many keys: of hundreds of clusters with several Scopes each, most
+// have few or none when a process starts.
+func (w *Writer) LoadScopes(ctx context.Context, scopes ...*Scope) error {
+	req := &pb.TxnRequest{}
+	read := func(r *pb.RangeRequest) {
+		req.Success = append(req.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: r}})
+	}
+	for _, s := range scopes {
+		read(&pb.RangeRequest{Key: []byte(s.cfg.Prefix), RangeEnd: []byte(clientv3.GetPrefixRangeEnd(s.cfg.Prefix)), Limit: firstPage})
+		if s.cfg.Canary != "" {
+			read(&pb.RangeRequest{Key: []byte(s.cfg.Canary)})
+		}
+	}
+	limited, cancel := context.WithTimeout(ctx, pageTimeout)
+	defer cancel()
+	resp, err := w.client.txn(limited, req)
+	if err == nil && len(resp.Ranges) != len(req.Success) {
+		err = fmt.Errorf("%d answers to %d reads", len(resp.Ranges), len(req.Success))
+	}
+	if err != nil {
+		return fmt.Errorf("loading %d prefixes: %w", len(scopes), err)
+	}
+	answers := resp.Ranges
+	for _, s := range scopes {
+		page, canary := answers[0], (*pb.RangeResponse)(nil)
+		if answers = answers[1:]; s.cfg.Canary != "" {
+			canary, answers = answers[0], answers[1:]
+		}
+		if page.More {
+			if err := s.Load(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		w.mu.Lock()
+		s.learnPage(page)
+		s.learnCanary(canary)
+		s.loaded = true
+		w.mu.Unlock()
+	}
 	return nil
 }
 
@@ -126,27 +176,99 @@ func (s *Scope) LoadKey(ctx context.Context, key string) error {
 	}
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	if _, ok := s.records[key]; !ok && len(resp.Kvs) > 0 {
-		s.records[key] = s.w.adopt(resp.Kvs[0].Lease, xxhash.Sum64(resp.Kvs[0].Value), s.cfg.Lease, recordStale)
+	if len(resp.Kvs) > 0 {
+		s.learn(key, resp.Kvs[0])
 	}
 	return nil
 }
 
-// Restart has the next Complete delete what isn't applied from now on, as after
-// Load, and forgets what is queued: the owner starts over with another source.
+// learnPage takes note of keys below the prefix. The lock is held.
+func (s *Scope) learnPage(page *pb.RangeResponse) {
+	for _, kv := range page.Kvs {
+		s.learn(string(kv.Key[len(s.cfg.Prefix):]), kv)
+	}
+}
+
+// learnCanary takes note of the canary, if there is one. The lock is held.
+func (s *Scope) learnCanary(resp *pb.RangeResponse) {
+	if resp == nil || len(resp.Kvs) == 0 {
+		return
+	}
+	canary, _ := s.w.canaries.records.put(s.cfg.Canary)
+	*canary = s.w.adopt(resp.Kvs[0].Lease, xxhash.Sum64(resp.Kvs[0].Value), true, 0)
+}
+
+// learn takes note of a key that was found in etcd, unless it is known. The lock
+// is held.
+func (s *Scope) learn(key string, kv *mvccpb.KeyValue) {
+	r, fresh := s.records.put(key)
+	if !fresh {
+		return
+	}
+	op := s.ops[key]
+	s.countHeld(op.wants(false), op.wants(true))
+	*r = s.w.adopt(kv.Lease, xxhash.Sum64(kv.Value), s.cfg.Lease, recordStale)
+}
+
+// BeginPass has the next Complete delete what isn't applied from now on: the owner
+// goes through all that belongs to the Scope once more, by Apply. Until then what
+// is there stays, and what is queued is written. A pass may be begun again.
+//
+// Cost: O(keys), as little as the pass that follows.
+func (s *Scope) BeginPass() {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.beginPassLocked()
+}
+
+func (s *Scope) beginPassLocked() {
+	for _, committed := range s.records.all() {
+		committed.flags |= recordStale
+	}
+	for _, op := range s.ops {
+		op.stale, s.staleOps = true, true
+		if op.under != nil {
+			op.under.stale = true
+		}
+	}
+}
+
+// Restart is BeginPass for an owner that starts over with another source: it
+// also forgets what is queued.
 func (s *Scope) Restart() {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	s.discard()
-	for key, committed := range s.records {
-		committed.flags |= recordStale
-		s.records[key] = committed
+	s.discard(false)
+	s.beginPassLocked()
+}
+
+// Clear deletes all keys that the Scope has or is to have. The canary stays as it
+// is, and the Scope can be used again at once.
+func (s *Scope) Clear() {
+	s.w.mu.Lock()
+	for key, committed := range s.records.all() {
+		s.w.plan.add(target{s, strings.Clone(key)}, Op{Delete: true}, *committed, true)
 	}
-	for t, op := range s.w.plan.inflight {
-		if t.scope == s {
-			op.stale = true
+	for _, key := range s.puts(func(*operation) bool { return true }) {
+		s.deleteLocked(key)
+	}
+	s.w.mu.Unlock()
+	s.w.wakeUp()
+}
+
+// puts gives the keys whose last operation is a put that which says yes to.
+func (s *Scope) puts(which func(*operation) bool) (keys []string) {
+	for key, op := range s.ops {
+		if !op.delete && which(op) {
+			keys = append(keys, key)
 		}
 	}
+	return keys
+}
+
+func (s *Scope) deleteLocked(key string) {
+	committed, known := s.record(key)
+	s.w.plan.add(target{s, key}, Op{Delete: true}, committed, known)
 }
 
 // Apply queues operations. It doesn't wait for etcd; see Writer.Admit. What is
@@ -154,12 +276,15 @@ func (s *Scope) Restart() {
 func (s *Scope) Apply(ops []Op) {
 	s.w.mu.Lock()
 	for _, op := range ops {
-		committed, known := s.records[op.Key]
-		if known && committed.flags&recordStale != 0 && !op.Delete {
-			committed.flags &^= recordStale
-			s.records[op.Key] = committed
+		var committed record
+		known := s.records.get(op.Key)
+		if known != nil {
+			if !op.Delete {
+				known.flags &^= recordStale
+			}
+			committed = *known
 		}
-		s.w.plan.add(target{s, op.Key}, op, committed, known)
+		s.w.plan.add(target{s, op.Key}, op, committed, known != nil)
 	}
 	s.w.arrived += len(ops)
 	s.w.mu.Unlock()
@@ -190,9 +315,16 @@ func (s *Scope) CompleteAfter(refills uint64) {
 }
 
 func (s *Scope) completeLocked() {
-	for key, committed := range s.records {
+	for key, committed := range s.records.all() {
 		if committed.flags&recordStale != 0 {
-			s.w.plan.add(target{s, key}, Op{Key: key, Delete: true}, committed, true)
+			s.w.plan.add(target{s, strings.Clone(key)}, Op{Delete: true}, *committed, true)
+		}
+	}
+	if s.staleOps {
+		s.staleOps = false
+		// A delete after what is under way, in place of what is pending.
+		for _, key := range s.puts(func(op *operation) bool { return op.stale }) {
+			s.deleteLocked(key)
 		}
 	}
 	s.incomplete = false
@@ -207,7 +339,7 @@ func (s *Scope) writeCanary() {
 		return // the Complete that follows comes here again
 	}
 	if s.cfg.Canary != "" {
-		committed, known := s.w.canaries.records[s.cfg.Canary]
+		committed, known := s.w.canaries.record(s.cfg.Canary)
 		if !known || committed.lost() {
 			op := Op{Key: s.cfg.Canary, Value: s.cfg.CanaryValue()}
 			s.w.plan.add(target{s.w.canaries, op.Key}, op, committed, known)
@@ -249,7 +381,7 @@ func (s *Scope) Barrier(ctx context.Context) error {
 func (s *Scope) Drop(ctx context.Context) error {
 	s.w.mu.Lock()
 	s.dropping = true // or what is under way and is refused would wait for ever
-	s.discard()
+	s.discard(true)
 	s.w.mu.Unlock()
 	defer func() {
 		s.w.mu.Lock()
@@ -263,10 +395,14 @@ func (s *Scope) Drop(ctx context.Context) error {
 		return err
 	}
 	s.w.mu.Lock()
-	for _, committed := range s.records {
+	for _, committed := range s.records.all() {
 		s.w.leases.drop(committed.lease)
 	}
-	s.records = make(map[string]record)
+	s.records = newKeyMap[record]()
+	s.held = 0
+	for _, op := range s.ops { // applied meanwhile
+		s.countHeld(false, !op.delete)
+	}
 	s.w.mu.Unlock()
 	if s.cfg.Canary == "" {
 		return nil
@@ -274,11 +410,11 @@ func (s *Scope) Drop(ctx context.Context) error {
 	return s.w.dropCanary(ctx, s.cfg.Canary)
 }
 
-// discard forgets what is queued. A Complete that waited for it doesn't come
-// about, which is what its canary would say. The lock is held.
-func (s *Scope) discard() {
+// discard forgets what is queued (see plan.discard). A Complete that waited for it
+// doesn't come about, which is what its canary would say. The lock is held.
+func (s *Scope) discard(all bool) {
 	s.incomplete = true
-	s.w.plan.discard(s)
+	s.w.plan.discard(s, all)
 	s.w.ease()
 }
 
@@ -286,7 +422,7 @@ func (s *Scope) discard() {
 func (w *Writer) dropCanary(ctx context.Context, key string) error {
 	gone := make(chan struct{})
 	w.mu.Lock()
-	committed, known := w.canaries.records[key]
+	committed, known := w.canaries.record(key)
 	t := target{w.canaries, key}
 	w.plan.add(t, Op{Key: key, Delete: true}, committed, known)
 	if !w.plan.awaitKey(t, func() { close(gone) }) {
@@ -306,17 +442,33 @@ func (w *Writer) dropCanary(ctx context.Context, key string) error {
 func (s *Scope) Close() {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	s.discard()
-	for _, committed := range s.records {
+	s.discard(true)
+	for _, committed := range s.records.all() {
 		s.w.leases.drop(committed.lease)
 	}
 	delete(s.w.scopes, s)
 	delete(s.w.canaryOf, s.cfg.Canary)
 }
 
+// Held is the number of keys that are in etcd or will be, once all that was
+// applied is committed.
+func (s *Scope) Held() int {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	return s.held
+}
+
+// Holds says whether a key is one of those that Held counts.
+func (s *Scope) Holds(key string) bool {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	_, known := s.record(key)
+	return s.ops[key].wants(known)
+}
+
 // Len is the number of keys that are known to be in etcd.
 func (s *Scope) Len() int {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	return len(s.records)
+	return s.records.len()
 }

@@ -7,17 +7,21 @@
 //	types.go       the contract: what goes in and comes out
 //	config.go      flags and upstream's etcd configuration file
 //	client.go      a connection, and whether it is still to the same etcd
-//	reader.go      list, watch, resume, relist; diff.go is its pure part
+//	reader.go      list, watch, resume, relist; diff.go is its pure part, what it remembers
+//	keymap.go      how Readers and Scopes remember keys
+//	codec.go       how messages are encoded; decode.go reads large ones
 //	list.go        a prefix at one revision, in pages bounded by bytes
 //	writer.go      group commit; plan.go and pace.go are its pure parts
-//	scope.go       one prefix of a Writer: warm start, completion, canary
+//	scope.go       one prefix of a Writer: warm start, passes, completion, canary
+//	scope_ops.go   a Scope's part of the plan
 //	lease.go       a pool of leases, kept alive and adopted
 //	lost.go        what happens when etcd loses keys
 //	embed.go       an embedded server
 //
 // A Reader turns one prefix into batches of events and hides compaction,
 // disconnection and a change of etcd: what comes out is always the difference
-// to what came out before. A Writer turns operations into as few commits as
+// to what came out before. Where all of it goes into a Scope, which knows the same
+// keys, the Reader need not know them as well (ReaderConfig.Passthrough). A Writer turns operations into as few commits as
 // the load allows, and gives each prefix it owns a Scope.
 package etcd
 
@@ -31,7 +35,8 @@ type Event struct {
 	// Key is the key below the prefix that is read, without a leading slash.
 	Key string
 	// Value is the new value. It isn't modified afterwards, so that an Observer
-	// may keep it. Meaningless for a deletion.
+	// may keep it; one that comes from a list keeps all of its page in memory.
+	// Meaningless for a deletion.
 	Value []byte
 	// Deleted is set when the key is gone.
 	Deleted bool
@@ -50,6 +55,9 @@ type Batch struct {
 	// Listing is set for the pages of a list. A list waits for its Observer, so
 	// that there it may wait in turn for whatever it feeds; a watch does not.
 	Listing bool
+	// First is set for the first page of a list by a Reader whose Observer keeps
+	// the state itself (see ReaderConfig.Passthrough). It may be empty.
+	First bool
 	// Resent is, for a batch that is Synced, how many calls of Resend it covers:
 	// what they asked for was delivered.
 	Resent uint64
@@ -86,7 +94,7 @@ var ErrClosed = errors.New("etcd client is closed")
 
 // The Reader's contract (reader.go):
 //
-//	NewReader(ReaderConfig{Log, Prefix, Canary, PageBytes, …}, observer) *Reader
+//	NewReader(ReaderConfig{Log, Prefix, Canary, Passthrough, …}, observer) *Reader
 //	r.Run(ctx, client) error   reads until ctx ends (nil) or the client is closed or bad (error);
 //	                           may be called again with another client: it resumes where that
 //	                           etcd still has the revision, else relists and emits the difference
@@ -106,13 +114,18 @@ var ErrClosed = errors.New("etcd client is closed")
 //	w.Admit(ctx) error                         waits while much is pending
 //	s := w.Scope(ScopeConfig{Prefix, Canary, CanaryValue, Lease, Refill, OnComplete})
 //	s.Load(ctx) error                          learns what the prefix holds, adopts its leases
+//	w.LoadScopes(ctx, scopes…) error           the same of several Scopes, in one request where they are small
 //	s.Apply(ops []Op)                          queues, coalescing by key; never blocks on etcd; no-ops are dropped
-//	s.Complete()                               all that belongs was applied: delete what Load found beyond
-//	                                           it, then write the canary
+//	s.BeginPass()                              all that belongs is about to be applied once more
+//	s.Restart()                                the same, of another source: what is queued is forgotten
+//	s.Complete()                               all that belongs was applied: delete what there was, when the
+//	                                           pass began or as Load found it, beyond it; then write the canary
 //	s.CompleteAfter(refills)                   the same, unless Refill was called, or is to be, more often
 //	s.Barrier(ctx) error                       waits until all that was applied is committed
+//	s.Clear()                                  queues a deletion of every key; the canary stays
 //	s.Drop(ctx) error                          deletes every key of the prefix, and the canary
 //	s.Len() int                                keys that are known to be in etcd
+//	s.Held() int, s.Holds(key) bool            those, once all that was applied is committed
 //
 // Values aren't kept after their commit. When etcd loses keys (a lease ran out,
 // the data are gone), Refill(keys) asks the Scope's owner to Apply them again

@@ -136,8 +136,8 @@ func (w *Writer) Stats() WriterStats {
 	defer w.mu.Unlock()
 	stats := w.stats
 	stats.Pending, stats.Refused = w.plan.length(), len(w.plan.parked)
-	for _, op := range w.plan.parked {
-		stats.LastError = op.refusal.Error()
+	for op := range w.plan.parked {
+		stats.LastError = op.refused.reason.Error()
 	}
 	return stats
 }
@@ -204,7 +204,7 @@ func (w *Writer) nextCommit(now time.Time) ([]*operation, time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.plan.unpark(now)
-	if w.plan.queue.Len() == 0 {
+	if w.plan.queued == 0 {
 		if len(w.plan.parked) > 0 {
 			return nil, time.Second
 		}
@@ -293,14 +293,13 @@ func atFault(err error) bool {
 }
 
 // try makes one transaction.
-func (w *Writer) try(ctx context.Context, batch []*operation) (*pb.TxnResponse, error) {
+func (w *Writer) try(ctx context.Context, batch []*operation) (*outcome, error) {
 	if err := w.assignLeases(ctx, batch); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
-	resp, err := w.client.kv.Txn(ctx, w.request(batch))
-	return resp, rpctypes.Error(err)
+	return w.client.txn(ctx, w.request(batch))
 }
 
 // request builds the transaction. All its parts come from three allocations.
@@ -338,7 +337,7 @@ func (w *Writer) assignLeases(ctx context.Context, batch []*operation) error {
 		if op.delete || !op.scope.cfg.Lease {
 			continue
 		}
-		if committed, ok := op.scope.records[op.key]; ok && w.leases.usable(committed.lease) {
+		if committed := op.scope.records.get(op.key); committed != nil && w.leases.usable(committed.lease) {
 			op.lease = committed.lease
 			w.leases.hold(op.lease)
 			continue
@@ -412,13 +411,16 @@ func (w *Writer) succeeded(ctx context.Context, batch []*operation, header *pb.R
 	w.notUntil = time.Time{}
 	gone := make(map[*Scope][]string)
 	for _, op := range batch {
-		old, known := op.scope.records[op.key]
-		if known {
-			w.leases.drop(old.lease)
-		}
 		if op.delete {
-			delete(op.scope.records, op.key)
+			if known := op.scope.records.get(op.key); known != nil {
+				w.leases.drop(known.lease)
+				op.scope.records.delete(op.key)
+			}
 			continue
+		}
+		known, fresh := op.scope.records.put(op.key)
+		if !fresh {
+			w.leases.drop(known.lease)
 		}
 		w.noSpace = false
 		r := record{hash: op.hash, lease: op.lease}
@@ -430,7 +432,7 @@ func (w *Writer) succeeded(ctx context.Context, batch []*operation, header *pb.R
 			r.flags |= recordLost | recordStale
 			gone[op.scope] = append(gone[op.scope], op.key)
 		}
-		op.scope.records[op.key] = r
+		*known = r
 		op.lease = 0
 	}
 	w.queueRefills(gone)
@@ -474,13 +476,14 @@ func (w *Writer) refused(op *operation, err error) {
 		return
 	}
 	key := op.scope.cfg.Prefix + op.key
-	if op.refusals == 0 {
+	if op.refused == nil {
+		op.refused = &refusal{}
 		w.log.Error("Etcd refuses a key, going on without it", "key", key, "bytes", len(op.value), "error", err)
 	}
 	w.stats.Failures++
-	op.refusal = fmt.Errorf("writing %q: %w", key, err)
-	delay := min(time.Second<<min(op.refusals, 10), time.Minute)
-	op.refusals++
+	op.refused.reason = fmt.Errorf("writing %q: %w", key, err)
+	delay := min(time.Second<<min(op.refused.times, 10), time.Minute)
+	op.refused.times++
 	w.plan.park(op, time.Now().Add(delay))
 	w.ease()
 }

@@ -191,6 +191,45 @@ func TestWriterRestart(t *testing.T) {
 	require.EqualValues(t, 3, w.Stats().Operations)
 }
 
+// TestLoadScopes loads small Scopes, a large one and one without a canary together:
+// then nothing is left to be written.
+func TestLoadScopes(t *testing.T) {
+	server := startServer(t, ServerConfig{})
+	configs := []ScopeConfig{leased("empty/", nil), leased("few/", nil), leased("many/", nil), {Prefix: "plain/"}}
+	wants := []map[string]string{{}, numbered(3, "v"), numbered(firstPage+1, "v"), numbered(2, "v")}
+	fill := func(scopes []*Scope) {
+		for i, s := range scopes {
+			s.Apply(ops(wants[i]))
+			s.Complete()
+			require.NoError(t, s.Barrier(t.Context()))
+		}
+	}
+	makeScopes := func(w *Writer) (scopes []*Scope) {
+		for _, cfg := range configs {
+			scopes = append(scopes, w.Scope(cfg))
+		}
+		return scopes
+	}
+	c := clientAt(t, time.Minute, server.URL())
+	w, stop := runWriter(t, c)
+	fill(makeScopes(w))
+	eventuallyContent(t, c, "synced/", map[string]string{"empty": "done", "few": "done", "many": "done"})
+	stop()
+
+	w = startWriter(t, clientAt(t, time.Minute, server.URL()))
+	scopes := makeScopes(w)
+	require.NoError(t, w.LoadScopes(t.Context(), scopes...))
+	for i, s := range scopes {
+		require.Equal(t, len(wants[i]), s.Len())
+	}
+	fill(scopes)
+	require.Zero(t, w.Stats().Operations)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.Error(t, w.LoadScopes(ctx, scopes...))
+}
+
 // TestWriterAdoptsLeases keeps what an earlier process wrote alive before any
 // Scope is loaded, and leaves the leases of others alone.
 func TestWriterAdoptsLeases(t *testing.T) {
