@@ -5,11 +5,8 @@ package ipcache
 
 import (
 	"fmt"
-	"runtime"
 	"testing"
 
-	"github.com/cilium/statedb"
-	"github.com/cilium/statedb/reconciler"
 	"github.com/stretchr/testify/require"
 
 	"github.com/waggle-mesh/waggle/cells/state"
@@ -51,36 +48,6 @@ func BenchmarkPipeline(b *testing.B) {
 			b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "entries/s")
 		})
 	}
-}
-
-// BenchmarkTableMemory says what a row costs with its indexes.
-func BenchmarkTableMemory(b *testing.B) {
-	const n = 100_000
-	entries := numbered(b, n)
-	for b.Loop() {
-		db := statedb.New()
-		table, err := NewTable(db)
-		require.NoError(b, err)
-		by := &owner{"-"}
-		before := heap()
-		wtxn := db.WriteTxn(table)
-		for _, entry := range entries {
-			row := &Row{Entry: entry, owner: by, status: reconciler.StatusKindDone}
-			_, _, err := table.Insert(wtxn, row)
-			require.NoError(b, err)
-		}
-		wtxn.Commit()
-		after := heap()
-		b.ReportMetric(float64(after-before)/n, "B/row")
-		runtime.KeepAlive(table)
-	}
-}
-
-func heap() uint64 {
-	runtime.GC()
-	var stats runtime.MemStats
-	runtime.ReadMemStats(&stats)
-	return stats.HeapAlloc
 }
 
 // BenchmarkLookup finds addresses in a map of 100,000.

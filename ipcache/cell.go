@@ -13,7 +13,6 @@ import (
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/job"
 	"github.com/cilium/statedb"
-	"github.com/cilium/statedb/reconciler"
 	"github.com/spf13/pflag"
 
 	"github.com/waggle-mesh/waggle/cells/state"
@@ -23,9 +22,8 @@ import (
 // Cell writes the tables of endpoints and nodes into the map that
 // --ipcache-backend names.
 //
-// It provides *Datapath, for lookups, statedb.Table[*Row] and
-// reconciler.Reconciler[*Row]; it needs the tables of endpoints and nodes and
-// wire.ClusterInfo.
+// It provides *Datapath, for lookups, and *Reconciler; it needs the tables of
+// endpoints and nodes and wire.ClusterInfo.
 var Cell = NewCell(OpenByFlag)
 
 // InMemoryCell is Cell for a build without BPF: whatever the flags say, the map
@@ -41,14 +39,11 @@ func NewCell(open Opener) cell.Cell {
 		cell.Config(DefaultConfig),
 		cell.Provide(newDatapath(open)),
 
-		// Only the deriver and the reconciler write the table.
-		cell.ProvidePrivate(NewTable),
-		cell.Provide(statedb.RWTable[*Row].ToTable),
+		// It works whether anybody asks for it or not.
+		cell.Provide(register),
+		cell.Invoke(func(*Reconciler) {}),
 
 		cell.Provide(scriptCommands),
-		cell.Invoke(registerDeriver),
-		cell.Provide(newReconciler),
-		cell.Invoke(func(reconciler.Reconciler[*Row]) {}),
 	)
 }
 
@@ -134,31 +129,34 @@ func (c Config) validate() error {
 	return nil
 }
 
-type deriverParams struct {
+// params are what a Reconciler takes.
+type params struct {
 	cell.In
 
-	JobGroup  job.Group
+	Log       *slog.Logger
+	Health    cell.Health
+	Lifecycle cell.Lifecycle
+	Jobs      job.Group
 	DB        *statedb.DB
 	Config    Config
 	Cluster   wire.ClusterInfo
-	Table     statedb.RWTable[*Row]
 	Endpoints statedb.Table[*state.Endpoint]
 	Nodes     statedb.Table[*state.Node]
+	Target    *Datapath
 }
 
-func registerDeriver(p deriverParams) {
-	d := newDeriver(p.DB, p.Table, p.Endpoints, p.Nodes, rules{
+func register(p params) *Reconciler {
+	r := newReconciler(p.Log, p.Health, p.DB, rules{
 		clusterName:  p.Cluster.Name,
 		ipv4:         p.Config.EnableIPv4,
 		ipv6:         p.Config.EnableIPv6,
 		underlayIPv6: p.Config.UnderlayProtocol == "ipv6",
-	})
-	p.JobGroup.Add(job.OneShot("derive", d.run))
-}
-
-// newReconciler comes after the Datapath's start hook, which was appended when
-// the Datapath was made: the reconciler never meets a map that isn't open yet.
-func newReconciler(params reconciler.Params, log *slog.Logger, health cell.Health,
-	table statedb.RWTable[*Row], target *Datapath) (reconciler.Reconciler[*Row], error) {
-	return registerReconciler(params, table, newOperations(log, health, table, target))
+	}, p.Endpoints, p.Nodes, p.Target)
+	// This hook comes after the Datapath's, which was appended when that was
+	// made: the job never meets a map that isn't open yet.
+	p.Lifecycle.Append(cell.Hook{OnStart: func(cell.HookContext) error {
+		p.Jobs.Add(job.OneShot("reconcile", r.run))
+		return nil
+	}})
+	return r
 }

@@ -5,6 +5,7 @@ package ipcache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -22,7 +23,6 @@ import (
 	"github.com/cilium/hive/script"
 	"github.com/cilium/hive/script/scripttest"
 	"github.com/cilium/statedb"
-	"github.com/cilium/statedb/reconciler"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -39,7 +39,7 @@ type running struct {
 	log      *slog.Logger
 	db       *statedb.DB
 	writer   *state.Writer
-	table    statedb.Table[*Row]
+	prune    *Reconciler
 	health   statedb.Table[types.Status]
 	datapath *Datapath
 	there    *state.Origin
@@ -51,8 +51,8 @@ func newRunning(t testing.TB, open Opener, cfg Config, extra ...cell.Cell) *runn
 		state.Cell,
 		NewCell(open),
 		cell.Provide(func() wire.ClusterInfo { return wire.ClusterInfo{ID: 1, Name: "here"} }),
-		cell.Invoke(func(db *statedb.DB, w *state.Writer, table statedb.Table[*Row], health statedb.Table[types.Status], d *Datapath) {
-			r.db, r.writer, r.table, r.health, r.datapath = db, w, table, health, d
+		cell.Invoke(func(db *statedb.DB, w *state.Writer, c *Reconciler, health statedb.Table[types.Status], d *Datapath) {
+			r.db, r.writer, r.prune, r.health, r.datapath = db, w, c, health, d
 			r.there = w.Origin("there", 2, state.SourceClusterMesh)
 		}),
 	}, extra...)
@@ -82,23 +82,16 @@ func (r *running) do(change func(tx *state.Txn)) {
 	tx.Commit()
 }
 
-// committed waits until the map has a prefix with this identity.
+// committed waits until the map has a prefix with this identity. It looks at the
+// prefix's own entry by its first address, and can't tell it from a shorter one's
+// with the same identity.
 func (r *running) committed(t testing.TB, prefix string, identity uint32) {
 	t.Helper()
-	timeout := time.After(patience)
-	for {
-		row, _, watch, ok := r.table.GetWatch(r.db.ReadTxn(), ByPrefix(netip.MustParsePrefix(prefix)))
-		if ok && row.Identity == identity {
-			if _, done := row.Committed(); done {
-				return
-			}
-		}
-		select {
-		case <-watch:
-		case <-timeout:
-			t.Fatalf("%s didn't get identity %d in the map; the row is %v", prefix, identity, row)
-		}
-	}
+	first := netip.MustParsePrefix(prefix).Addr()
+	require.Eventually(t, func() bool {
+		entry, ok := r.datapath.Lookup(first)
+		return ok && entry.Identity == identity
+	}, patience, time.Millisecond, "%s didn't get identity %d", prefix, identity)
 }
 
 func (r *running) lookup(t testing.TB, ip string) string {
@@ -182,7 +175,6 @@ func TestCellFollowsTheTables(t *testing.T) {
 		r.committed(t, "0.0.0.0/0", identityWorld)
 		require.Equal(t, "identity=2 encryptkey=0 tunnelendpoint=0.0.0.0 flags=<none>", r.lookup(t, "8.8.8.8"))
 
-		// The rows of the table of what upstream has in its map.
 		r.do(func(tx *state.Txn) {
 			tx.UpsertNode(r.there, simpleNode("there", "n1", "192.168.0.1", "10.0.1.0/24"))
 			tx.UpsertEndpoint(r.there, state.Owner{}, claimOn("10.0.1.7/32", "192.168.0.1", 70000))
@@ -255,8 +247,7 @@ func TestCellRestart(t *testing.T) {
 // TestCellPruneRepairs: what somebody else did to the map is put right.
 func TestCellPruneRepairs(t *testing.T) {
 	eachBackend(t, 1000, func(t *testing.T, open Opener, cfg Config) {
-		var prune reconciler.Reconciler[*Row]
-		r := start(t, open, cfg, cell.Invoke(func(p reconciler.Reconciler[*Row]) { prune = p }))
+		r := start(t, open, cfg)
 		r.do(func(tx *state.Txn) {
 			for _, ip := range []string{"10.0.1.1/32", "10.0.1.2/32", "10.0.1.3/32"} {
 				tx.UpsertEndpoint(r.there, state.Owner{}, claimOn(ip, "192.168.0.1", 70000))
@@ -272,9 +263,9 @@ func TestCellPruneRepairs(t *testing.T) {
 			func() []error { return r.datapath.Update([]Entry{entryOf(t, "10.9.9.9/32", 666, "")}) },
 			func() []error { return r.datapath.Delete([]Key{mustKey(t, "10.0.1.2/32")}) },
 		} {
-			require.Eventually(t, func() bool { return firstOf(damage()) == nil }, patience, time.Millisecond)
+			require.Eventually(t, func() bool { return errors.Join(damage()...) == nil }, patience, time.Millisecond)
 			require.Eventually(t, func() bool {
-				prune.Prune()
+				r.prune.Prune()
 				return maps.Equal(want, content(t, r.datapath))
 			}, patience, 10*time.Millisecond)
 		}
@@ -303,20 +294,18 @@ func TestCellOverflow(t *testing.T) {
 			return r.healthOf(".capacity") == "Degraded 7 entries don't fit (--bpf-ipcache-map-max=20)"
 		}, patience, time.Millisecond)
 
-		// A row that is in the map can still change, and the rest gets in when
-		// others leave.
+		// What is in the map can still change, and the rest gets in when others
+		// leave.
 		var in, out []netip.Prefix
-		require.Eventually(t, func() bool {
-			in, out = nil, nil
-			for row := range r.table.All(r.db.ReadTxn()) {
-				if _, ok := row.Committed(); !ok {
-					out = append(out, row.Prefix())
-				} else if row.kind == kindEndpoint {
-					in = append(in, row.Prefix())
-				}
+		there := content(t, r.datapath)
+		for _, entry := range entries {
+			if _, ok := there[entry.Key]; ok {
+				in = append(in, entry.Prefix())
+			} else {
+				out = append(out, entry.Prefix())
 			}
-			return len(out) == tooMany
-		}, patience, time.Millisecond)
+		}
+		require.Len(t, out, tooMany)
 		r.do(func(tx *state.Txn) {
 			tx.UpsertEndpoint(r.there, state.Owner{}, wire.Endpoint{Prefix: in[0], Identity: 1234})
 			for _, prefix := range in[1 : 1+tooMany] {
@@ -325,12 +314,9 @@ func TestCellOverflow(t *testing.T) {
 		})
 		r.committed(t, in[0].String(), 1234)
 		require.Eventually(t, func() bool { return r.datapath.Overflow() == 0 }, patience, time.Millisecond)
+		there = content(t, r.datapath)
 		for _, prefix := range out {
-			require.Eventually(t, func() bool {
-				row, _, _ := r.table.Get(r.db.ReadTxn(), ByPrefix(prefix))
-				_, ok := row.Committed()
-				return ok
-			}, patience, time.Millisecond)
+			require.Contains(t, there, mustKey(t, prefix.String()))
 		}
 		require.Equal(t, "OK Everything fits", r.healthOf(".capacity"))
 	})

@@ -46,10 +46,6 @@ func TestLayoutIsUpstreams(t *testing.T) {
 	require.EqualValues(t, 4+16+2+1+1, unsafe.Sizeof(value))
 }
 
-func TestRowIsSmall(t *testing.T) {
-	require.EqualValues(t, 80, unsafe.Sizeof(Row{}))
-}
-
 func TestMapSpecIsUpstreams(t *testing.T) {
 	theirs, ours := upstream.NewMap(nil, upstream.Name), mapSpec(upstream.MaxEntries)
 	require.Equal(t, theirs.Type(), ours.Type)

@@ -7,261 +7,320 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/statedb"
-	"github.com/cilium/statedb/reconciler"
 	"golang.org/x/time/rate"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/waggle-mesh/waggle/cells/state"
 )
 
 const (
-	// reconcileRound is the most entries of one round of the reconciler: few
-	// enough that their status follows soon, many enough that the cost of a
-	// round doesn't count (BenchmarkPipeline).
-	reconcileRound = 10_000
+	// roundSize is the most changes of one round: few enough that the buffers of
+	// a round stay small, many enough that its cost doesn't count
+	// (BenchmarkPipeline).
+	roundSize = 20_000
 
 	// Entries that failed are tried again after 100 ms, then after twice as long
 	// each time.
 	retryMin = 100 * time.Millisecond
 	retryMax = 30 * time.Second
 
-	// pruneInterval is how often the map is compared with the table in full. Only
-	// we write to it, so this is for what should never happen.
+	// pruneInterval is how often the map is compared in full with what is wanted.
+	// Only we write to it, so this is for what should never happen.
 	pruneInterval = time.Hour
 
 	// overflowLogInterval bounds how often overflow is logged.
 	overflowLogInterval = 10 * time.Second
 )
 
-// operations bring rows into the map for statedb's reconciler, which calls them
-// from one goroutine.
-type operations struct {
+// Reconciler brings what the tables of endpoints and nodes want into the map, in
+// its one job, in rounds. It keeps no status of single entries, only of those
+// that failed: statedb's reconciler, which does, writes each row a second time.
+type Reconciler struct {
 	log    *slog.Logger
-	health cell.Health
-	table  statedb.Table[*Row]
+	db     *statedb.DB
+	nodes  statedb.Table[*state.Node]
 	target *Datapath
+	health cell.Health // of the capacity
 
-	// pruned is set once the map was compared with the table, or need not be.
-	pruned bool
-	// overflow are the keys that are wanted and didn't fit.
+	// Owned by the job.
+	wanted          *wanted
+	endpointChanges statedb.ChangeIterator[*state.Endpoint]
+	nodeChanges     statedb.ChangeIterator[*state.Node]
+	// failed are the keys at which the map isn't as wanted, but for want of room,
+	// with the last error; overflow those that didn't fit. No key is in both.
+	failed   map[Key]error
 	overflow map[Key]struct{}
-	logLimit *rate.Limiter
+	// compared is set once the map of an earlier process was pruned.
+	compared bool
+	// retry has the next round try again what has failed, and fresh says that
+	// something has that hadn't before: it needn't wait as long as the others.
+	retry, fresh bool
+	backoff      wait.Backoff
+	logLimit     *rate.Limiter
 
-	// Buffers that are kept from batch to batch.
-	entries []Entry
-	keys    []Key
+	// The buffers of a round.
+	touched []Key
+	updates []Entry
+	deletes []Key
+
+	pruneNow chan struct{}
 }
 
-var (
-	_ reconciler.Operations[*Row]      = (*operations)(nil)
-	_ reconciler.BatchOperations[*Row] = (*operations)(nil)
-)
-
-func newOperations(log *slog.Logger, health cell.Health, table statedb.Table[*Row], target *Datapath) *operations {
-	return &operations{
-		log: log, health: health.NewScope("capacity"), table: table, target: target,
-		overflow: map[Key]struct{}{},
+func newReconciler(log *slog.Logger, health cell.Health, db *statedb.DB, rules rules,
+	endpoints statedb.Table[*state.Endpoint], nodes statedb.Table[*state.Node], target *Datapath) *Reconciler {
+	return &Reconciler{
+		log: log, db: db, nodes: nodes, target: target, health: health.NewScope("capacity"),
+		wanted: newWanted(rules, endpoints),
+		failed: map[Key]error{}, overflow: map[Key]struct{}{},
+		backoff:  newBackoff(),
 		logLimit: rate.NewLimiter(rate.Every(overflowLogInterval), 1),
+		pruneNow: make(chan struct{}, 1),
 	}
 }
 
-// registerReconciler starts the reconciliation of the table with the map.
-func registerReconciler(params reconciler.Params, table statedb.RWTable[*Row], ops *operations) (reconciler.Reconciler[*Row], error) {
-	return reconciler.Register(params, table, cloneRow, setStatus, (*Row).Status, ops, ops,
-		reconciler.WithRoundLimits(reconcileRound, rate.NewLimiter(1000, 1)),
-		reconciler.WithRetry(retryMin, retryMax),
-		reconciler.WithPruning(pruneInterval),
-		// Pruning repairs too; writing every entry again now and then adds nothing.
-		reconciler.WithRefreshing(0, nil),
+func newBackoff() wait.Backoff {
+	return wait.Backoff{Duration: retryMin, Factor: 2, Jitter: 0.1, Steps: 20, Cap: retryMax}
+}
+
+// Prune has the map compared in full with what is wanted, soon, once the tables
+// are initialized. It returns at once, and may be called by several goroutines.
+func (r *Reconciler) Prune() {
+	select {
+	case r.pruneNow <- struct{}{}:
+	default: // it is asked for already
+	}
+}
+
+// run reconciles until ctx ends.
+func (r *Reconciler) run(ctx context.Context, health cell.Health) error {
+	if err := r.watch(); err != nil {
+		return err
+	}
+	prune := time.NewTicker(pruneInterval)
+	defer prune.Stop()
+	retry := time.NewTimer(retryMax)
+	defer retry.Stop()
+	var (
+		armed   = true // the timer runs, from a start that it isn't needed at
+		pruning = true // of what an earlier process has left
+		said    string
 	)
+	r.start()
+	for {
+		next := r.step()
+		if next.rest && ctx.Err() == nil {
+			continue
+		}
+		if pruning && next.synced {
+			if err := r.prune(r.db.ReadTxn()); err != nil {
+				r.log.Warn("Comparing the ipcache map with the tables failed", "error", err)
+			} else {
+				pruning = false
+			}
+		}
+		switch needed := len(r.failed) > 0 || (pruning && next.synced); {
+		case !needed:
+			retry.Stop()
+			armed, r.backoff = false, newBackoff()
+		case !armed || r.fresh:
+			retry.Reset(r.backoff.Step())
+			armed = true
+		}
+		r.fresh = false
+		said = r.report(health, said)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-next.endpoints:
+		case <-next.nodes:
+		case <-next.endpointsSynced:
+		case <-next.nodesSynced:
+		case <-retry.C:
+			armed, r.retry = false, true
+		case <-prune.C:
+			pruning = true
+		case <-r.pruneNow:
+			pruning = true
+		}
+	}
 }
 
-// UpdateBatch implements reconciler.BatchOperations.
-func (o *operations) UpdateBatch(_ context.Context, _ statedb.ReadTxn, batch []reconciler.BatchEntry[*Row]) {
-	o.entries = o.entries[:0]
-	for i := range batch {
-		o.entries = append(o.entries, batch[i].Object.Entry)
+// watch begins to follow the sources.
+func (r *Reconciler) watch() (err error) {
+	wtxn := r.db.WriteTxn(r.wanted.endpoints, r.nodes)
+	defer wtxn.Commit()
+	if r.endpointChanges, err = r.wanted.endpoints.Changes(wtxn); err != nil {
+		return fmt.Errorf("watching endpoints: %w", err)
 	}
-	for i, err := range o.update(o.entries) {
-		batch[i].Result = err
+	if r.nodeChanges, err = r.nodes.Changes(wtxn); err != nil {
+		return fmt.Errorf("watching nodes: %w", err)
 	}
+	return nil
 }
 
-// DeleteBatch implements reconciler.BatchOperations.
-func (o *operations) DeleteBatch(_ context.Context, txn statedb.ReadTxn, batch []reconciler.BatchEntry[*Row]) {
-	o.keys = o.keys[:0]
-	for i := range batch {
-		o.keys = append(o.keys, batch[i].Object.Key)
+// start writes what depends on nothing.
+func (r *Reconciler) start() {
+	for key, c := range r.wanted.claims.strongest {
+		r.updates = append(r.updates, Entry{key, c.value})
 	}
-	for i, err := range o.delete(o.keys) {
-		batch[i].Result = err
-	}
-	o.admit(txn, len(batch))
+	r.write(r.db.ReadTxn())
 }
 
-// admit writes entries that didn't fit into the room that deletions made, rather
-// than leave them out until their retries, which may be half a minute apart.
-// Their rows' status follows with the retry.
-func (o *operations) admit(txn statedb.ReadTxn, room int) {
-	if len(o.overflow) == 0 {
-		return
+// next says what follows a round.
+type next struct {
+	// rest: there is more to do at once.
+	rest bool
+	// synced: the sources are complete, and all of them was taken in.
+	synced bool
+	// These are closed when there is something to do again.
+	endpoints, nodes, endpointsSynced, nodesSynced <-chan struct{}
+}
+
+// step takes one snapshot of the sources and brings what changed into the map,
+// roundSize changes at most. Nodes come first: an endpoint without its node
+// can't be reached.
+func (r *Reconciler) step() (next next) {
+	txn := r.db.ReadTxn()
+	nodes, nodesWatch := r.nodeChanges.Next(txn)
+	endpoints, endpointsWatch := r.endpointChanges.Next(txn)
+	next.nodes, next.endpoints = nodesWatch, endpointsWatch
+	// Once initialized these channels stay closed and must not wake us.
+	endpointsSynced, endpointsInit := r.wanted.endpoints.Initialized(txn)
+	if !endpointsSynced {
+		next.endpointsSynced = endpointsInit
 	}
-	o.entries = o.entries[:0]
-	for key := range o.overflow {
-		if len(o.entries) == room {
+	nodesSynced, nodesInit := r.nodes.Initialized(txn)
+	if !nodesSynced {
+		next.nodesSynced = nodesInit
+	}
+
+	budget := roundSize
+	r.touched = r.touched[:0]
+	for change := range nodes {
+		if change.Deleted {
+			r.touched = r.wanted.claims.dropNode(r.touched, change.Object)
+		} else {
+			r.touched = r.wanted.claims.putNode(r.touched, change.Object, r.wanted.rules.node(&change.Object.Node))
+		}
+		if budget--; budget == 0 {
+			next.rest = true
 			break
 		}
-		if row, _, ok := o.table.Get(txn, ByPrefix(key.Prefix())); ok {
-			o.entries = append(o.entries, row.Entry)
-		}
 	}
-	o.update(o.entries) // what fails again is still counted, and is retried
-}
-
-// Update implements reconciler.Operations; it is called for retries.
-func (o *operations) Update(_ context.Context, _ statedb.ReadTxn, _ statedb.Revision, row *Row) error {
-	return errors.Join(o.update([]Entry{row.Entry})...)
-}
-
-// Delete implements reconciler.Operations; it is called for retries.
-func (o *operations) Delete(_ context.Context, _ statedb.ReadTxn, _ statedb.Revision, row *Row) error {
-	return errors.Join(o.delete([]Key{row.Key})...)
-}
-
-// Prune implements reconciler.Operations. It deletes what the map has beyond the
-// table, such as entries of an earlier process whose pods are gone meanwhile, and
-// writes again what the table says is there and isn't, or is different.
-//
-// The reconciler calls it once the table is initialized, and every hour. It
-// reads the whole map: about 1 µs an entry (BenchmarkBPFAll).
-func (o *operations) Prune(_ context.Context, txn statedb.ReadTxn, rows iter.Seq2[*Row, statedb.Revision]) error {
-	if !o.pruned && !o.target.Restored() {
-		// A map that began empty has nothing but what we wrote.
-		o.pruned = true
-		return nil
+	if r.retry {
+		// With the same snapshot as all else: there is one outcome for a key.
+		r.touched = slices.AppendSeq(r.touched, maps.Keys(r.failed))
+		r.retry = false
 	}
-	o.pruned = true
-
-	var (
-		surplus []Key
-		wrong   []Entry
-		right   int
-	)
-	for entry, err := range o.target.All() {
-		if err != nil {
-			return err
-		}
-		row, _, ok := o.table.Get(txn, ByPrefix(entry.Prefix()))
-		switch {
-		case !ok || row.Key != entry.Key:
-			surplus = append(surplus, entry.Key)
-		case row.status != reconciler.StatusKindDone:
-			// What it is to be comes by the usual way.
-		case row.Value != entry.Value:
-			wrong = append(wrong, row.Entry)
-		default:
-			right++
-		}
+	for _, key := range r.touched {
+		r.queue(txn, key)
 	}
-
-	done := 0
-	for row := range rows {
-		if row.status == reconciler.StatusKindDone {
-			done++
-		}
-	}
-	missing := done - right - len(wrong)
-	if missing > 0 {
-		// So rare that it isn't worth keeping what was seen: write them all.
-		wrong = wrong[:0]
-		for row := range rows {
-			if row.status == reconciler.StatusKindDone {
-				wrong = append(wrong, row.Entry)
+	if !next.rest {
+		for change := range endpoints {
+			r.queueEndpoint(change)
+			if budget--; budget == 0 {
+				next.rest = true
+				break
 			}
 		}
 	}
-
-	errs := o.delete(surplus)
-	errs = append(errs, o.update(wrong)...)
-	if len(surplus)+len(wrong) > 0 {
-		o.log.Info("Brought the ipcache map in line with the table",
-			"deleted", len(surplus),
-			"rewritten", len(wrong),
-			"missing", missing,
-		)
-	}
-	return firstOf(errs)
+	r.write(txn)
+	next.synced = !next.rest && endpointsSynced && nodesSynced
+	return next
 }
 
-func (o *operations) update(entries []Entry) []error {
-	errs := o.target.Update(entries)
-	before := len(o.overflow)
-	if before == 0 && errs == nil {
+// queue has the map made as wanted at one key.
+func (r *Reconciler) queue(txn statedb.ReadTxn, key Key) {
+	if c, ok := r.wanted.at(txn, key); ok {
+		r.updates = append(r.updates, Entry{key, c.value})
+	} else {
+		r.deletes = append(r.deletes, key)
+	}
+}
+
+// queueEndpoint is queue for a changed endpoint, without looking it up.
+func (r *Reconciler) queueEndpoint(change statedb.Change[*state.Endpoint]) {
+	entry, ok := r.wanted.rules.endpoint(change.Object)
+	switch {
+	case !ok: // no such prefix can be in the map
+	case !change.Deleted:
+		entry.Value = r.wanted.with(change.Object, entry).value
+		r.updates = append(r.updates, entry)
+	default:
+		if c, ok := r.wanted.claims.strongest[entry.Key]; ok {
+			r.updates = append(r.updates, Entry{entry.Key, c.value})
+		} else {
+			r.deletes = append(r.deletes, entry.Key)
+		}
+	}
+}
+
+// write brings what is queued into the map, in one batch of deletions and one of
+// updates. What doesn't fit, fails or is in order again is noted. Into the room
+// that deletions made goes what didn't fit before.
+func (r *Reconciler) write(txn statedb.ReadTxn) {
+	before := len(r.overflow)
+	if len(r.deletes) > 0 {
+		errs := r.target.Delete(r.deletes)
+		for i, key := range r.deletes {
+			r.outcome(key, errorAt(errs, i))
+		}
+		if len(r.overflow) > 0 {
+			r.admit(txn, len(r.deletes))
+		}
+	}
+	if len(r.updates) > 0 {
+		errs := r.target.Update(r.updates)
+		if errs != nil || len(r.failed)+len(r.overflow) > 0 {
+			for i := range r.updates {
+				r.outcome(r.updates[i].Key, errorAt(errs, i))
+			}
+		}
+	}
+	r.updates, r.deletes = r.updates[:0], r.deletes[:0]
+	r.reportOverflow(before)
+}
+
+// admit queues entries that didn't fit, as many as there may be room for.
+func (r *Reconciler) admit(txn statedb.ReadTxn, room int) {
+	for key := range r.overflow {
+		if room--; room < 0 {
+			return
+		}
+		if c, ok := r.wanted.at(txn, key); ok {
+			r.updates = append(r.updates, Entry{key, c.value})
+		}
+	}
+}
+
+// outcome notes how writing or deleting a key went.
+func (r *Reconciler) outcome(key Key, err error) {
+	switch {
+	case errors.Is(err, ErrFull):
+		delete(r.failed, key)
+		r.overflow[key] = struct{}{}
+	case err != nil:
+		if _, ok := r.failed[key]; !ok {
+			r.fresh, r.backoff = true, newBackoff()
+		}
+		delete(r.overflow, key)
+		r.failed[key] = err
+	default:
+		delete(r.failed, key)
+		delete(r.overflow, key)
+	}
+}
+
+func errorAt(errs []error, i int) error {
+	if errs == nil {
 		return nil
 	}
-	for i, entry := range entries {
-		switch {
-		case errs == nil || errs[i] == nil:
-			delete(o.overflow, entry.Key)
-		case errors.Is(errs[i], ErrFull):
-			o.overflow[entry.Key] = struct{}{}
-		}
-	}
-	o.report(before)
-	return errs
-}
-
-func (o *operations) delete(keys []Key) []error {
-	errs := o.target.Delete(keys)
-	before := len(o.overflow)
-	if before > 0 {
-		for _, key := range keys {
-			delete(o.overflow, key)
-		}
-	}
-	o.report(before)
-	return errs
-}
-
-// report tells of overflow when its count changed.
-func (o *operations) report(before int) {
-	now := len(o.overflow)
-	if now == before {
-		return
-	}
-	o.target.overflow.Store(int64(now))
-	if now == 0 {
-		o.health.OK("Everything fits")
-		o.log.Info("All entries fit into the ipcache map again")
-		return
-	}
-	o.health.Degraded(fmt.Sprintf("%d entries don't fit (--%s=%d)", now, flagMapMax, o.target.Capacity()), ErrFull)
-	if o.logLimit.Allow() {
-		o.log.Error("The ipcache map is full: traffic to and from some addresses has no identity",
-			"notFitting", now,
-			"capacity", o.target.Capacity(),
-			"remedy", "raise --"+flagMapMax,
-		)
-	}
-}
-
-// firstOf is the first error, with the number of those that follow.
-func firstOf(errs []error) error {
-	var first error
-	count := 0
-	for _, err := range errs {
-		if err == nil {
-			continue
-		}
-		if count++; first == nil {
-			first = err
-		}
-	}
-	if count > 1 {
-		return fmt.Errorf("%w (and %d more)", first, count-1)
-	}
-	return first
+	return errs[i]
 }

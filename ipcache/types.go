@@ -5,18 +5,18 @@
 // map from which the datapath reads which identity an address has, and behind
 // which node it is.
 //
-//	Table "endpoints" ─┐ Changes()         reconciler, in batches
-//	                   ├─ deriver ─▶ Table "ipcache" ─▶ Map: BPF LPM trie, or in memory
-//	Table "nodes" ─────┘              ▲         │
-//	                                  └─status──┘
+//	Table "endpoints" ──────────┐
+//	                            ├─ wanted ─▶ Reconciler, in batches ─▶ Map: BPF LPM trie, or in memory
+//	Table "nodes" ──▶ claims ───┘
 //
 //	types.go        the contract of a Map, and its errors
 //	entry.go        key and value, laid out as Cilium's cilium_ipcache_v2
 //	rules.go        which entries an endpoint or a node gives; pure
-//	table.go        the table, and its rows
-//	precedence.go   which claim on a prefix wins
-//	derive.go       endpoints and nodes → table
-//	reconciler.go   table → Map
+//	claims.go       which claim on a prefix wins; pure
+//	wanted.go       what the map is to have
+//	reconciler.go   the tables' changes → Map, and what failed again
+//	prune.go        the whole of the Map against what is wanted
+//	report.go       health and logs of that
 //	bpf.go          the Map in the kernel
 //	pin.go          where that is pinned, and whose it is; bpffs.go mounts the place
 //	memory.go       the Map in memory
@@ -24,8 +24,8 @@
 //	commands.go     ipcache/list and ipcache/get
 //	cell.go         flags and wiring
 //
-// To learn when an entry is in the map, watch its row: [Row.Committed] tells,
-// and the watch channel of a query by [ByPrefix] closes when it changes.
+// There is no table of entries and no status of each: an entry is in the map
+// when [Datapath.Lookup] finds it, and what isn't as it should be is in health.
 package ipcache
 
 import (
