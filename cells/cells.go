@@ -68,6 +68,7 @@ var Agent = cell.Module(
 	state.Cell,                      // the tables
 	remote.Cell,                     // the remote clusters' life
 	remote.Metrics("clustermesh"),   // upstream's metrics of it
+	remote.SharedConnections,        // one to each etcd, whatever clusters it has
 	ingest.Cell,                     // etcd → tables
 	datapath,                        // tables → the map, by build tag
 )

@@ -103,6 +103,10 @@ func perEndpoint(b *testing.B, n int) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/endpoint")
 }
 
+func perNode(b *testing.B, n int) {
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/node")
+}
+
 // BenchmarkUpsertEndpoints inserts 100,000 endpoints in batches of 1,000.
 func BenchmarkUpsertEndpoints(b *testing.B) {
 	eps := endpointsOf(0, 100_000)
@@ -152,6 +156,96 @@ func BenchmarkUpsertEndpointsUnchanged(b *testing.B) {
 		tx.Commit()
 	}
 	perEndpoint(b, benchBatch)
+}
+
+// benchNode is the node i of a mesh, as a decoder makes it.
+func benchNode(i int) wire.Node {
+	var a [4]byte
+	binary.BigEndian.PutUint32(a[:], 172<<24|uint32(i))
+	name := fmt.Sprintf("node-%05d", i)
+	return wire.Node{
+		Name: name, Cluster: "cluster0", ClusterID: 1, Source: "clustermesh", BootID: name,
+		Addresses: []wire.NodeAddress{{Type: "InternalIP", IP: netip.AddrFrom4(a)}},
+		Labels:    map[string]string{"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"},
+	}
+}
+
+// BenchmarkUpsertNodes says 1,000 nodes: new ones, with another boot ID, and as
+// they were.
+func BenchmarkUpsertNodes(b *testing.B) {
+	nodes := make([]wire.Node, benchBatch)
+	for i := range nodes {
+		nodes[i] = benchNode(i)
+	}
+	upsert := func(t *benchTable, n int) {
+		tx := t.w.Begin()
+		for i := range nodes {
+			node := nodes[i]
+			node.BootID = fmt.Sprint(n)
+			tx.UpsertNode(t.origins[0], node)
+		}
+		tx.Commit()
+	}
+	b.Run("new", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			upsert(newBenchTable(b), 0)
+		}
+		perNode(b, len(nodes))
+	})
+	b.Run("changed", func(b *testing.B) {
+		t := newBenchTable(b)
+		b.ReportAllocs()
+		for n := 0; b.Loop(); n++ {
+			upsert(t, n)
+		}
+		perNode(b, len(nodes))
+	})
+	b.Run("unchanged", func(b *testing.B) {
+		t := newBenchTable(b)
+		upsert(t, 0)
+		b.ReportAllocs()
+		for b.Loop() {
+			upsert(t, 0)
+		}
+		perNode(b, len(nodes))
+	})
+}
+
+// BenchmarkUpsertIdentities inserts the identities of 100 clusters, a batch each.
+func BenchmarkUpsertIdentities(b *testing.B) {
+	const clusters, each = 100, 100
+	ids := make([]wire.Identity, clusters*each)
+	for i := range ids {
+		ids[i] = wire.Identity{ID: uint32(i/each+1)<<16 | uint32(i%each+256), Labels: fmt.Sprintf("k8s:app=web-%d;", i)}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		t := newBenchTable(b)
+		for c := range clusters {
+			tx := t.w.Begin()
+			for _, id := range ids[c*each : (c+1)*each] {
+				tx.UpsertIdentity(t.origins[c], id)
+			}
+			tx.Commit()
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(ids)), "ns/identity")
+}
+
+// BenchmarkCommit is one change among 500,000 endpoints, in a transaction of its
+// own: what a change costs in a quiet mesh.
+func BenchmarkCommit(b *testing.B) {
+	t := newBenchTable(b)
+	t.fill(benchEndpoints)
+	ep := benchEndpoint(250_000)
+	b.ReportAllocs()
+	for b.Loop() {
+		ep.Identity++
+		tx := t.w.Begin()
+		tx.UpsertEndpoint(t.originOf(250_000), Owner{}, ep)
+		tx.Commit()
+	}
 }
 
 // BenchmarkDeleteOrigin drains one cluster of 980 endpoints out of 500,000: the

@@ -30,7 +30,9 @@ type Txn struct {
 	key         [18]byte
 }
 
-// Commit makes the changes visible. It does nothing after Abort or Commit.
+// Commit makes the changes visible. It does nothing after Abort or Commit. What it
+// costs beside the changes themselves is the same for one as for a thousand: the
+// reason to keep batches whole (BenchmarkCommit, BenchmarkUpsertEndpointsChanged).
 func (tx *Txn) Commit() {
 	if tx.w == nil {
 		return
@@ -129,7 +131,8 @@ func (tx *Txn) change(origin *Origin) *Counts {
 	return c
 }
 
-// UpsertIdentity makes or updates an identity. The labels are copied.
+// UpsertIdentity makes or updates an identity. The labels are copied
+// (BenchmarkUpsertIdentities).
 func (tx *Txn) UpsertIdentity(origin *Origin, identity wire.Identity) {
 	old, _, found := tx.w.tables.identities.Get(tx.wtxn, IdentityByID(identity.ID))
 	if found && old.Origin == origin && old.Labels == identity.Labels {
@@ -144,7 +147,9 @@ func (tx *Txn) DeleteIdentity(origin *Origin, id uint32) {
 	deleteOwned(tx, tx.w.tables.identities, origin, IdentityByID(id))
 }
 
-// UpsertNode makes or updates a node, whose slices and maps are kept.
+// UpsertNode makes or updates a node, whose slices and maps are kept. Whether it
+// says anything new is found by reflection, in less time than the write of a row
+// that is new takes (BenchmarkUpsertNodes).
 func (tx *Txn) UpsertNode(origin *Origin, node wire.Node) {
 	old, _, found := tx.w.tables.nodes.Get(tx.wtxn, NodeByName(node.Cluster, node.Name))
 	if found && old.Origin == origin && reflect.DeepEqual(old.Node, node) {

@@ -123,7 +123,10 @@ func TestRestartWritesTheDifference(t *testing.T) {
 	require.Equal(t, 3, first.exporter.Counts()[wire.Endpoints])
 	// The canaries follow what they stand for.
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		require.Contains(c, keysOf(list(c, client)), wire.CanaryKey(wire.Endpoints, "cluster3", false))
+		keys := keysOf(list(c, client))
+		for counted := range first.exporter.Counts() {
+			require.Contains(c, keys, wire.CanaryKey(counted, "cluster3", false))
+		}
 	}, 10*time.Second, 10*time.Millisecond)
 	first.stop()
 

@@ -153,6 +153,7 @@ func newStream[T any](h *handler, resource wire.Resource, codec codec[T]) *strea
 		Prefix:       wire.Prefix(resource, h.cluster, h.layout.cached),
 		RelistJitter: h.options.RelistJitter,
 		Lists:        h.options.lists,
+		ReadAhead:    true,
 	}
 	if h.layout.canaries {
 		cfg.Canary = wire.CanaryKey(resource, h.cluster, h.layout.cached)

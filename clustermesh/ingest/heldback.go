@@ -23,7 +23,7 @@ import (
 // row for ever. The deletion of an identity affects no endpoint.
 //
 // It is a state machine without I/O or clock, used by one goroutine at a time.
-// All operations are O(1) for each endpoint they concern. After expire at the
+// All operations are O(1) for each endpoint they concern (BenchmarkHeldBack). After expire at the
 // time of next, what was let through equals what an application in any order
 // gives (TestHeldBackEqualsOrderFree).
 type heldBack struct {

@@ -12,9 +12,15 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
+// changesAtOnce is the most entries of a list that are decoded and then written in
+// one transaction. A page of a list has up to 100,000, whose decoded form would
+// take more memory than the page; a transaction of this many rows costs hardly
+// more for each than one of all (BenchmarkTakeIn).
+const changesAtOnce = 8192
+
 // keptChanges is the largest buffer of changes that an observer keeps between
-// batches. That of a list's page is megabytes, once for each of hundreds of
-// clusters, and isn't needed again for a long time.
+// batches. That of a list is megabytes, once for each of hundreds of clusters,
+// and isn't needed again for a long time.
 const keptChanges = 256
 
 // observer turns batches of one resource into transactions. Decoding, which is
@@ -34,18 +40,32 @@ type change[T any] struct {
 	gone  bool
 }
 
-// OnBatch implements etcd.Observer. It ignores the end of the context: the
+// OnBatch implements etcd.Observer. Nearly all that an agent's tables cost is spent
+// in it: BenchmarkTakeIn guards a list of endpoints, BenchmarkTakeInChanges what a
+// watch brings, BenchmarkTakeInNodes a list of nodes. It ignores the end of the context: the
 // Reader will never deliver this batch again.
 func (o *observer[T]) OnBatch(_ context.Context, batch etcd.Batch) {
+	for rest := batch.Events; batch.Listing && len(rest) > changesAtOnce; {
+		part := batch
+		part.Events, part.Synced, rest = rest[:changesAtOnce], false, rest[changesAtOnce:]
+		o.take(part)
+		batch.Events = rest
+	}
+	o.take(batch)
+	if !batch.Listing && cap(o.changes) > keptChanges {
+		o.changes = nil
+	}
+}
+
+// take applies a batch in one transaction.
+func (o *observer[T]) take(batch etcd.Batch) {
 	o.decode(batch.Events)
 	var changes func(*state.Txn)
 	if len(o.changes) > 0 {
 		changes = o.write
 	}
 	o.handler.apply(o.resource, batch, changes)
-	if clear(o.changes); cap(o.changes) > keptChanges {
-		o.changes = nil
-	}
+	clear(o.changes)
 }
 
 // decode fills changes.

@@ -55,6 +55,7 @@ type params struct {
 	Dialer    Dialer                     `optional:"true"`
 	Clock     clock.WithDelayedExecution `optional:"true"`
 	Metrics   common.Metrics             `optional:"true"`
+	Sharing   *sharing                   `optional:"true"`
 }
 
 func provideMesh(p params) (*Mesh, error) {
@@ -72,12 +73,13 @@ func provideMesh(p params) (*Mesh, error) {
 		cacheTTL:     p.Config.ClusterMeshCacheTTL,
 		answerLimit:  answerLimit,
 		connectLimit: connectLimit,
-		options:      options,
-		dial:         p.Dialer,
-		factory:      p.Factory,
-		writer:       p.Writer,
-		clock:        p.Clock,
-		metrics:      p.Metrics,
+		clients: newClients(p.Log, p.Sharing != nil, func(path string) (*etcd.Client, error) {
+			return etcd.NewClient(p.Log, etcd.ClientConfig{ConfigPath: path, Options: options, Dial: p.Dialer})
+		}),
+		factory: p.Factory,
+		writer:  p.Writer,
+		clock:   p.Clock,
+		metrics: p.Metrics,
 	}
 	if cfg.clock == nil {
 		cfg.clock = clock.RealClock{}

@@ -54,7 +54,7 @@ type cluster struct {
 	hash [sha256.Size]byte
 
 	// What follows belongs to the job.
-	client *etcd.Client
+	client *client
 	id     uint32   // 0 until Run was called once
 	run    *running // nil while Run doesn't run
 	// known: the Handler may know things that a revocation would take away.
@@ -179,9 +179,7 @@ func (c *cluster) end() {
 	c.mu.Lock()
 	c.interruptLocked(context.Canceled)
 	c.mu.Unlock()
-	if c.client != nil {
-		c.closeClient()
-	}
+	c.closeClient()
 }
 
 // drain takes away what is known of the cluster, which was removed.
@@ -220,32 +218,32 @@ func (c *cluster) revoke(ctx context.Context) {
 	c.status.revoked()
 }
 
-// open makes a client from the configuration as it is now, so that files it
-// names are read anew. If it can't be used by now, the last one still can.
+// open gives a client of the configuration as it is now, and not the one that the
+// last session had: what that one has read of files may be out of date. If the
+// configuration can't be used by now, the last one still can.
 func (c *cluster) open() (*etcd.Client, error) {
-	client, err := etcd.NewClient(c.log, etcd.ClientConfig{
-		ConfigPath: c.path,
-		Options:    c.cfg.options,
-		Dial:       c.cfg.dial,
-	})
+	last := c.client
+	if last != nil {
+		c.cfg.clients.retire(last)
+	}
+	client, err := c.cfg.clients.take(c.path)
 	switch {
 	case err == nil:
-		if c.client != nil {
-			c.closeClient()
-		}
+		c.closeClient()
 		c.client = client
-	case c.client == nil:
+	case last == nil:
 		return nil, err
 	}
 	c.status.config(err)
-	return c.client, nil
+	return c.client.Client, nil
 }
 
+// closeClient gives the client back, if there is one.
 func (c *cluster) closeClient() {
-	if err := c.client.Close(); err != nil {
-		c.log.Warn("Closing connection to remote cluster failed", "error", err)
+	if c.client != nil {
+		c.cfg.clients.giveBack(c.client)
+		c.client = nil
 	}
-	c.client = nil
 }
 
 // sleep waits for d, and is false if ctx ended before.

@@ -18,7 +18,6 @@ import (
 	"github.com/cilium/hive/job"
 	"k8s.io/utils/clock"
 
-	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -32,8 +31,7 @@ type settings struct {
 	cacheTTL time.Duration
 	// answerLimit and connectLimit are the constants, or shorter in tests.
 	answerLimit, connectLimit time.Duration
-	options                   etcd.Options
-	dial                      Dialer
+	clients                   *clients
 	factory                   Factory
 	writer                    *state.Writer
 	clock                     clock.WithDelayedExecution

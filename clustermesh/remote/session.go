@@ -93,9 +93,6 @@ func (c *cluster) look(ctx context.Context, client *etcd.Client) (sighting, erro
 		last = err
 		c.gone()
 		c.status.lost(err)
-		// gRPC's own back-off goes up to two minutes; WaitReady's is the one to
-		// keep to.
-		client.Etcd().ActiveConnection().ResetConnectBackoff()
 	}
 	for {
 		if _, err := client.WaitReady(ctx, key, failed); err != nil {

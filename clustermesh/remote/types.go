@@ -11,6 +11,7 @@
 //	directory.go  the configuration directory, watched
 //	cluster.go    one remote cluster: what it is told, and its reconnects
 //	session.go    one connection: which etcd, which cluster config, is it alive
+//	clients.go    the connections, which clusters may share
 //	watchdog.go   heartbeats
 //	refusals.go   what a Handler refuses of a cluster, counted and logged
 //	status.go     what row, health and metrics say about a cluster

@@ -31,7 +31,18 @@ func MarshalNode(n *Node) ([]byte, error) {
 // DecodeNode decodes the value at a key, which is the node's name, below its
 // cluster's prefix. The error is a *Refusal: ReasonMalformed or
 // ReasonKeyMismatch. Whether the cluster may say that is up to a Validator.
+//
+// Values in the form that upstream and we write are read without encoding/json,
+// several times faster (BenchmarkDecodeNode); the results are the same
+// (FuzzDecodeNode).
 func DecodeNode(key string, value []byte) (Node, error) {
+	if n, ok := decodeUsualNode(key, value); ok {
+		return n, nil
+	}
+	return decodeAnyNode(key, value)
+}
+
+func decodeAnyNode(key string, value []byte) (Node, error) {
 	// Not upstream's own Unmarshal: its check of the cluster's ID depends on the
 	// process's global configuration.
 	var in nodetypes.Node

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"path"
+	"strings"
 	"testing"
 
 	ipamtypes "github.com/cilium/cilium/pkg/ipam/types"
@@ -184,14 +185,60 @@ func TestNodeRoundTrip(t *testing.T) {
 	})
 }
 
+// plainNode is a node without anything that JSON has to escape.
+func plainNode() Node {
+	n := NodeFromUpstream(upstreamNode(fullCiliumNode()))
+	n.Labels = map[string]string{"kubernetes.io/os": "linux", "kubernetes.io/hostname": "node-1"}
+	return n
+}
+
+// TestUsualNode takes the short way for what exporters write, and doesn't for what
+// differs from that in any way.
+func TestUsualNode(t *testing.T) {
+	bare := Node{Name: "node-1", Cluster: "east"}
+	for _, n := range []Node{plainNode(), bare} {
+		value, err := MarshalNode(&n)
+		require.NoError(t, err)
+		got, ok := decodeUsualNode(n.Name, value)
+		require.True(t, ok, string(value))
+		require.Equal(t, n, got)
+	}
+	n := plainNode()
+	value, err := MarshalNode(&n)
+	require.NoError(t, err)
+	for _, change := range [][2]string{
+		{`"node-1"`, `"node-2"`}, {`"east"`, `""`}, {`"linux"`, `"\u006cinux"`}, {`"linux"`, `null`}, {`"192.168.0.7"`, `""`},
+		{`"192.168.0.7"`, `"192.168.0.07"`}, {`"fd00::7"`, `"fd00::7%eth0"`}, {`"10.1.0.0"`, `"fd00::1"`}, {`"////AA=="`, `"//8A/w=="`},
+		{`"////AA=="`, `"//////////8AAAAAAAAAAA=="`}, {`"////AA=="`, `"////AA"`}, {`"////AA=="`, `"////////////////////////////////////////"`},
+		{`"ClusterID":7`, `"ClusterID":4294967296`}, {`"EncryptionKey":3`, `"EncryptionKey":03`}, {`"BootID"`, `"BootId"`}, {`,"NodeIdentity"`, ` ,"NodeIdentity"`},
+	} {
+		changed := strings.Replace(string(value), change[0], change[1], 1)
+		require.NotEqual(t, string(value), changed, change[0])
+		_, ok := decodeUsualNode(n.Name, []byte(changed))
+		require.False(t, ok, changed)
+	}
+	for i := range value {
+		_, ok := decodeUsualNode(n.Name, value[:i])
+		require.False(t, ok, "%s", value[:i])
+	}
+}
+
 func FuzzDecodeNode(f *testing.F) {
 	n := NodeFromUpstream(upstreamNode(fullCiliumNode()))
 	value, err := MarshalNode(&n)
 	require.NoError(f, err)
 	f.Add("node-1", value)
+	plain := plainNode()
+	if value, err = MarshalNode(&plain); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(plain.Name, value)
 	f.Add("node-1", []byte(`{"name":"node-1","cluster":"east","IPv4AllocCIDR":{"IP":"10.0.0.5","Mask":"////AA=="}}`))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
 		n, err := DecodeNode(key, value)
+		any, anyErr := decodeAnyNode(key, value)
+		require.Equal(t, anyErr == nil, err == nil)
+		require.Equal(t, any, n)
 		if err != nil {
 			var refusal *Refusal
 			require.ErrorAs(t, err, &refusal)

@@ -11,6 +11,7 @@
 //	keys.go       prefixes and keys, in the state and in the cached layout
 //	endpoint.go, identity.go, node.go, service.go, config.go    the codecs
 //	endpoint_usual.go    the fast way through the values that arrive by the 100,000
+//	node_usual.go        the same for nodes
 //	address.go    between net.IP and netip, so that an address has one form
 //	validate.go   what a remote cluster may claim
 package wire
