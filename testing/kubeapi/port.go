@@ -5,6 +5,7 @@ package kubeapi
 
 import (
 	"fmt"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,6 +46,11 @@ func (p *port) bind() error {
 	}
 	p.Number = address.(*unix.SockaddrInet4).Port
 	return nil
+}
+
+// Address is the port at 127.0.0.1.
+func (p *port) Address() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(p.Number))
 }
 
 // Release gives the port back.

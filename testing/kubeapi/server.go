@@ -6,13 +6,12 @@
 //
 //	server.go       Start, Stop, Kill, Restart
 //	build.go        the binary: built once, shared by all test packages
-//	credentials.go  keys, certificate, admin token, kubeconfig
 //	port.go         a port that stays the server's
 //	process.go      a child process that is always reaped
 //	etcd.go         what it stores its objects in
-//	clients.go      typed clients
-//	crds.go         the CRDs
 //	metric.go       what the server says of itself
+//
+// Its flags, credentials, clients and CRDs are those of bench/apiserver.
 //
 // There is an API server and nothing else: no controller removes what an owner
 // reference points to, completes the deletion of a namespace, or creates
@@ -31,8 +30,9 @@ import (
 	"time"
 
 	"github.com/cilium/hive/hivetest"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/waggle-mesh/waggle/bench/apiserver"
 )
 
 const (
@@ -48,7 +48,7 @@ const (
 // Server is one kube-apiserver with its etcd. The clients may be used from any
 // goroutine; Stop, Kill and Restart are called one at a time.
 type Server struct {
-	Clients
+	apiserver.Clients
 	// Kubeconfig is the path of a kubeconfig file for the cluster's admin. It
 	// stays valid over restarts.
 	Kubeconfig string
@@ -82,7 +82,7 @@ func Start(t testing.TB) *Server {
 	if err != nil {
 		t.Fatalf("starting kube-apiserver: %v", err)
 	}
-	if err := installCRDs(ctx, log, s.APIExtensions); err != nil {
+	if err := apiserver.InstallCRDs(ctx, log, s.APIExtensions); err != nil {
 		t.Fatalf("installing CRDs: %v", err)
 	}
 	return s
@@ -107,15 +107,15 @@ func launch(ctx context.Context, t testing.TB, binary string) (*Server, error) {
 	}
 	t.Cleanup(port.Release)
 
-	creds, err := writeCredentials(dir, port.Number)
+	creds, err := apiserver.WriteCredentials(dir, port.Address())
 	if err != nil {
 		return nil, fmt.Errorf("writing credentials: %w", err)
 	}
-	clients, err := newClients(creds.kubeconfig)
+	clients, err := apiserver.NewClients(creds.Kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("creating clients: %w", err)
 	}
-	t.Cleanup(clients.close)
+	t.Cleanup(clients.Close)
 
 	serverLog := filepath.Join(dir, "kube-apiserver.log")
 	showOnFailure(t, serverLog)
@@ -127,23 +127,11 @@ func launch(ctx context.Context, t testing.TB, binary string) (*Server, error) {
 
 	s := &Server{
 		Clients:    clients,
-		Kubeconfig: creds.kubeconfig,
+		Kubeconfig: creds.Kubeconfig,
 		binary:     binary,
 		log:        log,
-		flags: append(creds.flags(),
-			"--etcd-servers="+etcd.URL,
-			"--bind-address=127.0.0.1",
-			"--advertise-address=127.0.0.1",
-			fmt.Sprintf("--secure-port=%d", port.Number),
-			// The port is ours already: see reservePort.
-			"--permit-port-sharing=true",
-			// Nobody reads the endpoints of the service "kubernetes", and a
-			// loopback address isn't valid in them.
-			"--endpoint-reconciler-type=none",
-			"--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112",
-			"--authorization-mode=RBAC",
-			"--disable-admission-plugins=ServiceAccount",
-		),
+		// The port is ours already: see reservePort.
+		flags: append(apiserver.Flags(creds, etcd.URL), "--permit-port-sharing=true"),
 	}
 	// There is nothing worth keeping when the test ends, so no time is spent on
 	// a graceful end.
@@ -197,26 +185,12 @@ func (s *Server) run(ctx context.Context) error {
 			return false, fmt.Errorf("it ended by itself: %w", p.err)
 		default:
 		}
-		return s.ready(ctx), nil
+		return s.Ready(ctx), nil
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("waiting until kube-apiserver is ready: %w", err), p.kill())
 	}
 	return nil
-}
-
-// ready says whether the server serves. The system's namespaces are created in
-// the background, and being ready doesn't include them.
-func (s *Server) ready(ctx context.Context) bool {
-	if _, err := s.Kubernetes.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
-		return false
-	}
-	for _, name := range []string{metav1.NamespaceSystem, metav1.NamespaceDefault} {
-		if _, err := s.Kubernetes.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{}); err != nil {
-			return false
-		}
-	}
-	return true
 }
 
 // showOnFailure prints the end of a log file when the test has failed.

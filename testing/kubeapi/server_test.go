@@ -22,6 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	mcsv1alpha1 "sigs.k8s.io/mcs-api/pkg/apis/v1alpha1"
+
+	"github.com/waggle-mesh/waggle/bench/apiserver"
 )
 
 const namespace = metav1.NamespaceDefault
@@ -211,9 +213,9 @@ func TestServerThatCantStart(t *testing.T) {
 	port, err := reservePort()
 	require.NoError(t, err)
 	defer port.Release()
-	creds, err := writeCredentials(dir, port.Number)
+	creds, err := apiserver.WriteCredentials(dir, port.Address())
 	require.NoError(t, err)
-	clients, err := newClients(creds.kubeconfig)
+	clients, err := apiserver.NewClients(creds.Kubeconfig)
 	require.NoError(t, err)
 	log, err := os.Create(filepath.Join(dir, "log"))
 	require.NoError(t, err)

@@ -19,8 +19,7 @@ type Agent struct {
 	*Hive
 	DB *statedb.DB
 	state.Tables
-	// IPCache are the entries that the map is to have, and Datapath the map.
-	IPCache  statedb.Table[*ipcache.Row]
+	// Datapath is its map.
 	Datapath *ipcache.Datapath
 }
 
@@ -36,6 +35,6 @@ func (c *Cluster) NewAgent(t testing.TB, remotes *Directory, flags ...Flags) *Ag
 }
 
 // use takes what a hive that starts has.
-func (a *Agent) use(db *statedb.DB, writer *state.Writer, rows statedb.Table[*ipcache.Row], datapath *ipcache.Datapath) {
-	a.DB, a.Tables, a.IPCache, a.Datapath = db, writer.Tables(), rows, datapath
+func (a *Agent) use(db *statedb.DB, writer *state.Writer, datapath *ipcache.Datapath) {
+	a.DB, a.Tables, a.Datapath = db, writer.Tables(), datapath
 }

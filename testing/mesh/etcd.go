@@ -13,13 +13,14 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/testing/relay"
 )
 
 // Etcd is a real etcd in this process, behind an address that stays the same.
 type Etcd struct {
 	t      testing.TB
 	dir    string
-	relay  *relay
+	relay  *relay.Relay
 	server *etcd.Server
 	client *etcd.Client
 }
@@ -27,10 +28,12 @@ type Etcd struct {
 // StartEtcd starts an etcd for the time of the test.
 func StartEtcd(t testing.TB) *Etcd {
 	t.Helper()
-	e := &Etcd{t: t, dir: t.TempDir(), relay: newRelay(t)}
+	address, err := relay.Listen("127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(address.Close)
+	e := &Etcd{t: t, dir: t.TempDir(), relay: address}
 	t.Cleanup(e.Stop)
 	e.Start()
-	var err error
 	e.client, err = etcd.NewClient(Log(t), etcd.ClientConfig{Endpoints: []string{e.URL()}})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, e.client.Close()) })
@@ -38,7 +41,7 @@ func StartEtcd(t testing.TB) *Etcd {
 }
 
 // URL is the address for clients.
-func (e *Etcd) URL() string { return "http://" + e.relay.listener.Addr().String() }
+func (e *Etcd) URL() string { return "http://" + e.relay.Address() }
 
 // Client is a client of it, for the test's own questions.
 func (e *Etcd) Client() *etcd.Client { return e.client }
@@ -49,12 +52,12 @@ func (e *Etcd) Start() {
 	server, err := etcd.StartServer(context.Background(), etcd.ServerConfig{Dir: e.dir, ListenURL: "http://127.0.0.1:0"})
 	require.NoError(e.t, err)
 	e.server = server
-	e.relay.aim(strings.TrimPrefix(server.URL(), "http://"))
+	e.relay.Aim(strings.TrimPrefix(server.URL(), "http://"))
 }
 
 // Stop cuts the server off and stops it, if it runs. Its data stay.
 func (e *Etcd) Stop() {
-	e.relay.aim("")
+	e.relay.Aim("")
 	if e.server != nil {
 		e.server.Close()
 		e.server = nil

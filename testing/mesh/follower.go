@@ -14,7 +14,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/waggle-mesh/waggle/cells/state"
-	"github.com/waggle-mesh/waggle/ipcache"
 )
 
 // Follower follows the tables of an agent and notes each row that was deleted,
@@ -39,7 +38,6 @@ func (a *Agent) Follow(t testing.TB) *Follower {
 		followTable(a.DB, a.Nodes, nodeName),
 		followTable(a.DB, a.Services, serviceName),
 		followTable(a.DB, a.ServiceExports, serviceExportName),
-		followTable(a.DB, a.IPCache, entryName),
 	} {
 		run, err := follow(f)
 		require.NoError(t, err)
@@ -98,7 +96,6 @@ func (a *Agent) Revisions() map[string]statedb.Revision {
 	collect(revisions, txn, a.Nodes, nodeName)
 	collect(revisions, txn, a.Services, serviceName)
 	collect(revisions, txn, a.ServiceExports, serviceExportName)
-	collect(revisions, txn, a.IPCache, entryName)
 	return revisions
 }
 
@@ -121,5 +118,3 @@ func serviceName(row *state.Service) string {
 func serviceExportName(row *state.ServiceExport) string {
 	return row.Cluster + "/" + row.Namespace + "/" + row.Name
 }
-
-func entryName(row *ipcache.Row) string { return row.Prefix().String() }

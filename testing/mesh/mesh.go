@@ -11,7 +11,7 @@
 //
 //	mesh.go       a cluster, and the parts that run in it
 //	hive.go       a hive that is stopped and started
-//	etcd.go       an etcd; relay.go: its address
+//	etcd.go       an etcd behind an address that stays (testing/relay)
 //	directory.go  a --clustermesh-config directory
 //	objects.go    Kubernetes objects in memory
 //	agent.go      what an agent has taken in

@@ -48,7 +48,6 @@ func TestMesh(t *testing.T) {
 	follower := agent.Follow(t)
 	revisions := agent.Revisions()
 	require.Contains(t, revisions, "endpoints 10.1.0.10/32")
-	require.Contains(t, revisions, "ipcache 10.1.0.10/32")
 	untouched := func() {
 		t.Helper()
 		require.Empty(t, follower.Gone())
@@ -71,7 +70,6 @@ func TestMesh(t *testing.T) {
 		require.Empty(c, cached)
 		require.Equal(c, []string{
 			"endpoints 10.1.0.10/32", "endpoints 10.1.0.11/32", "identities 65546",
-			"ipcache 10.1.0.10/32", "ipcache 10.1.0.11/32",
 		}, follower.Gone())
 	}, patience, tick)
 

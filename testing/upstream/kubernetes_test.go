@@ -98,7 +98,7 @@ func kubernetesEngine(t testing.TB, args []string) *script.Engine {
 	cmds["reader/gone"] = goneCommand(end)
 	cmds["map/content"] = mapCommand(end.agent)
 	marks := &marks{agent: end.agent}
-	cmds["rows/mark"] = do("Remember the revision of each row, those of the map's table included", marks.mark)
+	cmds["rows/mark"] = do("Remember the revision of each row", marks.mark)
 	cmds["rows/kept"] = marks.keptCommand()
 	return &script.Engine{Cmds: cmds}
 }

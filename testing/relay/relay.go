@@ -1,20 +1,22 @@
 // Copyright Authors of Waggle
 // SPDX-License-Identifier: Apache-2.0
 
-package mesh
+// Package relay gives an address behind which servers come and go.
+package relay
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"sync"
-	"testing"
-
-	"github.com/stretchr/testify/require"
 )
 
-// relay is an address behind which servers come and go. It is how an etcd can be
-// cut off at once: one that is told to stop waits for its clients' watches.
-type relay struct {
+// Relay is an address behind which servers come and go, as that of a load
+// balancer. It is how an etcd can be cut off at once: one that is told to stop
+// waits for its clients' watches. Bytes are carried by the kernel (splice), so
+// that a Relay costs its process little. Its methods are safe for concurrent
+// use.
+type Relay struct {
 	listener net.Listener
 	running  sync.WaitGroup
 
@@ -25,19 +27,23 @@ type relay struct {
 	closed bool
 }
 
-func newRelay(t testing.TB) *relay {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	r := &relay{listener: listener, conns: map[net.Conn]struct{}{}}
+// Listen opens an address, host:port, that leads nowhere yet. The port may be 0.
+func Listen(address string) (*Relay, error) {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("opening a relay: %w", err)
+	}
+	r := &Relay{listener: listener, conns: map[net.Conn]struct{}{}}
 	r.running.Go(r.accept)
-	t.Cleanup(r.close)
-	return r
+	return r, nil
 }
 
-// aim sends new connections to another server, or nowhere, and breaks those that
-// there are.
-func (r *relay) aim(target string) {
+// Address is the relay's own, as host:port.
+func (r *Relay) Address() string { return r.listener.Addr().String() }
+
+// Aim sends new connections to another server, host:port, or nowhere (empty), and
+// breaks those that there are.
+func (r *Relay) Aim(target string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.target = target
@@ -46,16 +52,17 @@ func (r *relay) aim(target string) {
 	}
 }
 
-func (r *relay) close() {
+// Close ends everything and waits for it.
+func (r *Relay) Close() {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
 	r.listener.Close()
-	r.aim("")
+	r.Aim("")
 	r.running.Wait()
 }
 
-func (r *relay) accept() {
+func (r *Relay) accept() {
 	for {
 		client, err := r.listener.Accept()
 		if err != nil {
@@ -66,7 +73,7 @@ func (r *relay) accept() {
 }
 
 // serve carries bytes in both directions until one side ends.
-func (r *relay) serve(client net.Conn) {
+func (r *Relay) serve(client net.Conn) {
 	defer client.Close()
 	server := r.dial(client)
 	if server == nil {
@@ -84,7 +91,7 @@ func (r *relay) serve(client net.Conn) {
 }
 
 // dial connects to the target, and is nil if that is nowhere or doesn't answer.
-func (r *relay) dial(client net.Conn) net.Conn {
+func (r *Relay) dial(client net.Conn) net.Conn {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.target == "" || r.closed {
@@ -98,7 +105,7 @@ func (r *relay) dial(client net.Conn) net.Conn {
 	return server
 }
 
-func (r *relay) forget(conns ...net.Conn) {
+func (r *Relay) forget(conns ...net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, conn := range conns {
