@@ -6,7 +6,7 @@ GO ?= go
 LINT_VERSION = v2.15.0
 SOURCES = $(shell find . -name '*.go' -not -path './testdata/*' -o -name go.mod -o -name go.sum)
 
-.PHONY: run build test unit lint bench clean help
+.PHONY: run build test unit lint bench microbench clean help
 
 ## run: run a mesh of three clusters on this machine (MESH=DIR for another one)
 run: bin/waggle
@@ -26,6 +26,18 @@ bin/upstream-clustermesh-apiserver: go.mod go.sum
 # Upstream's way into an agent, for "waggle bench ingest --peer".
 bin/upstream-ingest: go.mod go.sum bench/peer-ingest/main.go
 	$(GO) build -tags peers -o $@ ./bench/peer-ingest
+
+# Upstream's etcd, of the version in go.mod, for "waggle bench fanout --proxy".
+bin/etcd: go.mod go.sum
+	$(GO) build -o $@ go.etcd.io/etcd/server/v3
+
+# Etcd's mirror maker, for "waggle bench kvstoremesh --peer mirror".
+bin/upstream-mirror: go.mod go.sum bench/peer-mirror/main.go
+	$(GO) build -o $@ ./bench/peer-mirror
+
+# The side of upstream's KVStoreMesh that reads, for "waggle bench rollout --peer".
+bin/upstream-rollout: go.mod go.sum bench/peer-rollout/main.go bench/rollout/tracker.go
+	$(GO) build -tags peers -o $@ ./bench/peer-rollout
 
 ## test: everything that must be true: vet, all tests with the race detector, the real kube-apiserver
 test: bin/kube-apiserver
@@ -49,8 +61,12 @@ bin/golangci-lint:
 	GOBIN=$(CURDIR)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 
 ## bench: a short version of every benchmark next to upstream's, some 4 minutes; writes bench.html
-bench: bin/waggle bin/upstream-clustermesh-apiserver bin/upstream-ingest
+bench: bin/waggle bin/kube-apiserver bin/upstream-clustermesh-apiserver bin/upstream-ingest bin/upstream-rollout
 	./bin/waggle bench all --peer upstream -o html > bench.html
+
+## microbench: time and allocations of each hot path, some 3 minutes; see docs/performance.md
+microbench:
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./cells/... ./clustermesh/... ./ipcache
 
 ## clean: remove what was built
 clean:

@@ -17,6 +17,10 @@ type benchmark struct {
 	dir       string
 	temporary bool
 	network   *network
+	// counted: etcds count what is listed, see follower.RunCounted.
+	counted bool
+	// done of so many steps are done.
+	done, steps int
 }
 
 func newBenchmark(config Config) (*benchmark, error) {
@@ -63,7 +67,7 @@ func (b *benchmark) startLocal(ctx context.Context, name string, sources *source
 		return nil, environment{}, err
 	}
 	env := environment{
-		mesh: b.config.Mesh, clusterMeshConfig: sources.configs,
+		mesh: b.config.Mesh, clusterMeshConfig: sources.configs, cached: sources.info.Layout == LayoutCache,
 		localConfig: filepath.Join(b.dir, name+"-etcd.yaml"),
 		address:     b.network.address(), socket: filepath.Join(b.dir, name+".sock"),
 	}
@@ -74,8 +78,35 @@ func (b *benchmark) startLocal(ctx context.Context, name string, sources *source
 	return local, env, nil
 }
 
+// writeConfigs makes a directory as --clustermesh-config wants it, in which the
+// i-th cluster of the mesh has the etcd at url(i).
+func writeConfigs(dir string, mesh Mesh, url func(i int) string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("writing the configurations of clusters: %w", err)
+	}
+	for i := range mesh.Clusters {
+		if err := os.WriteFile(filepath.Join(dir, mesh.Cluster(i).Name), etcdConfig(url(i)), 0o600); err != nil {
+			return fmt.Errorf("writing the configurations of clusters: %w", err)
+		}
+	}
+	return nil
+}
+
 // etcdConfig is an etcd client's configuration file.
 func etcdConfig(url string) []byte { return fmt.Appendf(nil, "endpoints:\n- %s\n", url) }
+
+// expect says how many steps there will be.
+func (b *benchmark) expect(steps int) {
+	b.done, b.steps = -1, steps
+	b.stepDone()
+}
+
+// stepDone says that one more step is done.
+func (b *benchmark) stepDone() {
+	if b.done++; b.config.Steps != nil {
+		b.config.Steps(b.done, b.steps)
+	}
+}
 
 func (b *benchmark) progress(format string, args ...any) {
 	if b.config.Progress != nil {

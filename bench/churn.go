@@ -4,13 +4,12 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,14 +36,28 @@ func (c ChurnConfig) validate() error {
 	if err := c.Mesh.Validate(); err != nil {
 		return err
 	}
-	perWrite := c.Rate * tickAt(c.Rate).Seconds()
-	switch {
-	case c.Rate <= 0 || c.Duration < time.Second:
-		return errors.New("the rate must be positive, and the duration at least a second")
-	case perWrite > float64(c.Mesh.Endpoints):
-		return fmt.Errorf("%.0f events in a write are more than the %d endpoints of a cluster", perWrite, c.Mesh.Endpoints)
+	if c.Duration < time.Second {
+		return errors.New("the duration must be at least a second")
 	}
-	return nil
+	load := c.load()
+	return load.validate()
+}
+
+// load is what to send, but for where to and what.
+func (c ChurnConfig) load() load {
+	return load{mesh: c.Mesh, rate: c.Rate, resource: wire.Endpoints}
+}
+
+// stamped replaces pods by others of their workload, whose names say which event
+// of the run they are.
+func stamped(run int, book *ledger) func(Cluster, int, time.Time) (string, []byte, error) {
+	return func(c Cluster, i int, due time.Time) (string, []byte, error) {
+		e := c.endpointObject(i)
+		stamp := follower.Stamp{Run: run, Number: book.send(objectOf{c.index, i}, due), Due: due}
+		e.Pod = stamp.Pod()
+		value, err := wire.MarshalEndpoint(&e)
+		return wire.EndpointKey(e.Prefix), value, err
+	}
 }
 
 // Churn measures how steady change in all source clusters gets through
@@ -56,43 +69,76 @@ func (c ChurnConfig) validate() error {
 // its map in memory. This process writes to the sources, and watches the local
 // etcd for the endpoints.
 func Churn(ctx context.Context, config ChurnConfig) (*ChurnReport, error) {
-	if err := config.validate(); err != nil {
-		return nil, err
-	}
-	b, err := newBenchmark(config.Config)
+	run, err := startChurns(ctx, config, "churn")
 	if err != nil {
 		return nil, err
 	}
-	defer b.close()
-	subjects, err := config.subjects()
-	if err != nil {
-		return nil, err
-	}
-	head, err := b.head("churn", subjects)
-	if err != nil {
-		return nil, err
-	}
-	sources, err := b.startSources(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer sources.close()
-	head.Sources = sources.info
-	report := &ChurnReport{Head: head, Rate: config.Rate, Seconds: config.Duration.Seconds()}
-	run := 0
+	defer run.close()
+	report := &ChurnReport{Head: run.head, Rate: config.Rate, Seconds: config.Duration.Seconds()}
+	run.expect(config.Rounds * len(run.subjects))
 	for n := range config.Rounds {
-		for _, s := range subjects {
-			run++
-			b.progress("round %d of %d: %s, %g/s for %s", n+1, config.Rounds, s.name, config.Rate, config.Duration)
-			c := churn{benchmark: b, config: config, sources: sources, run: run, name: fmt.Sprintf("%s-%d", s.name, n+1)}
-			figures, err := c.round(ctx, s)
+		for _, s := range run.subjects {
+			run.progress("round %d of %d: %s, %g/s for %s", n+1, config.Rounds, s.name, config.Rate, config.Duration)
+			figures, err := run.round(ctx, s, config.Rate)
 			if err != nil {
 				return nil, fmt.Errorf("round %d of %s: %w", n+1, s.name, err)
 			}
 			report.Rounds = append(report.Rounds, ChurnRound{Subject: s.name, ChurnFigures: figures})
+			run.stepDone()
 		}
 	}
 	return report, nil
+}
+
+// churns are the rounds of one call: what they share.
+type churns struct {
+	*benchmark
+	config   ChurnConfig
+	subjects []subject
+	head     Head
+	sources  *sources
+	// rounds is the number of rounds so far.
+	rounds int
+}
+
+func startChurns(ctx context.Context, config ChurnConfig, name string) (_ *churns, err error) {
+	if err := config.validate(); err != nil {
+		return nil, err
+	}
+	r := &churns{config: config}
+	if r.benchmark, err = newBenchmark(config.Config); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			r.benchmark.close()
+		}
+	}()
+	if r.subjects, err = config.subjects(); err != nil {
+		return nil, err
+	}
+	if r.head, err = r.benchmark.head(name, r.subjects); err != nil {
+		return nil, err
+	}
+	if r.sources, err = r.startSources(ctx); err != nil {
+		return nil, err
+	}
+	r.head.Sources = r.sources.info
+	return r, nil
+}
+
+func (r *churns) close() {
+	r.sources.close()
+	r.benchmark.close()
+}
+
+// round measures a subject, from empty, at one rate.
+func (r *churns) round(ctx context.Context, s subject, rate float64) (ChurnFigures, error) {
+	r.rounds++
+	config := r.config
+	config.Rate = rate
+	c := churn{benchmark: r.benchmark, config: config, sources: r.sources, run: r.rounds, name: fmt.Sprintf("%s-%d", s.name, r.rounds)}
+	return c.round(ctx, s)
 }
 
 // churn is one round of one subject.
@@ -143,13 +189,8 @@ func (c *churn) round(ctx context.Context, s subject) (_ ChurnFigures, err error
 func (c *churn) startFollower(ctx context.Context, local *etcdProcess) (*process.Process, string, error) {
 	name := c.name + "-agent"
 	configs, socket := filepath.Join(c.dir, name+"-clustermesh"), filepath.Join(c.dir, name+".sock")
-	if err := os.MkdirAll(configs, 0o700); err != nil {
+	if err := writeConfigs(configs, c.config.Mesh, func(int) string { return local.url }); err != nil {
 		return nil, "", err
-	}
-	for i := range c.config.Mesh.Clusters {
-		if err := os.WriteFile(filepath.Join(configs, c.config.Mesh.Cluster(i).Name), etcdConfig(local.url), 0o600); err != nil {
-			return nil, "", err
-		}
 	}
 	p, err := process.Start(name, c.dir, []string{c.config.Program, "bench", "follow",
 		"--cluster-name=" + localName, "--cluster-id=" + strconv.Itoa(localID),
@@ -193,7 +234,7 @@ func askUntil(ctx context.Context, socket string, right func(follower.Status) bo
 // measure sends events and waits for them.
 func (c *churn) measure(ctx context.Context, p *process.Process, local *etcdProcess, agent *process.Process, socket string) (f ChurnFigures, err error) {
 	book := newLedger()
-	watch, err := watchCache(ctx, local, book, c.run)
+	watch, err := watchEndpoints(ctx, local, cachedEndpoints(), book, c.run)
 	if err != nil {
 		return f, err
 	}
@@ -204,7 +245,8 @@ func (c *churn) measure(ctx context.Context, p *process.Process, local *etcdProc
 	}
 	sampler := startSampling(p, local.Process)
 	defer sampler.stop()
-	load := load{mesh: c.config.Mesh, sources: c.sources, run: c.run, rate: c.config.Rate, ledger: book}
+	load := c.config.load()
+	load.sources, load.next = c.sources, stamped(c.run, book)
 	began := time.Now()
 	if err := load.send(ctx, c.config.Duration); err != nil {
 		return f, err
@@ -289,8 +331,9 @@ func (c *churn) cpu(p *process.Process, local *etcdProcess, agent *process.Proce
 	return at, err
 }
 
-// cacheWatch follows the endpoints in the local etcd.
-type cacheWatch struct {
+// endpointWatch follows endpoints in an etcd, and counts the commits that they
+// came in.
+type endpointWatch struct {
 	cancel context.CancelFunc
 	run    sync.WaitGroup
 
@@ -300,12 +343,18 @@ type cacheWatch struct {
 	failed  error
 }
 
-// watchCache begins to follow; what is there already isn't told.
-func watchCache(ctx context.Context, local *etcdProcess, book *ledger, run int) (*cacheWatch, error) {
+// cachedEndpoints is the root of the endpoints of all clusters in the cached layout.
+func cachedEndpoints() string {
+	root, _, _ := strings.Cut(wire.CachePrefix(wire.Endpoints, localName), localName)
+	return root
+}
+
+// watchEndpoints begins to follow those below a root; what is there already
+// isn't told.
+func watchEndpoints(ctx context.Context, local *etcdProcess, root string, book *ledger, run int) (*endpointWatch, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	w := &cacheWatch{cancel: cancel}
-	root, _, _ := bytes.Cut([]byte(wire.CachePrefix(wire.Endpoints, localName)), []byte(localName))
-	ch := local.client.Etcd().Watch(ctx, string(root), clientv3.WithPrefix(), clientv3.WithFilterDelete(), clientv3.WithCreatedNotify())
+	w := &endpointWatch{cancel: cancel}
+	ch := local.client.Etcd().Watch(ctx, root, clientv3.WithPrefix(), clientv3.WithFilterDelete(), clientv3.WithCreatedNotify())
 	if first, ok := <-ch; !ok || first.Err() != nil {
 		cancel()
 		return nil, fmt.Errorf("watching %q: %w", root, errors.Join(first.Err(), ctx.Err()))
@@ -334,15 +383,15 @@ func watchCache(ctx context.Context, local *etcdProcess, book *ledger, run int) 
 	return w, nil
 }
 
-func (w *cacheWatch) stop() { w.cancel(); w.run.Wait() }
+func (w *endpointWatch) stop() { w.cancel(); w.run.Wait() }
 
-func (w *cacheWatch) counts() (commits, events int) {
+func (w *endpointWatch) counts() (commits, events int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.commits, w.events
 }
 
-func (w *cacheWatch) err() error {
+func (w *endpointWatch) err() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.failed

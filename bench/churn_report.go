@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"text/tabwriter"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
@@ -73,23 +72,24 @@ type ChurnReport struct {
 
 // Subjects are the names of the measured programs.
 func (r *ChurnReport) Subjects() []string {
-	var names []string
-	for _, round := range r.Rounds {
-		if !slices.Contains(names, round.Subject) {
-			names = append(names, round.Subject)
-		}
-	}
-	return names
+	return distinct(r.Rounds, func(round ChurnRound) string { return round.Subject })
 }
 
+// of are the figures of one subject, in the order of the rounds.
 func (r *ChurnReport) of(subject string) (all []ChurnFigures) {
 	for _, round := range r.Rounds {
 		if round.Subject == subject {
 			all = append(all, round.ChurnFigures)
 		}
 	}
-	slices.SortStableFunc(all, func(a, b ChurnFigures) int { return cmp.Compare(a.P99, b.P99) })
 	return all
+}
+
+// Median are the figures of the subject's round of median p99; it must have one.
+func (r *ChurnReport) Median(subject string) ChurnFigures {
+	all := r.of(subject)
+	slices.SortStableFunc(all, func(a, b ChurnFigures) int { return cmp.Compare(a.P99, b.P99) })
+	return all[len(all)/2]
 }
 
 // MarshalJSON gives the report with a field for each subject.
@@ -97,8 +97,7 @@ func (r *ChurnReport) MarshalJSON() ([]byte, error) {
 	out := r.fields()
 	out["rate"], out["seconds"], out["rounds"] = r.Rate, r.Seconds, r.Rounds
 	for _, name := range r.Subjects() {
-		all := r.of(name)
-		out[name] = all[len(all)/2]
+		out[name] = r.Median(name)
 	}
 	return json.Marshal(out)
 }
@@ -107,40 +106,26 @@ func (r *ChurnReport) MarshalJSON() ([]byte, error) {
 func (r *ChurnReport) WriteText(w io.Writer) error {
 	r.writeText(w)
 	fmt.Fprintf(w, "rate: %g events/s for %g s\n", r.Rate, r.Seconds)
-	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
-	for _, name := range r.Subjects() {
-		all := r.of(name)
-		fmt.Fprintf(table, "\n%s: %s\n%d rounds\tmin\tmedian\tmax\t\n", name, r.Allowed[name], len(all))
-		for _, line := range []struct {
-			name   string
-			of     func(ChurnFigures) float64
-			format string
-		}{
-			{"p50 until the agent's table", func(f ChurnFigures) float64 { return f.P50 }, "%.2f ms"},
-			{"p90", func(f ChurnFigures) float64 { return f.P90 }, "%.2f ms"},
-			{"p99", func(f ChurnFigures) float64 { return f.P99 }, "%.2f ms"},
-			{"max", func(f ChurnFigures) float64 { return f.Max }, "%.2f ms"},
-			{"p99 until the local etcd", func(f ChurnFigures) float64 { return f.Cache.P99 }, "%.2f ms"},
-			{"events sent", func(f ChurnFigures) float64 { return float64(f.Sent) }, "%.0f"},
-			{"delivered", func(f ChurnFigures) float64 { return float64(f.Delivered) }, "%.0f"},
-			{"of which overtaken", func(f ChurnFigures) float64 { return float64(f.Overtaken) }, "%.0f"},
-			{"queue at the end", func(f ChurnFigures) float64 { return float64(f.QueueEnd) }, "%.0f"},
-			{"longest queue", func(f ChurnFigures) float64 { return float64(f.QueueMax) }, "%.0f"},
-			{"commits", func(f ChurnFigures) float64 { return float64(f.Commits) }, "%.0f"},
-			{"events per commit", func(f ChurnFigures) float64 { return float64(f.CommitEvents) / float64(max(f.Commits, 1)) }, "%.1f"},
-			{"CPU", func(f ChurnFigures) float64 { return f.CPUSeconds }, "%.3f s"},
-			{"CPU of the local etcd", func(f ChurnFigures) float64 { return f.EtcdCPUSeconds }, "%.3f s"},
-			{"CPU of the source etcds", func(f ChurnFigures) float64 { return f.SourceCPUSeconds }, "%.3f s"},
-			{"CPU of the agent", func(f ChurnFigures) float64 { return f.AgentCPUSeconds }, "%.3f s"},
-			{"peak RSS", func(f ChurnFigures) float64 { return float64(f.PeakRSSBytes) / (1 << 20) }, "%.1f MiB"},
-		} {
-			var values []float64
-			for _, f := range all {
-				values = append(values, line.of(f))
-			}
-			s := spreadOf(values)
-			fmt.Fprintf(table, "%s\t"+line.format+"\t"+line.format+"\t"+line.format+"\t\n", line.name, s.Min, s.Median, s.Max)
-		}
-	}
-	return table.Flush()
+	return rounds[ChurnFigures]{head: &r.Head, subjects: r.Subjects(), of: r.of, lines: churnLines}.write(w)
+}
+
+// churnLines are the figures of ChurnReport.
+var churnLines = []line[ChurnFigures]{
+	figure("p50 until the agent's table", func(f ChurnFigures) float64 { return f.P50 }, milliseconds, ""),
+	figure("p90", func(f ChurnFigures) float64 { return f.P90 }, milliseconds, ""),
+	figure("p99", func(f ChurnFigures) float64 { return f.P99 }, milliseconds, ""),
+	figure("max", func(f ChurnFigures) float64 { return f.Max }, milliseconds, ""),
+	figure("p99 until the local etcd", func(f ChurnFigures) float64 { return f.Cache.P99 }, milliseconds, ""),
+	figure("events sent", func(f ChurnFigures) float64 { return float64(f.Sent) }, count, ""),
+	figure("delivered", func(f ChurnFigures) float64 { return float64(f.Delivered) }, count, ""),
+	figure("of which overtaken", func(f ChurnFigures) float64 { return float64(f.Overtaken) }, count, ""),
+	figure("queue at the end", func(f ChurnFigures) float64 { return float64(f.QueueEnd) }, count, ""),
+	figure("longest queue", func(f ChurnFigures) float64 { return float64(f.QueueMax) }, count, ""),
+	figure("commits", func(f ChurnFigures) float64 { return float64(f.Commits) }, count, ""),
+	figure("events per commit", func(f ChurnFigures) float64 { return float64(f.CommitEvents) / float64(max(f.Commits, 1)) }, average, ""),
+	figure("CPU", func(f ChurnFigures) float64 { return f.CPUSeconds }, seconds, ""),
+	figure("CPU of the local etcd", func(f ChurnFigures) float64 { return f.EtcdCPUSeconds }, seconds, ""),
+	figure("CPU of the source etcds", func(f ChurnFigures) float64 { return f.SourceCPUSeconds }, seconds, ""),
+	figure("CPU of the agent", func(f ChurnFigures) float64 { return f.AgentCPUSeconds }, seconds, ""),
+	figure("peak RSS", func(f ChurnFigures) float64 { return float64(f.PeakRSSBytes) }, mebibytes, ""),
 }

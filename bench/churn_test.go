@@ -18,6 +18,7 @@ import (
 // TestChurn sends few events over several clusters: all arrive, and the figures
 // agree with each other. It says nothing about speed.
 func TestChurn(t *testing.T) {
+	t.Parallel()
 	program := filepath.Join(t.TempDir(), upstreamProgram)
 	require.NoError(t, os.Symlink(os.Args[0], program))
 	report, err := Churn(t.Context(), ChurnConfig{

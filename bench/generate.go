@@ -58,6 +58,9 @@ func (m Mesh) generated() map[wire.Resource]int {
 // ends at fn's first error, which it returns, and has errors of its own only
 // where wire refuses what it made.
 func (c Cluster) Entries(r wire.Resource, fn func(key string, value []byte) error) error {
+	if c.mesh.changed && r == wire.Endpoints {
+		return c.changedEndpoints(fn)
+	}
 	entry := map[wire.Resource]func(i int) (string, []byte, error){
 		wire.Identities: c.identityEntry,
 		wire.Nodes:      c.nodeEntry,
@@ -83,6 +86,7 @@ const (
 	drawPod
 	drawReplicaSet
 	drawBoot
+	drawReplacement
 )
 
 func (c Cluster) draw(what, i int) *rand.Rand {

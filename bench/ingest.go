@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -76,6 +75,7 @@ func Ingest(ctx context.Context, config Config) (*IngestReport, error) {
 	defer sources.close()
 	head.Sources = sources.info
 	report := &IngestReport{Head: head}
+	b.expect(config.Rounds * len(subjects))
 	for n := range config.Rounds {
 		for _, s := range subjects {
 			b.progress("round %d of %d: %s", n+1, config.Rounds, s.name)
@@ -85,6 +85,7 @@ func Ingest(ctx context.Context, config Config) (*IngestReport, error) {
 				return nil, fmt.Errorf("round %d of %s: %w", n+1, s.name, err)
 			}
 			report.Rounds = append(report.Rounds, IngestRound{Subject: s.name, IngestFigures: figures})
+			b.stepDone()
 		}
 	}
 	return report, nil
@@ -111,7 +112,7 @@ func (r *ingest) measure(ctx context.Context, subject, program string) (f Ingest
 	argv, wait := r.peer(subject, program)
 	if watch := r.watch; subject == Waggle {
 		defer func() { err = errors.Join(err, watch.remove()) }()
-		argv, wait = r.agent(watch), watch.wait
+		argv, wait = r.agent(watch, r.sources.configs), watch.wait
 	}
 	before, err := r.sources.cpu()
 	if err != nil {
@@ -145,17 +146,6 @@ func (r *ingest) measure(ctx context.Context, subject, program string) (f Ingest
 		PeakRSSBytes:   memory.Peak, AnonRSSBytes: memory.Anonymous, FileRSSBytes: memory.File,
 		samples: samples[0], etcdSamples: samples[1],
 	}, p.Stop()
-}
-
-// agent is our agent's command line. It is asked for nothing that the one of a
-// user doesn't have but a map of its own.
-func (r *ingest) agent(watch *mapWatch) []string {
-	return []string{r.config.Program, "agent",
-		"--cluster-name=" + localName, "--cluster-id=" + strconv.Itoa(localID),
-		fmt.Sprintf("--max-connected-clusters=%d", r.config.Mesh.MaxConnectedClusters()),
-		"--clustermesh-config=" + r.sources.configs, "--health-port=0",
-		"--ipcache-backend=bpf", "--bpf-root=" + watch.root, "--bpf-map-dir=" + watch.dir,
-	}
 }
 
 // peer is a peer's command line, and how to wait for it.

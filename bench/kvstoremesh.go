@@ -12,18 +12,23 @@ import (
 )
 
 // KVStoreMesh measures how KVStoreMesh brings the state of all source clusters
-// into an empty local etcd. Sources, KVStoreMesh and the local etcd are each a
-// process of their own; the sources are the same in all rounds, the other two
-// are started anew for each. Peers do the same work in the same call, taking
-// turns with ours in each round, so that whatever else the machine has to do is
-// shared. It works until the last round is done or ctx ends,
+// into an empty local etcd, what a restart costs with nothing changed, and what
+// the replacement of all source etcds does: see Scenarios. Sources, KVStoreMesh
+// and the local etcd are each a process of their own; the sources are the same in
+// all rounds, the other two are started anew for each. Peers do the same work in
+// the same call, taking turns with ours in each round, so that whatever else the
+// machine has to do is shared. It works until the last round is done or ctx ends,
 // and leaves no process behind. An error names what failed, with the end of the
 // log of the process at fault.
 //
 // This process does next to nothing while it measures: it waits for the
-// canaries of the local etcd and counts its keys (see arrival.go).
+// canaries of the local etcd and counts its keys (see arrival.go), and asks the
+// kernel what the sockets have carried (sockets.go).
 func KVStoreMesh(ctx context.Context, config Config) (*Report, error) {
 	if err := config.Mesh.Validate(); err != nil {
+		return nil, err
+	}
+	if err := config.checkScenarios(); err != nil {
 		return nil, err
 	}
 	b, err := newBenchmark(config)
@@ -31,7 +36,7 @@ func KVStoreMesh(ctx context.Context, config Config) (*Report, error) {
 		return nil, err
 	}
 	defer b.close()
-	subjects, err := config.subjects()
+	subjects, err := config.subjects(Mirror)
 	if err != nil {
 		return nil, err
 	}
@@ -39,42 +44,112 @@ func KVStoreMesh(ctx context.Context, config Config) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	want, err := expected(config.Mesh)
-	if err != nil {
-		return nil, fmt.Errorf("generating the mesh: %w", err)
-	}
-	sources, err := b.startSources(ctx)
+	m, err := b.prepare(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer sources.close()
-	head.Sources = sources.info
+	defer m.close()
+	head.Sources = m.sources.info
 	report := &Report{Head: head}
+	b.expect(config.Rounds * len(subjects))
 	for n := range config.Rounds {
 		for _, s := range subjects {
 			b.progress("round %d of %d: %s", n+1, config.Rounds, s.name)
-			figures, err := b.round(ctx, s, sources, want, fmt.Sprintf("%s-%d", s.name, n+1))
+			figures, err := b.round(ctx, s, m, fmt.Sprintf("%s-%d", s.name, n+1))
 			if err != nil {
 				return nil, fmt.Errorf("round %d of %s: %w", n+1, s.name, err)
 			}
 			report.Rounds = append(report.Rounds, Round{Subject: s.name, Figures: figures})
+			b.stepDone()
 		}
 	}
 	return report, nil
 }
 
+// meshUnderTest are the sources, and what belongs into the local etcd.
+type meshUnderTest struct {
+	life    context.Context // of the benchmark
+	sources *sources
+	want    map[string]digest
+
+	// Nil where there is neither a restart nor a switch.
+	balancer *balancer
+	// Nil where there is no switch. They are paused while they aren't used.
+	replicas    *sources
+	wantChanged map[string]digest
+}
+
+func (b *benchmark) prepare(ctx context.Context) (_ *meshUnderTest, err error) {
+	m := &meshUnderTest{life: ctx}
+	defer func() {
+		if err != nil {
+			m.close()
+		}
+	}()
+	if m.want, err = expected(b.config.Mesh); err != nil {
+		return nil, fmt.Errorf("generating the mesh: %w", err)
+	}
+	if m.sources, err = b.startSources(ctx); err != nil {
+		return nil, err
+	}
+	if !b.config.has(ScenarioRestart) && !b.config.has(ScenarioSwitch) {
+		return m, nil
+	}
+	if m.balancer, err = b.newBalancer(m.sources, "balancer"); err != nil {
+		return nil, err
+	}
+	if !b.config.has(ScenarioSwitch) {
+		return m, nil
+	}
+	if m.wantChanged, err = expected(b.config.Mesh.Changed()); err != nil {
+		return nil, fmt.Errorf("generating the changed mesh: %w", err)
+	}
+	if m.replicas, err = b.startSourcesOf(ctx, b.config.Mesh.Changed(), "replica"); err != nil {
+		return nil, err
+	}
+	return m, m.replicas.pause()
+}
+
+func (m *meshUnderTest) close() {
+	if m.balancer != nil {
+		m.balancer.close()
+	}
+	if m.replicas != nil {
+		m.replicas.close()
+	}
+	if m.sources != nil {
+		m.sources.close()
+	}
+}
+
 // round measures one subject once. name is that of the processes' files.
-func (b *benchmark) round(ctx context.Context, s subject, sources *sources, want map[string]digest, name string) (_ Figures, err error) {
-	local, env, err := b.startLocal(ctx, name, sources)
+func (b *benchmark) round(ctx context.Context, s subject, m *meshUnderTest, name string) (figures Figures, err error) {
+	local, env, err := b.startLocal(ctx, name, m.sources)
 	if err != nil {
 		return Figures{}, err
 	}
 	defer local.close()
 	// Whoever exports the local cluster's state writes them as well.
 	defer beat(ctx, b.config.Log, local)()
+	if figures, err = b.start(ctx, s, m, local, env, name); err != nil {
+		return Figures{}, err
+	}
+	if m.balancer != nil && s.restarts {
+		b.progress("starting it again")
+		if figures.Restart, figures.Switch, err = b.again(ctx, s, m, local, env, name); err != nil {
+			return Figures{}, err
+		}
+	}
+	return figures, nil
+}
+
+// start measures one subject from an empty local etcd.
+func (b *benchmark) start(ctx context.Context, s subject, m *meshUnderTest, local *etcdProcess, env environment, name string) (_ Figures, err error) {
 	arrival := watchArrival(ctx, local.client, b.config.Mesh, s.canaries)
 	defer arrival.stop()
-	before, err := readCPU(local, sources)
+	sockets := watchSockets(b.config.Log, local, m.sources.etcds)
+	defer sockets.stop()
+	before, err := readCPU(local, m.sources)
 	if err != nil {
 		return Figures{}, err
 	}
@@ -85,22 +160,15 @@ func (b *benchmark) round(ctx context.Context, s subject, sources *sources, want
 	defer p.Kill()
 	sampler := startSampling(p, local.Process)
 	defer sampler.stop()
-	figures, err := b.measure(ctx, p, arrival, local, sources, before)
+	figures, err := b.measure(ctx, p, arrival, local, m.sources, before)
 	if err != nil {
 		return Figures{}, err
 	}
 	samples := sampler.stop()
 	figures.samples, figures.etcdSamples = samples[0], samples[1]
+	figures.setPhases(sockets.stop(), p.Began(), b.config.Mesh.Clusters, arrival)
 
-	b.progress("checking what has arrived")
-	got, err := arrived(ctx, local.client, b.config.Log, b.config.Mesh)
-	if err != nil {
-		return Figures{}, err
-	}
-	if err := compare(want, got); err != nil {
-		return Figures{}, fmt.Errorf("what has arrived isn't what was sent: %w", err)
-	}
-	if err := checkConfigs(ctx, local.client, b.config.Mesh); err != nil {
+	if err := b.check(ctx, s, local, m.want, b.config.Mesh); err != nil {
 		return Figures{}, err
 	}
 	if err := p.Stop(); err != nil {

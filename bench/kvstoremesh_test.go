@@ -4,39 +4,119 @@
 package bench
 
 import (
+	"context"
 	"encoding/json"
+	"flag"
 	"log/slog"
+	"net/http"
 	"os"
+	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/cilium/cilium/clustermesh-apiserver/health"
 	"github.com/cilium/cilium/pkg/hive"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/hivetest"
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/server/v3/etcdmain"
 	"go.uber.org/goleak"
 
 	"github.com/waggle-mesh/waggle/bench/follower"
 	"github.com/waggle-mesh/waggle/cells"
+	"github.com/waggle-mesh/waggle/kvstoremesh"
 )
 
 // TestMain makes the test's program the one that is measured as well: started
 // with the name of a part, it is that part.
 func TestMain(m *testing.M) {
-	parts := map[string]cell.Cell{"etcd": cells.Etcd, "kvstoremesh": cells.KVStoreMesh, "agent": cells.Agent}
-	if len(os.Args) > 2 && os.Args[1] == "bench" && os.Args[2] == "follow" {
-		runPart(follow, os.Args[3:])
+	parts := map[string]cell.Cell{"etcd": cells.Etcd, "kvstoremesh": kvStoreMesh, "agent": cells.Agent, "clustermesh": cells.Exporter}
+	tools := map[string]func(args []string){
+		"follow":  func(args []string) { runPart(follow, args) },
+		"readers": runReaders, "meshes": runMeshes, "etcd": runCounted,
+	}
+	if len(os.Args) > 2 && os.Args[1] == "bench" && tools[os.Args[2]] != nil {
+		tools[os.Args[2]](os.Args[3:])
+		return
+	}
+	if filepath.Base(os.Args[0]) == rolloutProgram {
+		runMeshes(os.Args[1:])
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == "grpc-proxy" {
+		etcdmain.Main(os.Args)
 		return
 	}
 	if len(os.Args) > 1 && parts[os.Args[1]] != nil {
 		runPart(parts[os.Args[1]], os.Args[2:])
 		return
 	}
+	// They wait for other processes more than they work themselves.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
 	goleak.VerifyTestMain(m)
 }
+
+// runReaders is "waggle bench readers".
+func runReaders(args []string) {
+	var config follower.ReadersConfig
+	runTool(args, config.Register, func(ctx context.Context, log *slog.Logger) error {
+		return follower.RunReaders(ctx, log, config)
+	})
+}
+
+// runMeshes is "waggle bench meshes".
+func runMeshes(args []string) {
+	var config follower.MeshesConfig
+	runTool(args, config.Register, func(ctx context.Context, log *slog.Logger) error {
+		return follower.RunMeshes(ctx, log, config, os.Stdout)
+	})
+}
+
+// runCounted is "waggle bench etcd".
+func runCounted(args []string) {
+	var config follower.CountedConfig
+	runTool(args, config.Register, func(ctx context.Context, _ *slog.Logger) error {
+		return follower.RunCounted(ctx, config)
+	})
+}
+
+func runTool(args []string, register func(*pflag.FlagSet), run func(context.Context, *slog.Logger) error) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags.ParseErrorsAllowlist.UnknownFlags = true // of what upstream has
+	register(flags)
+	err := flags.Parse(args)
+	if err == nil {
+		err = run(ctx, log)
+	}
+	if err != nil {
+		log.Error("Failed", "error", err)
+		os.Exit(1)
+	}
+}
+
+// kvStoreMesh is "waggle kvstoremesh" with its /readyz.
+var kvStoreMesh = cell.Group(
+	cells.KVStoreMesh, health.HealthAPIServerCell,
+	cell.Provide(func(readiness *kvstoremesh.Readiness) []health.EndpointFunc {
+		return []health.EndpointFunc{{Path: "/readyz", HandlerFunc: func(w http.ResponseWriter, _ *http.Request) {
+			select {
+			case <-readiness.Ready():
+			default:
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+		}}}
+	}),
+)
 
 // follow is "waggle bench follow".
 var follow = cell.Group(cells.Agent, follower.Cell)
@@ -101,6 +181,7 @@ func TestKVStoreMesh(t *testing.T) {
 // TestPeers measures peers whose program is the test's own: it is told their
 // flags, and is found beside the program of waggle.
 func TestPeers(t *testing.T) {
+	t.Parallel()
 	program := filepath.Join(t.TempDir(), upstreamProgram)
 	require.NoError(t, os.Symlink(os.Args[0], program))
 	config := Config{
@@ -112,7 +193,7 @@ func TestPeers(t *testing.T) {
 	require.Equal(t, []string{Waggle, Upstream, UpstreamShipped}, report.Subjects())
 	require.Len(t, report.Rounds, 6)
 	require.Equal(t, "etcd.qps=100 etcd.bootstrapQps=10000 etcd.maxInflight=10", report.Allowed[UpstreamShipped])
-	for _, peer := range report.peers() {
+	for _, peer := range report.rounds().peers() {
 		for name, spread := range report.Ratios(peer) {
 			require.Positive(t, spread.Min, name)
 			require.LessOrEqual(t, spread.Min, spread.Median, name)
@@ -125,12 +206,43 @@ func TestPeersAreRefused(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "waggle")
 	for want, config := range map[string]Config{
 		"make bin/upstream-clustermesh-apiserver": {Peers: []string{Upstream}, Program: program},
+		`peer "mirror": must be one`:              {Peers: []string{Mirror}, Program: program},
 		`peer "downstream": must be one`:          {Peers: []string{"downstream"}, PeerProgram: os.Args[0]},
 		`peer "upstream": must be one`:            {Peers: []string{Upstream, Upstream}, PeerProgram: os.Args[0]},
 	} {
 		_, err := config.subjects()
 		require.ErrorContains(t, err, want)
 	}
+}
+
+// TestMirror measures etcd's mirror maker: it copies everything, at a restart as
+// well, and isn't switched.
+func TestMirror(t *testing.T) {
+	t.Parallel()
+	program := filepath.Join(t.TempDir(), mirrorProgram)
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./peer-mirror").CombinedOutput()
+	require.NoError(t, err, string(out))
+	mesh := Mesh{Clusters: 2, Endpoints: 20, Nodes: 1, Identities: 2}
+	config := Config{
+		Mesh: mesh, Layout: LayoutAuto, CacheEtcds: 1, Rounds: 1, Timeout: time.Minute,
+		Program: os.Args[0], Peers: []string{Mirror}, MirrorProgram: program, Log: hivetest.Logger(t), Scenarios: Scenarios,
+	}
+	for _, layout := range []Layout{LayoutState, LayoutCache} {
+		config.Layout = layout
+		report, err := KVStoreMesh(t.Context(), config)
+		require.NoError(t, err)
+		require.Equal(t, []string{Waggle, Mirror}, report.Subjects())
+		f := report.Median(Mirror)
+		require.Equal(t, mesh.Keys(), f.Keys)
+		require.Zero(t, f.Phases.Canary)
+		require.Equal(t, Writes{Commits: mesh.Keys(), Puts: mesh.Keys()}, f.Restart.Writes)
+		require.Nil(t, f.Switch)
+		require.NotContains(t, report.Ratios(Mirror), "switch_cpu")
+		require.Positive(t, report.Ratios(Mirror)["restart_cpu"].Min)
+	}
+	config.Mesh.Clusters = 21
+	_, err = KVStoreMesh(t.Context(), config)
+	require.ErrorContains(t, err, "up to 20 clusters, not 21")
 }
 
 // TestRatios divides what belongs together, whatever the order of the times is.

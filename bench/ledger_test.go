@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/HdrHistogram/hdrhistogram-go"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 )
@@ -74,4 +75,20 @@ func TestLedgerTellsWhenComplete(t *testing.T) {
 	}
 	book.arrive(second, time.Now())
 	<-changed
+}
+
+// TestLedgerTimesWhatFollows counts from when an event was accepted, whichever
+// of both is known first.
+func TestLedgerTimesWhatFollows(t *testing.T) {
+	book, due := newLedger(), time.Now()
+	first, second, third := book.send(objectOf{0, 1}, due), book.send(objectOf{0, 2}, due), book.send(objectOf{0, 3}, due)
+	book.accept(first, due.Add(time.Millisecond))
+	book.arrive(first, due.Add(3*time.Millisecond))
+	book.arrive(second, due.Add(6*time.Millisecond))
+	book.accept(second, due.Add(2*time.Millisecond))
+	book.accept(third, due.Add(3*time.Millisecond))
+	got := book.tally()
+	accepted, beyond := hdrhistogram.Import(got.accepted), hdrhistogram.Import(got.beyond)
+	require.EqualValues(t, []int64{3, 1000, 3001}, []int64{accepted.TotalCount(), accepted.Min(), accepted.Max()})
+	require.EqualValues(t, []int64{2, 2000, 4001}, []int64{beyond.TotalCount(), beyond.Min(), beyond.Max()})
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -43,6 +44,17 @@ func newMapWatch(log *slog.Logger) (*mapWatch, error) {
 	return w, errors.Join(m.Close(), w.remove())
 }
 
+// agent is the command line of our agent. It is asked for nothing that the one of
+// a user doesn't have but a map of its own.
+func (b *benchmark) agent(watch *mapWatch, configs string, more ...string) []string {
+	return append([]string{b.config.Program, "agent",
+		"--cluster-name=" + localName, "--cluster-id=" + strconv.Itoa(localID),
+		fmt.Sprintf("--max-connected-clusters=%d", b.config.Mesh.MaxConnectedClusters()),
+		"--clustermesh-config=" + configs, "--health-port=0",
+		"--ipcache-backend=bpf", "--bpf-root=" + watch.root, "--bpf-map-dir=" + watch.dir,
+	}, more...)
+}
+
 func (w *mapWatch) path() string { return filepath.Join(w.root, w.dir) }
 
 // remove removes what the agent has left pinned.
@@ -71,8 +83,24 @@ func (w *mapWatch) open(ctx context.Context) (*ebpf.Map, error) {
 	}
 }
 
-// wait waits until the map has every endpoint with its identity, and has stopped
-// to grow. What it gives is of the time when it last grew.
+// bytes is the kernel's memory that the entries of the map take, which is in no
+// process's account.
+func (w *mapWatch) bytes(ctx context.Context) (size int64, err error) {
+	m, err := w.open(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	info, err := m.Info()
+	if err != nil {
+		return 0, fmt.Errorf("looking at the agent's map: %w", err)
+	}
+	now, _ := info.Memlock()
+	return int64(now), nil
+}
+
+// wait waits until the map has every endpoint with its identity and the address of
+// every node, and has stopped to grow. What it gives is of the time when it last grew.
 func (w *mapWatch) wait(ctx context.Context, p *process.Process, mesh Mesh) (last taken, err error) {
 	m, err := w.open(ctx)
 	if err != nil {
@@ -94,15 +122,19 @@ func (w *mapWatch) wait(ctx context.Context, p *process.Process, mesh Mesh) (las
 				return last, err
 			}
 		case size > 0 && at.Sub(last.at) >= settled:
+			want, err := newChanges(mesh).inMap()
+			if err != nil {
+				return last, err
+			}
 			var missing int
-			if last.entries, missing, err = checkMap(m, mesh); err != nil {
+			if last.entries, missing, err = checkMap(m, want); err != nil {
 				return last, err
 			}
 			if missing == 0 {
 				return last, nil
 			}
 			if at.Sub(last.at) > 10*settled {
-				return last, fmt.Errorf("%d endpoints aren't in the map, or have another identity", missing)
+				return last, fmt.Errorf("%d endpoints or nodes aren't in the map, or have another identity", missing)
 			}
 		}
 		select {
@@ -113,20 +145,9 @@ func (w *mapWatch) wait(ctx context.Context, p *process.Process, mesh Mesh) (las
 	}
 }
 
-// checkMap counts the entries of the map, and the endpoints that it lacks.
-func checkMap(m *ebpf.Map, mesh Mesh) (entries, missing int, err error) {
-	identities := make(map[ipcache.Key]uint32, mesh.Clusters*mesh.Endpoints)
-	for n := range mesh.Clusters {
-		c := mesh.Cluster(n)
-		for i := range mesh.Endpoints {
-			e := c.endpointObject(i)
-			key, ok := ipcache.NewKey(e.Prefix)
-			if !ok {
-				return 0, 0, fmt.Errorf("%s can't be in a map", e.Prefix)
-			}
-			identities[key] = e.Identity
-		}
-	}
+// checkMap counts the entries of the map, and of the wanted ones those that it
+// lacks, or has with another identity. It empties want of those that it has.
+func checkMap(m *ebpf.Map, want map[ipcache.Key]uint32) (entries, missing int, err error) {
 	var (
 		key   ipcache.Key
 		value ipcache.Value
@@ -134,12 +155,12 @@ func checkMap(m *ebpf.Map, mesh Mesh) (entries, missing int, err error) {
 	all := m.Iterate()
 	for all.Next(&key, &value) {
 		entries++
-		if identities[key] == value.Identity {
-			delete(identities, key)
+		if identity, ok := want[key]; ok && identity == value.Identity {
+			delete(want, key)
 		}
 	}
 	if err := all.Err(); err != nil {
 		return 0, 0, fmt.Errorf("reading the agent's map: %w", err)
 	}
-	return entries, len(identities), nil
+	return entries, len(want), nil
 }

@@ -47,7 +47,13 @@ func (c Cluster) workload(i int) workload {
 
 func (c Cluster) identityEntry(i int) (string, []byte, error) {
 	w := c.workload(i)
-	labels := wire.EncodeIdentityLabels(map[string]string{
+	return wire.IdentityKey(w.identity), []byte(wire.EncodeIdentityLabels(c.identityLabels(i))), nil
+}
+
+// identityLabels are the labels of the i-th identity.
+func (c Cluster) identityLabels(i int) map[string]string {
+	w := c.workload(i)
+	return map[string]string{
 		"k8s:app.kubernetes.io/component":     w.tier,
 		"k8s:app.kubernetes.io/name":          w.name,
 		"k8s:app.kubernetes.io/part-of":       w.namespace,
@@ -56,8 +62,7 @@ func (c Cluster) identityEntry(i int) (string, []byte, error) {
 		"k8s:io.kubernetes.pod.namespace":     w.namespace,
 		"k8s:" + namespaceLabel + "team":      namespaces[i%len(namespaces)],
 		"k8s:" + namespaceLabel + nameOfSpace: w.namespace,
-	})
-	return wire.IdentityKey(w.identity), []byte(labels), nil
+	}
 }
 
 const (
@@ -96,8 +101,15 @@ func letters(random *rand.Rand, n int) string {
 }
 
 func (c Cluster) nodeEntry(i int) (string, []byte, error) {
+	n := c.nodeObject(i)
+	value, err := wire.MarshalNode(&n)
+	return n.Name, value, err
+}
+
+// nodeObject has the address that it is known by to other nodes first.
+func (c Cluster) nodeObject(i int) wire.Node {
 	cidr := c.podCIDR(i)
-	n := wire.Node{
+	return wire.Node{
 		Name: fmt.Sprintf("%s-node-%04d", c.Name, i+1), Cluster: c.Name, ClusterID: c.ID,
 		Addresses: []wire.NodeAddress{
 			{Type: "InternalIP", IP: c.nodeAddress(i)},
@@ -116,8 +128,6 @@ func (c Cluster) nodeEntry(i int) (string, []byte, error) {
 		Source: "custom-resource",
 		BootID: uuid(c.draw(drawBoot, i)),
 	}
-	value, err := wire.MarshalNode(&n)
-	return n.Name, value, err
 }
 
 func uuid(random *rand.Rand) string {

@@ -10,4 +10,5 @@ package bench
 // Makefile.
 import (
 	_ "github.com/cilium/cilium/clustermesh-apiserver/cmd"
+	_ "go.etcd.io/etcd/server/v3/etcdmain"
 )

@@ -9,30 +9,18 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"text/tabwriter"
 	"time"
 )
 
 // Subjects are the names of the measured programs, in the order of their first
 // rounds.
 func (r *Report) Subjects() []string {
-	var names []string
-	for _, round := range r.Rounds {
-		if !slices.Contains(names, round.Subject) {
-			names = append(names, round.Subject)
-		}
-	}
-	return names
+	return distinct(r.Rounds, func(round Round) string { return round.Subject })
 }
 
 // of are the figures of one subject, fastest round first.
 func (r *Report) of(subject string) []Figures {
-	var all []Figures
-	for _, round := range r.Rounds {
-		if round.Subject == subject {
-			all = append(all, round.Figures)
-		}
-	}
+	all := r.inOrder(subject)
 	slices.SortStableFunc(all, func(a, b Figures) int { return cmp.Compare(a.ReadySeconds, b.ReadySeconds) })
 	return all
 }
@@ -45,6 +33,23 @@ func (r *Report) Median(subject string) Figures {
 	return all[len(all)/2]
 }
 
+// inOrder are the figures of one subject, in the order of the rounds.
+func (r *Report) inOrder(subject string) (all []Figures) {
+	for _, round := range r.Rounds {
+		if round.Subject == subject {
+			all = append(all, round.Figures)
+		}
+	}
+	return all
+}
+
+func (r *Report) rounds() rounds[Figures] {
+	return rounds[Figures]{head: &r.Head, subjects: r.Subjects(), of: r.inOrder, lines: reportLines}
+}
+
+// Ratios are the peer's figures divided by ours, of each round, by name.
+func (r *Report) Ratios(peer string) map[string]Spread { return r.rounds().ratios(peer) }
+
 // MarshalJSON gives the report with each subject's Median as a field of the
 // subject's name.
 func (r *Report) MarshalJSON() ([]byte, error) {
@@ -53,17 +58,7 @@ func (r *Report) MarshalJSON() ([]byte, error) {
 	for _, name := range r.Subjects() {
 		out[name] = r.Median(name)
 	}
-	if peers := r.peers(); len(peers) > 0 {
-		ratios := map[string]map[string]Spread{}
-		for _, peer := range peers {
-			ratios[peer] = r.Ratios(peer)
-		}
-		medians := map[string]float64{}
-		for name, spread := range ratios[peers[0]] {
-			medians[name] = spread.Median
-		}
-		out["ratio"], out["ratios"] = medians, ratios
-	}
+	r.rounds().addRatios(out)
 	return json.Marshal(out)
 }
 
@@ -71,44 +66,21 @@ func (r *Report) MarshalJSON() ([]byte, error) {
 // smallest, median and largest value over the rounds.
 func (r *Report) WriteText(w io.Writer) error {
 	r.writeText(w)
-	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
-	for _, name := range r.Subjects() {
-		all := r.of(name)
-		fmt.Fprintf(table, "\n%s: %s\n%d rounds\tmin\tmedian\tmax\t\n", name, r.Allowed[name], len(all))
-		for _, line := range []struct {
-			name   string
-			of     func(Figures) float64
-			format func(float64) string
-		}{
-			{"ready", func(f Figures) float64 { return f.ReadySeconds }, seconds},
-			{"CPU until ready", func(f Figures) float64 { return f.CPUSeconds }, seconds},
-			{"CPU of the local etcd", func(f Figures) float64 { return f.EtcdCPUSeconds }, seconds},
-			{"CPU of the source etcds", func(f Figures) float64 { return f.SourceCPUSeconds }, seconds},
-			{"CPU over its lifetime", func(f Figures) float64 { return f.LifetimeCPUSeconds }, seconds},
-			{"peak RSS", func(f Figures) float64 { return float64(f.PeakRSSBytes) }, mebibytes},
-			{"anonymous, when ready", func(f Figures) float64 { return float64(f.AnonRSSBytes) }, mebibytes},
-			{"of its program file", func(f Figures) float64 { return float64(f.FileRSSBytes) }, mebibytes},
-			{"peak RSS of the local etcd", func(f Figures) float64 { return float64(f.EtcdPeakRSSBytes) }, mebibytes},
-		} {
-			var values []float64
-			for _, f := range all {
-				values = append(values, line.of(f))
-			}
-			slices.Sort(values)
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t\n", line.name, line.format(values[0]),
-				line.format(values[len(values)/2]), line.format(values[len(values)-1]))
-		}
-	}
-	for _, peer := range r.peers() {
-		fmt.Fprintf(table, "\n%s ÷ %s\tmin\tmedian\tmax\t\n", peer, Waggle)
-		ratios := r.Ratios(peer)
-		for _, ratio := range ratioOf {
-			s := ratios[ratio.name]
-			fmt.Fprintf(table, "%s\t%.2f\t%.2f\t%.2f\t\n", ratio.title, s.Min, s.Median, s.Max)
-		}
-	}
-	return table.Flush()
+	return r.rounds().write(w)
 }
+
+// reportLines are the figures of Report.
+var reportLines = append([]line[Figures]{
+	figure("ready", func(f Figures) float64 { return f.ReadySeconds }, seconds, "ready"),
+	figure("CPU until ready", func(f Figures) float64 { return f.CPUSeconds }, seconds, "cpu"),
+	figure("CPU of the local etcd", func(f Figures) float64 { return f.EtcdCPUSeconds }, seconds, "etcd_cpu"),
+	figure("CPU of the source etcds", func(f Figures) float64 { return f.SourceCPUSeconds }, seconds, "source_cpu"),
+	figure("CPU over its lifetime", func(f Figures) float64 { return f.LifetimeCPUSeconds }, seconds, ""),
+	figure("peak RSS", func(f Figures) float64 { return float64(f.PeakRSSBytes) }, mebibytes, "rss"),
+	figure("anonymous, when ready", func(f Figures) float64 { return float64(f.AnonRSSBytes) }, mebibytes, "anon"),
+	figure("of its program file", func(f Figures) float64 { return float64(f.FileRSSBytes) }, mebibytes, ""),
+	figure("peak RSS of the local etcd", func(f Figures) float64 { return float64(f.EtcdPeakRSSBytes) }, mebibytes, ""),
+}, scenarioLines...)
 
 // fields are those of a report as JSON.
 func (h *Head) fields() map[string]any {
@@ -136,6 +108,3 @@ func (h *Head) writeText(w io.Writer) {
 		fmt.Fprintf(w, "commit: %s (modified: %t)\n", h.Build.Commit, h.Build.Modified)
 	}
 }
-
-func seconds(v float64) string   { return fmt.Sprintf("%.3f s", v) }
-func mebibytes(v float64) string { return fmt.Sprintf("%.1f MiB", v/(1<<20)) }

@@ -30,13 +30,18 @@ type sampler struct {
 // startSampling begins to follow processes. A round's clock, and the CPU time of
 // each, count from now.
 func startSampling(processes ...*process.Process) *sampler {
+	return startSamplingEvery(sampleEvery, processes...)
+}
+
+// startSamplingEvery is startSampling for rounds so long that fewer samples will do.
+func startSamplingEvery(every time.Duration, processes ...*process.Process) *sampler {
 	s := &sampler{end: make(chan struct{}), all: make([][]sample, len(processes))}
 	began, base := time.Now(), make([]time.Duration, len(processes))
 	for i, p := range processes {
 		base[i], _ = p.CPU() // of one that has ended nothing is sampled
 	}
 	s.wait.Go(func() {
-		ticker := time.NewTicker(sampleEvery)
+		ticker := time.NewTicker(every)
 		defer ticker.Stop()
 		for {
 			for i, p := range processes {

@@ -90,11 +90,10 @@ func (r *Report) Section() (page.Section, error) {
 
 // Section is the report as a part of a page.
 func (r *ChurnReport) Section() (page.Section, error) {
-	latency := page.Plot{X: "quantile", Y: "milliseconds until the agent has it", LogY: true, Quantiles: true}
+	latency := page.Plot{X: "quantile", Y: "latency, milliseconds", LogY: true, Quantiles: true}
 	var sides []side
 	for i, name := range r.Subjects() {
-		all := r.of(name)
-		f := all[len(all)/2]
+		f := r.Median(name)
 		latency.Lines = append(latency.Lines,
 			page.Line{Name: name, Color: i, Points: quantiles(f.agent)},
 			page.Line{Name: name + ": local etcd", Color: i, Dashed: true, Points: quantiles(f.cache)})

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -44,8 +43,11 @@ type etcdProcess struct {
 // startEtcd starts an etcd and waits until it answers.
 func (b *benchmark) startEtcd(ctx context.Context, name, url string) (*etcdProcess, error) {
 	dir := filepath.Join(b.dir, name)
-	p, err := process.Start(name, b.dir, []string{b.config.Program, "etcd",
-		"--data-dir=" + dir, "--listen-client-urls=" + url, "--health-port=0", "--log-opt=level=warn"}, nil)
+	argv := []string{b.config.Program, "etcd", "--health-port=0", "--log-opt=level=warn"}
+	if b.counted {
+		argv = []string{b.config.Program, "bench", "etcd", "--socket=" + filepath.Join(b.dir, name+".sock")}
+	}
+	p, err := process.Start(name, b.dir, append(argv, "--data-dir="+dir, "--listen-client-urls="+url), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -122,9 +124,13 @@ type sources struct {
 }
 
 // startSources starts and fills the etcds of the source clusters.
-func (b *benchmark) startSources(ctx context.Context) (_ *sources, err error) {
-	mesh := b.config.Mesh
-	s := &sources{configs: filepath.Join(b.dir, "clustermesh"), stopBeats: func() {}}
+func (b *benchmark) startSources(ctx context.Context) (*sources, error) {
+	return b.startSourcesOf(ctx, b.config.Mesh, "source")
+}
+
+// startSourcesOf does so with a content of their own. name is that of their files.
+func (b *benchmark) startSourcesOf(ctx context.Context, mesh Mesh, name string) (_ *sources, err error) {
+	s := &sources{configs: filepath.Join(b.dir, name+"-clustermesh"), stopBeats: func() {}}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -141,13 +147,13 @@ func (b *benchmark) startSources(ctx context.Context) (_ *sources, err error) {
 		s.info.Etcds = min(b.config.CacheEtcds, mesh.Clusters)
 	}
 
-	b.progress("starting %d source etcds", s.info.Etcds)
+	b.progress("starting %d %s etcds", s.info.Etcds, name)
 	s.etcds = make([]*etcdProcess, s.info.Etcds)
 	var start errgroup.Group
 	for i := range s.etcds {
 		url := b.network.url()
 		start.Go(func() (err error) {
-			s.etcds[i], err = b.startEtcd(ctx, fmt.Sprintf("source-etcd-%03d", i+1), url)
+			s.etcds[i], err = b.startEtcd(ctx, fmt.Sprintf("%s-etcd-%03d", name, i+1), url)
 			return err
 		})
 	}
@@ -157,7 +163,7 @@ func (b *benchmark) startSources(ctx context.Context) (_ *sources, err error) {
 
 	b.progress("filling them with %d keys", mesh.Keys())
 	began := time.Now()
-	if err := os.MkdirAll(s.configs, 0o700); err != nil {
+	if err := writeConfigs(s.configs, mesh, func(i int) string { return s.of(i).url }); err != nil {
 		return s, err
 	}
 	var fill errgroup.Group
@@ -168,11 +174,6 @@ func (b *benchmark) startSources(ctx context.Context) (_ *sources, err error) {
 			var clusters []Cluster
 			for n := i; n < mesh.Clusters; n += len(s.etcds) {
 				clusters = append(clusters, mesh.Cluster(n))
-			}
-			for _, c := range clusters {
-				if err := os.WriteFile(filepath.Join(s.configs, c.Name), etcdConfig(e.url), 0o600); err != nil {
-					return err
-				}
 			}
 			sizes[i], err = b.fill(ctx, e, clusters, s.info.Layout == LayoutCache)
 			return err

@@ -27,6 +27,11 @@ type subject struct {
 	// canaries are the resources whose canaries it writes, for each cluster,
 	// when they are complete.
 	canaries []wire.Resource
+	// configs: it writes the clusters' configs.
+	configs bool
+	// restarts: it can be started again on what it wrote. switches: it notices
+	// that another etcd answers at an address.
+	restarts, switches bool
 }
 
 // environment is what a subject finds.
@@ -40,6 +45,10 @@ type environment struct {
 	address string
 	// socket is a path for a socket.
 	socket string
+	// healthPort is where to serve /readyz; 0 is nowhere.
+	healthPort int
+	// cached: the sources hold what a KVStoreMesh has cached.
+	cached bool
 }
 
 // Waggle is the name of our own subject.
@@ -51,9 +60,16 @@ const (
 	Upstream = "upstream"
 	// UpstreamShipped is upstream's KVStoreMesh with the limits of its chart.
 	UpstreamShipped = "upstream-shipped"
+	// Mirror is etcd's own mirror maker. It only copies keys, so that it has a
+	// part in the benchmark of KVStoreMesh alone, and it isn't switched.
+	Mirror = "mirror"
 )
 
-// KVStoreMeshPeers are the names of all peers.
+// maxMirrored is the number of clusters up to which Mirror is measured: it has a
+// mirror maker for each prefix of each cluster, and writes one key at a time.
+const maxMirrored = 20
+
+// KVStoreMeshPeers are the names of all peers but Mirror.
 var KVStoreMeshPeers = []string{Upstream, UpstreamShipped}
 
 // upstreamLimits are the values of upstream's --kvstore-opt, by peer.
@@ -79,9 +95,9 @@ func waggle(program string) subject {
 		name:    Waggle,
 		allowed: "as shipped",
 		argv: func(env environment) []string {
-			return append([]string{program, "kvstoremesh", "--health-port=0"}, env.flags()...)
+			return append([]string{program, "kvstoremesh"}, env.flags()...)
 		},
-		canaries: resourcesOfV119,
+		canaries: resourcesOfV119, configs: true, restarts: true, switches: true,
 	}
 }
 
@@ -94,19 +110,20 @@ func upstream(name, program string) subject {
 		allowed: strings.Join(limits, " "),
 		argv: func(env environment) []string {
 			argv := append([]string{program, "kvstoremesh", "--enable-gops=false",
-				"--health-port=0", "--api-serve-addr=" + env.address + ":0", "--shell-sock-path=" + env.socket}, env.flags()...)
+				"--api-serve-addr=" + env.address + ":0", "--shell-sock-path=" + env.socket}, env.flags()...)
 			for _, limit := range limits {
 				argv = append(argv, "--kvstore-opt="+limit)
 			}
 			return argv
 		},
-		canaries: resourcesOfV119,
+		canaries: resourcesOfV119, configs: true, restarts: true, switches: true,
 	}
 }
 
 // flags are those that have the same names in all subjects.
 func (env environment) flags() []string {
 	return []string{
+		"--health-port=" + strconv.Itoa(env.healthPort),
 		"--cluster-name=" + localName,
 		"--cluster-id=" + strconv.Itoa(localID),
 		fmt.Sprintf("--max-connected-clusters=%d", env.mesh.MaxConnectedClusters()),
@@ -115,18 +132,45 @@ func (env environment) flags() []string {
 	}
 }
 
-// subjects are waggle and the peers that were asked for, in this order.
-func (c Config) subjects() ([]subject, error) {
+// mirror is etcd's mirror maker as a program of its own.
+func mirror(program string) subject {
+	return subject{
+		name: Mirror,
+		allowed: "etcd's mirror maker for each prefix: one put at a time, no leases, canaries or cluster configs; " +
+			"ready when the number of keys is right; a restart copies everything again; a switch ends it",
+		argv: func(env environment) []string {
+			return []string{program, "--clustermesh-config=" + env.clusterMeshConfig, "--local-config=" + env.localConfig,
+				"--health-port=" + strconv.Itoa(env.healthPort), "--cached=" + strconv.FormatBool(env.cached)}
+		},
+		restarts: true,
+	}
+}
+
+// subjects are waggle and the peers that were asked for, in this order. They are
+// of KVStoreMeshPeers, or of those that are named as well.
+func (c Config) subjects(asWell ...string) ([]subject, error) {
 	out := []subject{waggle(c.Program)}
+	peers := slices.Concat(KVStoreMeshPeers, asWell)
 	for i, name := range c.Peers {
-		if !slices.Contains(KVStoreMeshPeers, name) || slices.Contains(c.Peers[:i], name) {
-			return nil, fmt.Errorf("peer %q: must be one or several of %s", name, strings.Join(KVStoreMeshPeers, ", "))
+		if !slices.Contains(peers, name) || slices.Contains(c.Peers[:i], name) {
+			return nil, fmt.Errorf("peer %q: must be one or several of %s", name, strings.Join(peers, ", "))
 		}
-		program, err := peerProgram(c.PeerProgram, c.Program, upstreamProgram)
+		path, file := c.PeerProgram, upstreamProgram
+		if name == Mirror {
+			path, file = c.MirrorProgram, mirrorProgram
+			if c.Mesh.Clusters > maxMirrored {
+				return nil, fmt.Errorf("peer %q: it is measured with up to %d clusters, not %d", name, maxMirrored, c.Mesh.Clusters)
+			}
+		}
+		program, err := peerProgram(path, c.Program, file)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, upstream(name, program))
+		if name == Mirror {
+			out = append(out, mirror(program))
+		} else {
+			out = append(out, upstream(name, program))
+		}
 	}
 	return out, nil
 }
@@ -134,6 +178,9 @@ func (c Config) subjects() ([]subject, error) {
 // upstreamProgram is the file name of upstream's clustermesh-apiserver, and its
 // target in the Makefile below bin/.
 const upstreamProgram = "upstream-clustermesh-apiserver"
+
+// mirrorProgram is the same of the mirror maker.
+const mirrorProgram = "upstream-mirror"
 
 // peerProgram finds the program file of a peer: the one that was asked for, or
 // the one of that name beside waggle's own.

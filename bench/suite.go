@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -23,18 +24,28 @@ type OneReport interface {
 	Section() (page.Section, error)
 }
 
-// SuiteConfig is a short version of all benchmarks.
+// SuiteConfig is a short version of all benchmarks. Those whose size is 0 are left
+// out.
 type SuiteConfig struct {
 	// Config is what the benchmarks share. Its Mesh is the largest of those that
-	// KVStoreMesh is measured with, and Peers are of all benchmarks.
+	// KVStoreMesh is measured with, and Peers are of all benchmarks that have such
+	// a peer; their programs are beside Program.
 	Config
-	// IngestProgram is the peer of Ingest; if empty, the one beside Program.
-	IngestProgram string
-	// Rates are the events per second of Churn, for so long each.
-	Rates    []float64
+	// Rates are the events per second of Churn.
+	Rates []float64
+	// Duration is how long events are sent, in each benchmark that sends any.
 	Duration time.Duration
-	// Entries is the number of endpoints of Ingest; 0 leaves it out.
+	// Entries is the number of endpoints of Ingest.
 	Entries int
+	// Agents is the number of readers of Fanout.
+	Agents int
+	// KVStoreMeshes are those of Rollout.
+	KVStoreMeshes int
+	// Exported is the number of endpoints of Export.
+	Exported int
+	// ScaleClusters is the number of clusters of Scale, with the consumer's own, each
+	// as large as in a mesh of 511.
+	ScaleClusters int
 }
 
 // SuiteReport are the reports of several benchmarks.
@@ -52,48 +63,116 @@ func (s *SuiteReport) add(name string, report OneReport) {
 	s.Reports[name] = report
 }
 
-// Suite runs all benchmarks one after the other: KVStoreMesh with a quarter, a
-// half and all of the clusters, Churn at each rate, and Ingest, which is left
-// out where BPF maps can't be used.
+// step is one benchmark of a suite.
+type step struct {
+	name string
+	run  func(context.Context) (OneReport, error)
+}
+
+// Suite runs all benchmarks one after the other. One that this machine can't do is
+// left out: those with a BPF map where that isn't permitted, and Export without
+// the program of the kube-apiserver.
 func Suite(ctx context.Context, config SuiteConfig) (*SuiteReport, error) {
 	suite := &SuiteReport{Reports: map[string]OneReport{}, Skipped: map[string]string{}}
-	last := 0
-	for _, clusters := range []int{max(1, config.Mesh.Clusters/4), max(1, config.Mesh.Clusters/2), config.Mesh.Clusters} {
-		if clusters == last {
-			continue
-		}
-		last = clusters
-		one := config.Config
-		one.Mesh.Clusters = clusters
-		report, err := KVStoreMesh(ctx, one)
-		if err != nil {
-			return nil, fmt.Errorf("kvstoremesh with %d clusters: %w", clusters, err)
-		}
-		suite.Growth = append(suite.Growth, report)
-		suite.add("kvstoremesh-"+strconv.Itoa(clusters), report)
+	var (
+		steps []step
+		at    int
+	)
+	if told := config.Steps; told != nil {
+		// Each benchmark has an equal share of the whole, however many steps it has.
+		const share = 100
+		config.Steps = func(done, of int) { told(at*share+done*share/max(of, 1), len(steps)*share) }
 	}
-	for _, rate := range config.Rates {
-		report, err := Churn(ctx, ChurnConfig{Config: config.Config, Rate: rate, Duration: config.Duration, Drain: config.Duration})
-		if err != nil {
-			return nil, fmt.Errorf("churn at %g/s: %w", rate, err)
+	steps = config.steps()
+	for i, s := range steps {
+		at = i
+		switch report, err := s.run(ctx); {
+		case errors.Is(err, ipcache.ErrBPFNotPermitted), errors.Is(err, errNoAPIServer):
+			suite.Skipped[s.name] = err.Error()
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", s.name, err)
+		default:
+			suite.add(s.name, report)
+			if of, ok := report.(*Report); ok {
+				suite.Growth = append(suite.Growth, of)
+			}
 		}
-		suite.add("churn-"+strconv.FormatFloat(rate, 'f', -1, 64), report)
-	}
-	if config.Entries == 0 {
-		return suite, nil
-	}
-	one := config.Config
-	one.PeerProgram = config.IngestProgram
-	one.Mesh = Mesh{Clusters: 1, Endpoints: config.Entries, Nodes: max(1, config.Entries/100), Identities: max(1, config.Entries/100), Seed: config.Mesh.Seed}
-	switch report, err := Ingest(ctx, one); {
-	case errors.Is(err, ipcache.ErrBPFNotPermitted):
-		suite.Skipped["ingest"] = err.Error()
-	case err != nil:
-		return nil, fmt.Errorf("ingest: %w", err)
-	default:
-		suite.add("ingest", report)
 	}
 	return suite, nil
+}
+
+// steps are the benchmarks to run: KVStoreMesh with a quarter, a half and all of
+// the clusters, and its restart and switch with all; Churn at each rate; and one
+// of each of the others.
+func (c SuiteConfig) steps() (steps []step) {
+	add := func(name string, run func(context.Context) (OneReport, error)) {
+		steps = append(steps, step{name, run})
+	}
+	sizes := []int{max(1, c.Mesh.Clusters/4), max(1, c.Mesh.Clusters/2), c.Mesh.Clusters}
+	for _, clusters := range slices.Compact(sizes) {
+		one := c.Config
+		one.Mesh.Clusters, one.Scenarios = clusters, []string{ScenarioStart}
+		if clusters == c.Mesh.Clusters {
+			one.Scenarios = Scenarios
+		}
+		add(fmt.Sprintf("kvstoremesh-%d", clusters), func(ctx context.Context) (OneReport, error) { return KVStoreMesh(ctx, one) })
+	}
+	for _, rate := range c.Rates {
+		add("churn-"+strconv.FormatFloat(rate, 'f', -1, 64), func(ctx context.Context) (OneReport, error) {
+			return Churn(ctx, ChurnConfig{Config: c.Config, Rate: rate, Duration: c.Duration, Drain: c.Duration})
+		})
+	}
+	if c.Entries > 0 {
+		add("ingest", func(ctx context.Context) (OneReport, error) {
+			one := c.Config
+			one.Mesh = Mesh{Clusters: 1, Endpoints: c.Entries, Nodes: max(1, c.Entries/100), Identities: max(1, c.Entries/100), Seed: c.Mesh.Seed}
+			return Ingest(ctx, one)
+		})
+	}
+	if c.KVStoreMeshes > 0 {
+		add("rollout", func(ctx context.Context) (OneReport, error) {
+			return Rollout(ctx, RolloutConfig{Config: c.Config, KVStoreMeshes: c.KVStoreMeshes})
+		})
+	}
+	if c.Agents > 0 {
+		add("fanout", func(ctx context.Context) (OneReport, error) {
+			return Fanout(ctx, FanoutConfig{Config: c.Config, Agents: c.Agents, Rate: 100, Duration: c.Duration, Drain: time.Minute, Commits: []int{1, 20}})
+		})
+	}
+	if c.Exported > 0 {
+		add("export", c.export)
+	}
+	if c.ScaleClusters > 0 {
+		add("scale", c.scale)
+	}
+	return steps
+}
+
+// errNoAPIServer says that the program of the kube-apiserver isn't there.
+var errNoAPIServer = errors.New("there is no kube-apiserver")
+
+func (c SuiteConfig) export(ctx context.Context) (OneReport, error) {
+	if _, err := peerProgram("", c.Program, apiServerProgram); err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoAPIServer, err)
+	}
+	one := c.Config
+	one.Mesh = Mesh{Clusters: 1, Endpoints: c.Exported, Nodes: max(1, c.Exported/20), Identities: max(1, c.Exported/20), Seed: c.Mesh.Seed}
+	return Export(ctx, ExportConfig{Config: one, Modes: []string{CES}, Rate: 100, Duration: c.Duration, Drain: time.Minute})
+}
+
+// scale is a part of the largest mesh: so many of 511 clusters, of 50,000 nodes and
+// of 500,000 endpoints.
+func (c SuiteConfig) scale(ctx context.Context) (OneReport, error) {
+	n := c.ScaleClusters
+	one := c.Config
+	var err error
+	if one.Mesh, err = ScaleMesh(n, n*98, n*980, 100, c.Mesh.Seed); err != nil {
+		return nil, err
+	}
+	return Scale(ctx, ScaleConfig{
+		Config: one, Growth: []int{max(2, n/4), max(2, n/2)},
+		Idle: c.Duration, NodeRate: 50, EndpointRates: []float64{100, 500}, Duration: c.Duration, Drain: time.Minute,
+	})
 }
 
 // MarshalJSON gives each report as a field of its name.

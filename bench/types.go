@@ -11,20 +11,41 @@
 //	subject.go      the programs that are measured, and how they are started
 //	kvstoremesh.go  the benchmark of KVStoreMesh, round by round
 //	arrival.go      when the local etcd is complete
+//	phases.go       what a start spends its time on; sockets.go: how that is known
+//	scenarios.go    a restart, and a switch to other source etcds
+//	changed.go      what differs after a switch; pure
+//	replicas.go     source etcds that replace others behind their addresses
+//	history.go      what was written to the local etcd
+//	readyz.go       when a subject says that it is ready
 //	verify.go       whether what arrived is what was sent
 //	benchmark.go    what each call of a benchmark has
 //	churn.go        the benchmark of steady change, round by round
+//	saturation.go   the rate at which that no longer keeps up
 //	load.go         events at a rate
 //	ledger.go       what was sent, and what has arrived; pure
 //	ingest.go       the benchmark of an agent, round by round
 //	mapwatch.go     what is in an agent's map, seen from outside
+//	rollout.go      the benchmark of a source that is replaced, round by round
+//	fanout.go       the benchmark of many readers on one etcd, round by round
+//	scale.go        the benchmark of a mesh of the largest size
+//	scale_parts.go  its programs, and what they use in each phase
+//	scale_change.go its changes of pods and nodes
+//	mapchange.go    when a change has reached an agent's map, seen from outside
+//	growth.go       how cost grows with the number of keys; pure
+//	export.go       the benchmark of an exporter, round by round
+//	export_kubernetes.go  the API server that it reads from, and what is in it
 //	machine.go      what it was measured on
-//	report.go       JSON and text; churn_report.go and ingest_report.go
-//	ratio.go        peer against waggle, round by round
-//	follower/       the agent that measures
+//	report.go       JSON and text; churn_report.go, ingest_report.go, rollout_report.go, fanout_report.go, export_report.go, scale_report.go
+//	table.go        what reports share: tables, and peer against waggle
+//	ratio.go        smallest, median and largest
+//	follower/       the agent that measures, and many readers
+//	apiserver/      what it takes to run the real kube-apiserver
 //	peer-ingest/    upstream's way into an agent, as a program
+//	peer-mirror/    etcd's mirror maker, as a program
+//	peer-rollout/   upstream's way of reading a source, as a program
+//	rollout/        what that has in common with ours
 //	samples.go      what processes use over time, for plots
-//	sections.go     the plots
+//	sections.go     the plots; scale_section.go
 //	suite.go        several benchmarks in one report
 //	page/           reports as HTML
 //	process/        child processes and their accounting
@@ -51,6 +72,12 @@ type Mesh struct {
 	// Seed decides names, placement and the like: the same Mesh has the same
 	// content to the byte.
 	Seed uint64 `json:"seed"`
+
+	// within is the number of clusters of the mesh that this is a part of, see
+	// first; 0 if it isn't one.
+	within int
+	// changed makes it the mesh of Changed.
+	changed bool
 }
 
 // DefaultMesh has 54,400 keys.
@@ -62,10 +89,17 @@ func (m Mesh) KeysPerCluster() int { return m.Endpoints + m.Nodes + m.Identities
 // Keys is the number of keys that all source clusters have together.
 func (m Mesh) Keys() int { return m.Clusters * m.KeysPerCluster() }
 
+// first are the first n clusters of the mesh, each with the content that it has
+// there.
+func (m Mesh) first(n int) Mesh {
+	m.within, m.Clusters = max(m.within, m.Clusters), n
+	return m
+}
+
 // MaxConnectedClusters is upstream's flag of that name for a mesh of this size:
 // 255 if it can be, else 511.
 func (m Mesh) MaxConnectedClusters() uint32 {
-	if m.Clusters+1 <= 255 {
+	if max(m.within, m.Clusters)+1 <= 255 {
 		return 255
 	}
 	return 511
@@ -123,20 +157,27 @@ type Config struct {
 	Timeout time.Duration
 	// Program is waggle's own program file.
 	Program string
+	// Scenarios are what KVStoreMesh goes through, of those of that name; the
+	// start is part of each.
+	Scenarios []string
 	// Peers are measured in turns with it, on the same work: names of
-	// KVStoreMeshPeers.
+	// KVStoreMeshPeers, or Mirror.
 	Peers []string
 	// PeerProgram is the program file of upstream's clustermesh-apiserver; if
 	// empty, the one beside Program is taken.
 	PeerProgram string
+	// MirrorProgram is that of Mirror; if empty, the one beside Program.
+	MirrorProgram string
 	// Dir is for data and logs of the processes, which stay there; if empty, a
 	// temporary directory that is removed at the end.
 	Dir string
 	// Log is for what fails without ending the benchmark.
 	Log *slog.Logger
-	// Progress, if set, is told what is being done, in a few words. Calls come
-	// from the goroutine of the caller of KVStoreMesh.
-	Progress func(string)
+	// Progress, if set, is told what is being done, in a few words, and Steps how
+	// many steps are done of how many, a step being a round of a subject or the
+	// like. Calls come from the goroutine of the caller of the benchmark.
+	Progress func(doing string)
+	Steps    func(done, of int)
 }
 
 // Figures are what one round has measured of one subject. CPU times are those
@@ -163,6 +204,14 @@ type Figures struct {
 	// LifetimeCPUSeconds is until the process has ended, stop included, by
 	// wait4's rusage.
 	LifetimeCPUSeconds float64 `json:"lifetime_cpu_seconds"`
+	// Phases are when the subject was done with each phase of the start, and
+	// PhasesBegan when it had begun with each. Nil where the kernel doesn't tell.
+	Phases      *Phases `json:"phases,omitempty"`
+	PhasesBegan *Phases `json:"phases_began,omitempty"`
+	// Restart and Switch are of those scenarios; nil where they weren't asked for,
+	// or the subject can't do it.
+	Restart *Again `json:"restart,omitempty"`
+	Switch  *Again `json:"switch,omitempty"`
 
 	samples, etcdSamples []sample
 }

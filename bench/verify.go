@@ -61,14 +61,20 @@ func arrived(ctx context.Context, client *etcd.Client, log *slog.Logger, mesh Me
 			prefixes[wire.CachePrefix(r, mesh.Cluster(i).Name)] = struct{}{}
 		}
 	}
+	return contentBelow(ctx, client, log, wire.CacheRoot, prefixes)
+}
+
+// contentBelow is what an etcd has below a root, by prefix; what is below none
+// of the prefixes is found below "".
+func contentBelow(ctx context.Context, client *etcd.Client, log *slog.Logger, root string, prefixes map[string]struct{}) (map[string]digest, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	out := map[string]digest{}
 	complete := false
-	reader := etcd.NewReader(etcd.ReaderConfig{Log: log, Prefix: wire.CacheRoot}, etcd.ObserverFunc(
+	reader := etcd.NewReader(etcd.ReaderConfig{Log: log, Prefix: root}, etcd.ObserverFunc(
 		func(_ context.Context, batch etcd.Batch) {
 			for _, ev := range batch.Events {
-				prefix, key := splitPrefix(prefixes, wire.CacheRoot+ev.Key)
+				prefix, key := splitPrefix(prefixes, root+ev.Key)
 				d := out[prefix]
 				d.add(key, ev.Value)
 				out[prefix] = d
@@ -79,10 +85,10 @@ func arrived(ctx context.Context, client *etcd.Client, log *slog.Logger, mesh Me
 			}
 		}))
 	if err := reader.Run(ctx, client); err != nil {
-		return nil, fmt.Errorf("reading the local etcd: %w", err)
+		return nil, fmt.Errorf("reading %q: %w", root, err)
 	}
 	if !complete {
-		return nil, fmt.Errorf("reading the local etcd: %w", context.Cause(ctx))
+		return nil, fmt.Errorf("reading %q: %w", root, context.Cause(ctx))
 	}
 	return out, nil
 }

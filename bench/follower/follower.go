@@ -9,6 +9,9 @@
 //	latency.go   histograms
 //	follower.go  the cell
 //	status.go    what it says
+//	readers.go   many readers of one etcd in place of one agent
+//	meshes.go    the side that reads of many KVStoreMeshes, in their place
+//	counted.go   an etcd that counts what is listed
 package follower
 
 import (
@@ -83,7 +86,7 @@ func register(p params) error {
 		last: map[netip.Prefix]int{}, latencies: NewHistogram(),
 	}
 	p.Jobs.Add(job.OneShot("follow", f.run))
-	p.Lifecycle.Append(newServer(p.Config.FollowSocket, f.now))
+	p.Lifecycle.Append(newServer(p.Config.FollowSocket, func() any { return f.now() }))
 	return nil
 }
 

@@ -38,7 +38,7 @@ type server struct {
 	wait sync.WaitGroup
 }
 
-func newServer(path string, status func() Status) cell.HookInterface {
+func newServer(path string, status func() any) cell.HookInterface {
 	return &server{path: path, http: &http.Server{
 		ReadHeaderTimeout: time.Second,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -66,6 +66,12 @@ func (s *server) Stop(cell.HookContext) error {
 
 // Ask asks the follower at a socket.
 func Ask(ctx context.Context, socket string) (status Status, err error) {
+	err = ask(ctx, socket, &status)
+	return status, err
+}
+
+// ask reads what a server serves.
+func ask(ctx context.Context, socket string, status any) (err error) {
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -75,15 +81,15 @@ func Ask(ctx context.Context, socket string) (status Status, err error) {
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://follower/", nil)
 	if err != nil {
-		return status, err
+		return err
 	}
 	resp, err := (&http.Client{Transport: transport}).Do(req)
 	if err != nil {
-		return status, fmt.Errorf("asking the follower: %w", err)
+		return fmt.Errorf("asking the follower: %w", err)
 	}
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
-	if err := json.NewDecoder(resp.Body).Decode(&status); err != nil {
-		return status, fmt.Errorf("asking the follower: %w", err)
+	if err := json.NewDecoder(resp.Body).Decode(status); err != nil {
+		return fmt.Errorf("asking the follower: %w", err)
 	}
-	return status, nil
+	return nil
 }

@@ -54,7 +54,7 @@ figure { margin: 0; } figcaption { max-width: 34em; } svg { max-width: 100%; hei
 <div class="figures">
 {{range .Figures}}<figure>{{.SVG}}<figcaption><b>{{.Title}}.</b> {{.Note}}</figcaption></figure>
 {{end}}</div>
-<pre>{{.Text}}</pre>
-</section>
+{{with .Text}}<pre>{{.}}</pre>
+{{end}}</section>
 {{end}}</html>
 `))

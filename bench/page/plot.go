@@ -20,7 +20,8 @@ import (
 
 // Plot is lines over common axes.
 type Plot struct {
-	// X and Y name the axes, with their units.
+	// X and Y name the axes, with their units. A Y of more than 25 letters takes
+	// height from the plot.
 	X, Y string
 	// LogY has a logarithmic Y axis; values must be positive.
 	LogY bool
@@ -46,7 +47,12 @@ type Point struct{ X, Y float64 }
 // takes as much room as the last.
 func QuantileX(q float64) float64 { return -math.Log10(1 - q) }
 
-const width, height = 15 * vg.Centimeter, 8.5 * vg.Centimeter
+// Two plots fit beside each other on a page.
+const width, height, margin = 13 * vg.Centimeter, 8 * vg.Centimeter, 0.4 * vg.Centimeter
+
+// markedPoints is the most points of a line that are marked as well: measurements,
+// and not samples.
+const markedPoints = 20
 
 // SVG draws the plot. Lines without points are left out.
 func (p Plot) SVG() (template.HTML, error) {
@@ -55,7 +61,8 @@ func (p Plot) SVG() (template.HTML, error) {
 		return "", err
 	}
 	canvas := vgsvg.New(width, height)
-	drawn.Draw(draw.New(canvas))
+	// The last number of the X axis sticks out of the plot.
+	drawn.Draw(draw.Crop(draw.New(canvas), 0, -margin, 0, 0))
 	var svg bytes.Buffer
 	if _, err := canvas.WriteTo(&svg); err != nil {
 		return "", fmt.Errorf("plotting %q: %w", p.Y, err)
@@ -69,12 +76,13 @@ func (p Plot) SVG() (template.HTML, error) {
 func (p Plot) layOut() (*plot.Plot, error) {
 	out := plot.New()
 	out.X.Label.Text, out.Y.Label.Text = p.X, p.Y
-	out.Legend.Top, out.Legend.Left = true, true
+	out.Legend.Top, out.Legend.Left, out.Legend.Padding = true, true, vg.Points(2)
 	out.Add(plotter.NewGrid())
 	out.X.Tick.Marker, out.Y.Tick.Marker = roundTicks{}, roundTicks{}
 	if p.Quantiles {
 		out.X.Tick.Marker = quantileTicks{}
 	}
+	out.X.Min = 0
 	if !p.LogY {
 		out.Y.Min = 0
 	}
@@ -96,6 +104,14 @@ func (p Plot) layOut() (*plot.Plot, error) {
 			drawn.Dashes = []vg.Length{vg.Points(4), vg.Points(3)}
 		}
 		out.Add(drawn)
+		if len(points) <= markedPoints {
+			marks, err := plotter.NewScatter(points)
+			if err != nil {
+				return nil, fmt.Errorf("plotting %s: %w", line.Name, err)
+			}
+			marks.GlyphStyle = draw.GlyphStyle{Color: drawn.Color, Radius: vg.Points(2), Shape: draw.CircleGlyph{}}
+			out.Add(marks)
+		}
 		out.Legend.Add(line.Name, drawn)
 		empty = false
 	}
@@ -124,7 +140,8 @@ func (roundTicks) Ticks(low, high float64) (ticks []plot.Tick) {
 		step /= 2
 	}
 	for n := math.Ceil(low / step); n*step <= high; n++ {
-		ticks = append(ticks, plot.Tick{Value: n * step, Label: strconv.FormatFloat(n*step, 'g', 6, 64)})
+		value := n*step + 0 // for -0
+		ticks = append(ticks, plot.Tick{Value: value, Label: strconv.FormatFloat(value, 'g', 6, 64)})
 	}
 	return ticks
 }

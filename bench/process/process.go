@@ -134,6 +134,19 @@ func (p *Process) Stop() error {
 	return fmt.Errorf("stopping %s: it was killed since it didn't end within %s\n%s", p.name, stopPatience, p.LogTail())
 }
 
+// Pause stops the process where it is, until Resume or Kill.
+func (p *Process) Pause() error { return p.signal("pausing", syscall.SIGSTOP) }
+
+// Resume undoes Pause.
+func (p *Process) Resume() error { return p.signal("resuming", syscall.SIGCONT) }
+
+func (p *Process) signal(doing string, sig syscall.Signal) error {
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		return fmt.Errorf("%s %s: %w", doing, p.name, err)
+	}
+	return nil
+}
+
 // Kill ends the process and its process group at once, and waits until it has ended.
 func (p *Process) Kill() {
 	select {

@@ -69,6 +69,10 @@ func TestUsage(t *testing.T) {
 	require.GreaterOrEqual(t, memory.Peak, memory.Resident)
 	require.Positive(t, memory.Anonymous)
 	require.Positive(t, memory.File)
+	require.NoError(t, p.ResetPeak())
+	again, err := p.Memory()
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, again.Peak, again.Resident)
 
 	require.NoError(t, p.Stop())
 	after, err := p.CPU()
@@ -89,6 +93,21 @@ func TestFailure(t *testing.T) {
 func TestKill(t *testing.T) {
 	p := start(t, "stubborn")
 	waitReady(t, p)
+	p.Kill()
+	require.ErrorContains(t, p.Err(), "killed")
+}
+
+func TestPause(t *testing.T) {
+	p := start(t, "calm")
+	waitReady(t, p)
+	require.NoError(t, p.Pause())
+	require.NoError(t, p.Resume())
+	require.NoError(t, p.Stop(), "it didn't go on")
+	require.ErrorContains(t, p.Pause(), "pausing child: ")
+
+	p = start(t, "calm")
+	waitReady(t, p)
+	require.NoError(t, p.Pause())
 	p.Kill()
 	require.ErrorContains(t, p.Err(), "killed")
 }

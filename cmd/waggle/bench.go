@@ -17,7 +17,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 
 	"github.com/waggle-mesh/waggle/bench"
 	"github.com/waggle-mesh/waggle/bench/page"
@@ -30,6 +29,9 @@ func newBenchCmd() *cobra.Command {
 		GroupID: groupTools,
 	}
 	cmd.AddCommand(newBenchKVStoreMeshCmd(), newBenchChurnCmd(), newBenchIngestCmd(), newBenchAllCmd(), newBenchFollowCmd())
+	cmd.AddCommand(newBenchFanoutCmd(), newBenchReadersCmd(), newBenchExportCmd())
+	cmd.AddCommand(newBenchScaleCmd())
+	cmd.AddCommand(newBenchRolloutCmd(), newBenchMeshesCmd(), newBenchEtcdCmd())
 	return cmd
 }
 
@@ -42,12 +44,28 @@ func newBenchKVStoreMeshCmd() *cobra.Command {
 kvstoremesh" on an empty local etcd, each as a process of its own, and measures
 from the start of that process until the local etcd is complete: time, CPU of
 each process and peak memory, by the kernel's accounts. Then it checks that what
-has arrived is what was sent.
+has arrived is what was sent. What each round goes through is chosen by
+--scenarios:
+
+  start    as above, with the time split by phase: when all clusters were
+           connected to, when 99 % of the bytes from the sources had been received
+           (list), when 99 % of those to the local etcd had been acknowledged
+           (write), and when it had the last canary. All count from the start of
+           the process, since the phases of the clusters overlap; they are taken
+           from the kernel's accounts of the sockets, and the local etcd
+  restart  the process is stopped and started again with nothing changed: time
+           until it says at /readyz that it is ready, CPU, and what it has written
+           to the local etcd until that was calm for a second
+  switch   then all source etcds are replaced behind their addresses by others, in
+           which one key in a hundred was deleted, added or changed: time until the
+           local etcd has the last difference, CPU, and writes
 
 A peer is measured on the same work in the same call, round by round in turns,
 and on the same kind of etcd: upstream's KVStoreMesh with the limits of its chart
 (upstream-shipped) or without (upstream). Its program is compiled from the same
-dependency: make bin/upstream-clustermesh-apiserver.`,
+dependency: make bin/upstream-clustermesh-apiserver. With up to 20 clusters there
+is etcd's own mirror maker as well (mirror: make bin/upstream-mirror), which
+copies keys and nothing else.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return common.run(cmd, func() (benchReport, error) { return bench.KVStoreMesh(cmd.Context(), common.config) })
@@ -55,6 +73,10 @@ dependency: make bin/upstream-clustermesh-apiserver.`,
 	}
 	common.register(cmd.Flags())
 	common.registerPeers(cmd.Flags())
+	cmd.Flags().Lookup("peer").Usage += ", " + bench.Mirror
+	cmd.Flags().StringVar(&common.config.MirrorProgram, "mirror-program", "", "Etcd's mirror maker (upstream-mirror beside this program if empty)")
+	cmd.Flags().StringSliceVar(&common.config.Scenarios, "scenarios", bench.Scenarios,
+		"What each round goes through; the start is part of each")
 	return cmd
 }
 
@@ -83,11 +105,16 @@ func (b *benchFlags) register(flags *pflag.FlagSet) {
 	b.registerRounds(flags)
 }
 
-// registerRounds adds the flags that every benchmark has.
+// registerRounds adds the flags of benchmarks that measure several times.
 func (b *benchFlags) registerRounds(flags *pflag.FlagSet) {
+	flags.IntVar(&b.config.Rounds, "rounds", b.config.Rounds, "How often to measure; the round of median outcome is reported, and all of them")
+	b.registerRun(flags)
+}
+
+// registerRun adds the flags that every benchmark has.
+func (b *benchFlags) registerRun(flags *pflag.FlagSet) {
 	c := &b.config
 	flags.Uint64Var(&c.Mesh.Seed, "seed", c.Mesh.Seed, "Seed of the mesh's content")
-	flags.IntVar(&c.Rounds, "rounds", c.Rounds, "How often to measure; the round of median outcome is reported, and all of them")
 	flags.DurationVar(&c.Timeout, "timeout", 10*time.Minute, "How long a round may take")
 	flags.StringVar(&c.Dir, "dir", "", "Existing directory for data and logs of the processes, which stay there (a temporary one, removed at the end, if empty)")
 	flags.StringVarP(&b.output, "output", "o", "text", "Format of the report: text, json or html")
@@ -133,13 +160,13 @@ func (b *benchFlags) run(cmd *cobra.Command, measure func() (benchReport, error)
 	if err := b.complete(cmd.ErrOrStderr()); err != nil {
 		return err
 	}
-	var done func()
-	b.config.Progress, done = progressOn(os.Stderr)
+	bar := newBar(os.Stderr)
+	b.config.Progress, b.config.Steps = bar.doing, bar.steps
 	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	cmd.SetContext(ctx)
 	report, err := measure()
-	done()
+	bar.clear()
 	if err != nil {
 		return err
 	}
@@ -174,15 +201,4 @@ func sectionsOf(report benchReport) ([]page.Section, error) {
 		return []page.Section{section}, err
 	}
 	return nil, fmt.Errorf("%T has no page", report)
-}
-
-// progressOn shows what is being done in one line of a terminal, and nothing
-// where there is none. done clears the line.
-func progressOn(f *os.File) (progress func(string), done func()) {
-	if !term.IsTerminal(int(f.Fd())) {
-		return func(string) {}, func() {}
-	}
-	const clearLine = "\r\x1b[K"
-	return func(doing string) { fmt.Fprint(f, clearLine, doing, " …") },
-		func() { fmt.Fprint(f, clearLine) }
 }

@@ -19,8 +19,10 @@ func newBenchAllCmd() *cobra.Command {
 		Use:   "all",
 		Short: "Run a short version of every benchmark and write one report",
 		Long: `Runs "bench kvstoremesh" with a quarter, a half and all of the clusters, "bench
-churn" at each rate, and "bench ingest", which is left out where BPF maps can't be
-used. With -o html the report is one file that needs no other.`,
+churn" at each rate, and each of the others once. What this machine can't do is
+left out: "bench ingest" and "bench scale" where BPF maps can't be used, and "bench
+export" without bin/kube-apiserver beside this program. With -o html the report is
+one file that needs no other.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return common.run(cmd, func() (benchReport, error) {
@@ -31,10 +33,14 @@ used. With -o html the report is one file that needs no other.`,
 	}
 	flags := cmd.Flags()
 	common.register(flags)
-	common.registerPeers(flags)
-	flags.StringVar(&config.IngestProgram, "ingest-peer-program", "", "The peer of ingest (upstream-ingest beside this program if empty)")
-	flags.Float64SliceVar(&config.Rates, "rates", []float64{5, 500, 5000}, "Events per second over all clusters")
-	flags.DurationVar(&config.Duration, "duration", 10*time.Second, "How long to send events at each rate")
+	flags.StringSliceVar(&common.config.Peers, "peer", nil,
+		"What to measure as well, in turns, where there is such a peer: "+bench.Upstream+", "+bench.UpstreamShipped)
+	flags.Float64SliceVar(&config.Rates, "rates", []float64{500, 5000}, "Events per second over all clusters")
+	flags.DurationVar(&config.Duration, "duration", 5*time.Second, "How long to send events at each rate")
 	flags.IntVar(&config.Entries, "entries", 100_000, "Number of endpoints of ingest; 0 leaves it out")
+	flags.IntVar(&config.KVStoreMeshes, "kvstoremeshes", 20, "Number of KVStoreMeshes of rollout; 0 leaves it out")
+	flags.IntVar(&config.Agents, "agents", 100, "Number of agents of fanout; 0 leaves it out")
+	flags.IntVar(&config.Exported, "exported", 500, "Number of endpoints of export; 0 leaves it out")
+	flags.IntVar(&config.ScaleClusters, "scale-clusters", 16, "Number of clusters of scale; 0 leaves it out")
 	return cmd
 }

@@ -19,6 +19,8 @@ func newBenchChurnCmd() *cobra.Command {
 	var (
 		common = newBenchFlags()
 		config bench.ChurnConfig
+
+		saturate bool
 	)
 	cmd := &cobra.Command{
 		Use:   "churn",
@@ -30,11 +32,18 @@ into how many commits they were put. At 1 to 5 events per second it measures the
 latency of a quiet mesh.
 
 A change is due at its time whatever became of those before it, and its latency
-counts from then. Peers are those of "bench kvstoremesh".`,
+counts from then. Peers are those of "bench kvstoremesh".
+
+With --saturate it looks for the rate at which the queue begins to grow: it
+doubles the rate, from --rate on, until that isn't sustained, and then halves the
+interval.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return common.run(cmd, func() (benchReport, error) {
 				config.Config = common.config
+				if saturate {
+					return bench.Saturation(cmd.Context(), config)
+				}
 				return bench.Churn(cmd.Context(), config)
 			})
 		},
@@ -45,6 +54,7 @@ counts from then. Peers are those of "bench kvstoremesh".`,
 	flags.Float64Var(&config.Rate, "rate", 500, "Events per second over all clusters")
 	flags.DurationVar(&config.Duration, "duration", 20*time.Second, "How long to send events")
 	flags.DurationVar(&config.Drain, "drain", 10*time.Second, "How long to wait afterwards for what hasn't arrived")
+	flags.BoolVar(&saturate, "saturate", false, "Look for the rate at which it no longer keeps up, from --rate on")
 	return cmd
 }
 
