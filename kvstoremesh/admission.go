@@ -11,8 +11,26 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
-// budget is how many keys one cluster may have. Its resources share it.
-type budget struct{ max, used int }
+// keeper knows which keys were taken: a Scope.
+type keeper interface {
+	Held() int
+	Holds(key string) bool
+}
+
+// budget is how many keys one cluster may have. Its resources share it. What is
+// in the local etcd still and about to be deleted counts as well, until the pass
+// that tells so is complete: a source can't have more by showing others each time.
+type budget struct {
+	max     int
+	keepers []keeper
+}
+
+func (b *budget) used() (sum int) {
+	for _, k := range b.keepers {
+		sum += k.Held()
+	}
+	return sum
+}
 
 // admission decides which events of one resource of one cluster are taken. It
 // does no I/O, and remembers only the keys that it refused.
@@ -23,78 +41,100 @@ type admission struct {
 	resource  wire.Resource
 	validator *wire.Validator
 	budget    *budget
-	refused   map[string]wire.Reason
-	crowded   int // of them, those that were too many
+	keeper    keeper // of this resource's keys
+	// pass numbers the lists: what was refused, and isn't in the list, is gone.
+	pass    uint32
+	refused map[string]refused
+	crowded int // of them, those that were too many
 }
 
-func newAdmission(resource wire.Resource, validator *wire.Validator, budget *budget) *admission {
-	return &admission{resource: resource, validator: validator, budget: budget, refused: make(map[string]wire.Reason)}
+type refused struct {
+	reason wire.Reason
+	pass   uint32
 }
 
-// admit appends what an event asks of the local etcd. The error is a
-// *wire.Refusal; there may be an operation beside it.
-func (a *admission) admit(ops []etcd.Op, ev etcd.Event) ([]etcd.Op, error) {
-	reason, refusedBefore := a.refused[ev.Key]
-	acceptedBefore := !ev.New && !refusedBefore
-	if refusedBefore {
-		delete(a.refused, ev.Key)
-		if reason == wire.ReasonTooMany {
-			a.crowded--
+func newAdmission(resource wire.Resource, validator *wire.Validator, budget *budget, keeper keeper) *admission {
+	return &admission{resource: resource, validator: validator, budget: budget, keeper: keeper, refused: make(map[string]refused)}
+}
+
+// beginPass is called when a list begins, and endPass when it is complete.
+func (a *admission) beginPass() { a.pass++ }
+
+func (a *admission) endPass() {
+	for key, r := range a.refused {
+		if r.pass != a.pass {
+			a.forget(key)
 		}
 	}
+}
+
+// clear forgets what was refused.
+func (a *admission) clear() {
+	clear(a.refused)
+	a.crowded = 0
+}
+
+// crowds says whether so many events might be too many, so that the keeper must
+// be told of each one before the next is admitted.
+func (a *admission) crowds(events int) bool { return a.budget.used()+events > a.budget.max }
+
+// admit gives what an event asks of the local etcd. The error is a *wire.Refusal;
+// what a list brings that was refused before for the same reason is none.
+// With crowded the budget is looked at.
+func (a *admission) admit(ev etcd.Event, listing, crowded bool) (etcd.Op, error) {
+	before, refusedBefore := a.forget(ev.Key)
 	if ev.Deleted {
-		if acceptedBefore {
-			a.budget.used--
-			ops = append(ops, etcd.Op{Key: ev.Key, Delete: true})
-		}
-		return ops, nil
+		return etcd.Op{Key: ev.Key, Delete: true}, nil
 	}
-	err := a.check(ev, acceptedBefore)
+	err := a.check(ev, crowded)
 	if err == nil {
-		if !acceptedBefore {
-			a.budget.used++
-		}
-		return append(ops, etcd.Op{Key: ev.Key, Value: ev.Value}), nil
+		return etcd.Op{Key: ev.Key, Value: ev.Value}, nil
 	}
 	refusal := asRefusal(a.resource, ev.Key, err)
-	a.refused[ev.Key] = refusal.Reason
+	a.refused[ev.Key] = refused{refusal.Reason, a.pass}
 	if refusal.Reason == wire.ReasonTooMany {
 		a.crowded++
 	}
-	if acceptedBefore {
-		a.budget.used--
-		ops = append(ops, etcd.Op{Key: ev.Key, Delete: true})
+	op := etcd.Op{Key: ev.Key, Delete: true}
+	if listing && refusedBefore && before.reason == refusal.Reason {
+		return op, nil
 	}
-	return ops, refusal
+	return op, refusal
 }
 
-func (a *admission) check(ev etcd.Event, acceptedBefore bool) error {
+func (a *admission) forget(key string) (before refused, ok bool) {
+	if len(a.refused) == 0 {
+		return refused{}, false
+	}
+	if before, ok = a.refused[key]; ok {
+		delete(a.refused, key)
+		if before.reason == wire.ReasonTooMany {
+			a.crowded--
+		}
+	}
+	return before, ok
+}
+
+func (a *admission) check(ev etcd.Event, crowded bool) error {
 	if err := a.validator.CheckKey(a.resource, ev.Key); err != nil {
 		return err
 	}
 	if err := wire.CheckSize(a.resource, ev.Key, ev.Value); err != nil {
 		return err
 	}
-	if !acceptedBefore && a.budget.used >= a.budget.max {
-		return &wire.Refusal{Resource: a.resource, Key: ev.Key, Reason: wire.ReasonTooMany,
-			Err: fmt.Errorf("the cluster already has %d keys", a.budget.used)}
+	if crowded {
+		if used := a.budget.used(); used >= a.budget.max && !a.keeper.Holds(ev.Key) {
+			return &wire.Refusal{Resource: a.resource, Key: ev.Key, Reason: wire.ReasonTooMany,
+				Err: fmt.Errorf("the cluster already has %d keys", used)}
+		}
 	}
 	return nil
 }
 
-// room gives the keys that were too many, once there is room again for a tenth
-// of the budget: taking them one by one would mean a list for each.
-func (a *admission) room() []string {
-	if a.crowded == 0 || a.budget.used > a.budget.max-(a.budget.max+9)/10 {
-		return nil
-	}
-	var keys []string
-	for key, reason := range a.refused {
-		if reason == wire.ReasonTooMany {
-			keys = append(keys, key)
-		}
-	}
-	return keys
+// room says whether there is room again for a tenth of the budget, and something
+// to fill it: taking keys one by one would mean a list for each.
+func (a *admission) room() bool {
+	return a.crowded > 0 && a.budget.used() <= a.budget.max-(a.budget.max+9)/10
 }
 
 func asRefusal(resource wire.Resource, key string, err error) *wire.Refusal {

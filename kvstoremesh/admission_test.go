@@ -5,6 +5,7 @@ package kvstoremesh
 
 import (
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,73 +17,107 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
+// side is one resource: what its source has, and what a Scope would hold of it.
+type side struct {
+	a      *admission
+	source map[string]string // key → name of the value
+	local  map[string]string
+	told   map[string]bool // in the present pass
+}
+
+func (s *side) Held() int { return len(s.local) }
+
+func (s *side) Holds(key string) bool { _, ok := s.local[key]; return ok }
+
 // TestAdmissionAgainstModel drives two resources that share a budget with what a
-// source may do, and checks that what is taken is what should be: every good key
-// while there is room, no bad one, never more than the budget, and after room
-// was made, those that waited for it.
+// source may do, in watches and lists that may end halfway, and checks that what
+// is taken is what should be: every good key while there is room, no bad one,
+// never more than the budget, and after room was made, those that waited for it.
 func TestAdmissionAgainstModel(t *testing.T) {
 	const max = 4
 	values := map[string]string{"good": "v", "better": "w", "large": strings.Repeat("x", wire.MaxValueBytes+1)}
 	rapid.Check(t, func(t *rapid.T) {
 		shared := &budget{max: max}
 		validator := wire.NewValidator("c", 1, 255)
-		type side struct {
-			a      *admission
-			source map[string]string // key → name of the value
-			local  map[string]string
-		}
 		sides := map[wire.Resource]*side{}
 		for _, r := range []wire.Resource{wire.Nodes, wire.Services} {
-			sides[r] = &side{newAdmission(r, validator, shared), map[string]string{}, map[string]string{}}
+			s := &side{source: map[string]string{}, local: map[string]string{}, told: map[string]bool{}}
+			s.a = newAdmission(r, validator, shared, s)
+			shared.keepers = append(shared.keepers, s)
+			sides[r] = s
 		}
 		goodKey := func(r wire.Resource, key string) bool {
 			return strings.Count(key, "/") == map[wire.Resource]int{wire.Nodes: 0, wire.Services: 1}[r]
 		}
-		apply := func(s *side, ev etcd.Event) {
-			ops, err := s.a.admit(nil, ev)
+		apply := func(s *side, ev etcd.Event, listing bool) {
+			op, err := s.a.admit(ev, listing, s.a.crowds(1))
 			if err != nil {
 				var refusal *wire.Refusal
 				require.ErrorAs(t, err, &refusal)
 				require.Equal(t, ev.Key, refusal.Key)
 			}
-			for _, op := range ops {
-				if op.Delete {
-					require.Contains(t, s.local, op.Key, "deletion of what isn't there")
-					delete(s.local, op.Key)
-				} else {
-					s.local[op.Key] = string(op.Value)
-				}
+			require.Equal(t, ev.Key, op.Key)
+			s.told[ev.Key] = true
+			if op.Delete {
+				delete(s.local, op.Key)
+			} else {
+				s.local[op.Key] = string(op.Value)
 			}
+		}
+		// list tells the first of the source's keys, or all, and then completes.
+		list := func(s *side, keys int) {
+			s.a.beginPass()
+			s.told = map[string]bool{}
+			for _, k := range slices.Sorted(maps.Keys(s.source)) {
+				if len(s.told) == keys {
+					return
+				}
+				apply(s, etcd.Event{Key: k, Value: []byte(values[s.source[k]])}, true)
+			}
+			s.a.endPass()
+			maps.DeleteFunc(s.local, func(k, _ string) bool { return !s.told[k] })
 		}
 		resource := rapid.SampledFrom([]wire.Resource{wire.Nodes, wire.Services})
 		key := rapid.SampledFrom([]string{"a", "b", "c", "d", "n/a", "n/b", "n/c", "too/many/parts", ""})
+		value := rapid.SampledFrom([]string{"good", "better", "large"})
 		t.Repeat(map[string]func(*rapid.T){
 			"put": func(t *rapid.T) {
 				s := sides[resource.Draw(t, "resource")]
-				k, v := key.Draw(t, "key"), rapid.SampledFrom([]string{"good", "better", "large"}).Draw(t, "value")
-				_, known := s.source[k]
+				k, v := key.Draw(t, "key"), value.Draw(t, "value")
 				s.source[k] = v
-				apply(s, etcd.Event{Key: k, Value: []byte(values[v]), New: !known})
+				apply(s, etcd.Event{Key: k, Value: []byte(values[v])}, false)
 			},
-			"delete": func(t *rapid.T) {
+			"delete": func(t *rapid.T) { // of a key that was never told of, too
 				s := sides[resource.Draw(t, "resource")]
 				k := key.Draw(t, "key")
-				if _, ok := s.source[k]; ok {
-					delete(s.source, k)
-					apply(s, etcd.Event{Key: k, Deleted: true})
+				delete(s.source, k)
+				apply(s, etcd.Event{Key: k, Deleted: true}, false)
+			},
+			"another source": func(t *rapid.T) {
+				s := sides[resource.Draw(t, "resource")]
+				s.source = rapid.MapOf(key, value).Draw(t, "source")
+				list(s, rapid.IntRange(0, len(s.source)).Draw(t, "ends after"))
+				for s.a.room() {
+					list(s, -1)
 				}
+				list(s, -1)
+			},
+			"drain": func(t *rapid.T) {
+				s := sides[resource.Draw(t, "resource")]
+				clear(s.local)
+				s.a.clear()
+				list(s, -1)
 			},
 			"room": func(t *rapid.T) {
 				for _, s := range sides {
-					for _, k := range s.a.room() { // as the Reader would, asked to resend
-						apply(s, etcd.Event{Key: k, Value: []byte(values[s.source[k]])})
+					if s.a.room() {
+						list(s, -1)
 					}
 				}
 			},
 			"": func(t *rapid.T) {
-				total := 0
 				for r, s := range sides {
-					total += len(s.local)
+					crowded := 0
 					for k, v := range s.local {
 						require.Equal(t, values[s.source[k]], v)
 					}
@@ -91,30 +126,44 @@ func TestAdmissionAgainstModel(t *testing.T) {
 						good := goodKey(r, k) && k != "" && v != "large"
 						require.False(t, taken && !good, "took %q = %s", k, v)
 						if good && !taken {
-							require.Equal(t, wire.ReasonTooMany, s.a.refused[k])
+							require.Equal(t, wire.ReasonTooMany, s.a.refused[k].reason)
+							crowded++
 						}
 					}
+					for k := range s.a.refused {
+						require.Contains(t, s.source, k)
+					}
+					require.Equal(t, crowded, s.a.crowded)
 				}
-				require.Equal(t, total, shared.used)
-				require.LessOrEqual(t, total, max)
+				require.LessOrEqual(t, shared.used(), max)
 			},
 		})
-		for {
-			waiting := 0
+		for again := true; again; {
+			again = false
 			for _, s := range sides {
-				for _, k := range s.a.room() {
-					waiting++
-					apply(s, etcd.Event{Key: k, Value: []byte(values[s.source[k]])})
+				if s.a.room() {
+					again = true
+					list(s, -1)
 				}
 			}
-			if waiting == 0 {
-				break
-			}
-		}
-		for _, s := range sides {
-			require.True(t, s.a.crowded == 0 || shared.used >= max, "somebody waits although there is room")
 		}
 	})
+}
+
+// TestRefusalIsReportedOnce lists a refused key again and again; a source that
+// writes it anew is reported anew.
+func TestRefusalIsReportedOnce(t *testing.T) {
+	s := &side{local: map[string]string{}}
+	a := newAdmission(wire.Nodes, wire.NewValidator("c", 1, 255), &budget{max: 1, keepers: []keeper{s}}, s)
+	ev := etcd.Event{Key: "a/b"}
+	for n, report := range []bool{true, false, false} {
+		a.beginPass()
+		_, err := a.admit(ev, true, false)
+		require.Equal(t, report, err != nil, n)
+		a.endPass()
+	}
+	_, err := a.admit(ev, false, false)
+	require.Error(t, err)
 }
 
 func TestPending(t *testing.T) {
@@ -130,11 +179,16 @@ func TestPending(t *testing.T) {
 }
 
 func TestRefusedKeysAreForgotten(t *testing.T) {
-	a := newAdmission(wire.Nodes, wire.NewValidator("c", 1, 255), &budget{max: 1})
-	_, err := a.admit(nil, etcd.Event{Key: "a/b", New: true})
+	s := &side{local: map[string]string{}}
+	a := newAdmission(wire.Nodes, wire.NewValidator("c", 1, 255), &budget{max: 1, keepers: []keeper{s}}, s)
+	_, err := a.admit(etcd.Event{Key: "a/b"}, false, false)
 	require.Error(t, err)
-	ops, err := a.admit(nil, etcd.Event{Key: "a/b", Deleted: true})
+	_, err = a.admit(etcd.Event{Key: "a/b", Deleted: true}, false, false)
 	require.NoError(t, err)
-	require.Empty(t, ops)
-	require.Empty(t, maps.Clone(a.refused))
+	require.Empty(t, a.refused)
+	_, err = a.admit(etcd.Event{Key: "a/b"}, false, false)
+	require.Error(t, err)
+	a.beginPass()
+	a.endPass()
+	require.Empty(t, a.refused, "the list didn't have it")
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -93,10 +94,13 @@ func (c *cluster) load(ctx context.Context) error {
 			c.replicas = append(c.replicas, newReplica(c, resource))
 		}
 	}
-	for _, r := range c.replicas {
-		if err := insist(ctx, c.log, r.scope.Load); err != nil {
-			return err
-		}
+	scopes := make([]*etcd.Scope, len(c.replicas))
+	for i, r := range c.replicas {
+		scopes[i] = r.scope
+	}
+	load := func(ctx context.Context) error { return c.mesh.writer.LoadScopes(ctx, scopes...) }
+	if err := insist(ctx, c.log, load); err != nil {
+		return err
 	}
 	config := func(ctx context.Context) error { return c.mesh.configs.LoadKey(ctx, c.name) }
 	if err := insist(ctx, c.log, config); err != nil {
@@ -131,6 +135,9 @@ func (c *cluster) adopt(conn remote.Connection) {
 	if next != c.layout {
 		c.layout = next
 		budget := &budget{max: c.mesh.config.MaxKeysPerCluster}
+		for _, r := range c.replicas {
+			budget.keepers = append(budget.keepers, r.scope)
+		}
 		validator := wire.NewValidator(c.name, next.clusterID, c.mesh.local.MaxConnectedClusters)
 		for _, r := range c.replicas {
 			r.follow(next, validator, budget)
@@ -139,7 +146,7 @@ func (c *cluster) adopt(conn remote.Connection) {
 	for _, r := range c.replicas {
 		if !r.enabled {
 			// Nothing belongs there, and readers wait for its canary all the same.
-			r.reader.Drain(context.Background())
+			r.clear(context.Background())
 			r.scope.Complete()
 		}
 	}

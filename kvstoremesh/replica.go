@@ -11,6 +11,10 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
+// applyChunk is the number of operations that a Scope is given at a time. The page
+// of a list has tens of thousands.
+const applyChunk = 512
+
 // replica is one resource of one cluster: what the Reader reads of the source,
 // the Scope writes into the local etcd.
 type replica struct {
@@ -46,12 +50,16 @@ func newReplica(c *cluster, resource wire.Resource) *replica {
 
 // follow (re)makes the Reader for a layout of the source. The Scope stays: what
 // the new source has as well isn't written again.
+//
+// The Reader remembers nothing: the Scope knows the same keys, one to one, and
+// drops what is in the local etcd already.
 func (r *replica) follow(layout layout, validator *wire.Validator, budget *budget) {
 	cfg := etcd.ReaderConfig{
 		Log:          r.cluster.log,
 		Prefix:       wire.Prefix(r.resource, r.cluster.name, layout.cached),
 		RelistJitter: r.cluster.mesh.relistJitter,
 		Lists:        r.cluster.mesh.lists,
+		Passthrough:  true,
 	}
 	// The additions of later schemas are optional: a source that doesn't know
 	// them writes no canary for them, and none is waited for.
@@ -61,7 +69,7 @@ func (r *replica) follow(layout layout, validator *wire.Validator, budget *budge
 	r.cluster.mu.Lock()
 	r.reader = etcd.NewReader(cfg, r)
 	r.wanted = 0 // a new Reader delivers everything
-	r.admission = newAdmission(r.resource, validator, budget)
+	r.admission = newAdmission(r.resource, validator, budget, r.scope)
 	r.cluster.mu.Unlock()
 	r.scope.Restart()
 }
@@ -76,38 +84,57 @@ func (r *replica) OnBatch(ctx context.Context, batch etcd.Batch) {
 		_ = r.cluster.mesh.writer.Admit(ctx)
 	}
 	c := r.cluster
-	r.ops = r.ops[:0]
 	c.mu.Lock()
-	for _, ev := range batch.Events {
-		var err error
-		if r.ops, err = r.admission.admit(r.ops, ev); err != nil {
-			_ = c.status.Refuse(c.log, r.resource, ev.Key, err) // counted and logged
+	if batch.First {
+		r.admission.beginPass()
+		r.scope.BeginPass()
+	}
+	r.take(batch)
+	if batch.Synced {
+		r.admission.endPass()
+		if batch.Resent >= r.wanted {
+			r.served = r.refills
 		}
+		// A list that began before the local etcd lost keys completes nothing.
+		r.scope.CompleteAfter(r.served)
 	}
-	again := r.admission.room()
-	if batch.Synced && batch.Resent >= r.wanted {
-		r.served = r.refills
+	if !batch.Listing && r.admission.room() {
+		r.reader.Resend(nil)
 	}
-	served := r.served
 	if len(batch.Events) > 0 {
 		c.status.lastEvent = time.Now()
 	}
 	c.mu.Unlock()
+	c.changed()
+}
 
+// take hands what is admitted of a batch to the Scope. The lock is held, so that
+// the resources of a cluster don't exceed their budget together.
+func (r *replica) take(batch etcd.Batch) {
+	c := r.cluster
+	crowded, chunk := r.admission.crowds(len(batch.Events)), applyChunk
+	if crowded {
+		chunk = 1
+	}
+	for _, ev := range batch.Events {
+		op, err := r.admission.admit(ev, batch.Listing, crowded)
+		if err != nil {
+			_ = c.status.Refuse(c.log, r.resource, ev.Key, err) // counted and logged
+		}
+		if r.ops = append(r.ops, op); len(r.ops) >= chunk {
+			r.apply()
+		}
+	}
+	r.apply()
+	if batch.Listing {
+		r.ops = nil // there may not be another one for long
+	}
+}
+
+func (r *replica) apply() {
 	r.scope.Apply(r.ops)
 	clear(r.ops) // which would keep the values in memory until the next batch
-	if batch.Listing {
-		r.ops = nil // far larger than any batch of the watch
-	}
-	if again != nil {
-		r.reader.Resend(again)
-	}
-	if batch.Synced {
-		// A list that began before the local etcd lost keys has passed over those
-		// that are as they were: it completes nothing.
-		r.scope.CompleteAfter(served)
-	}
-	c.changed()
+	r.ops = r.ops[:0]
 }
 
 // completed is called when all that was read is in the local etcd.
@@ -137,6 +164,15 @@ func (r *replica) refill(keys []string) {
 
 // drain deletes what is known of the source from the local etcd.
 func (r *replica) drain(ctx context.Context) error {
-	r.reader.Drain(ctx)
+	r.clear(ctx)
 	return r.scope.Barrier(ctx)
+}
+
+// clear is drain without the wait. The Reader doesn't run.
+func (r *replica) clear(ctx context.Context) {
+	r.reader.Drain(ctx) // so that it begins from nothing
+	r.cluster.mu.Lock()
+	r.admission.clear()
+	r.cluster.mu.Unlock()
+	r.scope.Clear()
 }

@@ -79,7 +79,7 @@ func (c *cluster) writeRow() {
 			ready = false
 			continue
 		}
-		resources[r.resource] = state.ResourceState{Enabled: r.enabled, Synced: r.enabled && r.complete, Entries: r.reader.Len() - len(r.admission.refused)}
+		resources[r.resource] = state.ResourceState{Enabled: r.enabled, Synced: r.enabled && r.complete, Entries: r.scope.Held()}
 		// The additions of later schemas may never come.
 		ready = ready && (r.complete || r.resource == wire.EndpointSlices)
 	}
