@@ -93,8 +93,8 @@ func sameConfig(a, b ClusterConfig) bool {
 // ValidateLocalCluster checks this cluster's own name, ID and the mesh's size, as
 // upstream does for a cluster that is in a mesh: an ID of 0 is none.
 func ValidateLocalCluster(c ClusterInfo) error {
-	if c.MaxConnectedClusters != 255 && c.MaxConnectedClusters != 511 {
-		return fmt.Errorf("--%s=%d: must be 255 or 511", cmtypes.OptMaxConnectedClusters, c.MaxConnectedClusters)
+	if err := validateMeshSize(c); err != nil {
+		return err
 	}
 	if c.ID == 0 || c.ID > c.MaxConnectedClusters {
 		return fmt.Errorf("--%s=%d: must be between 1 and %d", cmtypes.OptClusterID, c.ID, c.MaxConnectedClusters)
@@ -104,6 +104,13 @@ func ValidateLocalCluster(c ClusterInfo) error {
 	}
 	if c.Name == DefaultClusterInfo.Name {
 		return fmt.Errorf("--%s=%q: a cluster in a mesh needs a name of its own", cmtypes.OptClusterName, c.Name)
+	}
+	return nil
+}
+
+func validateMeshSize(c ClusterInfo) error {
+	if c.MaxConnectedClusters != 255 && c.MaxConnectedClusters != 511 {
+		return fmt.Errorf("--%s=%d: must be 255 or 511", cmtypes.OptMaxConnectedClusters, c.MaxConnectedClusters)
 	}
 	return nil
 }

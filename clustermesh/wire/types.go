@@ -10,6 +10,7 @@
 //	types.go      the values, and the errors a refused value gives
 //	keys.go       prefixes and keys, in the state and in the cached layout
 //	endpoint.go, identity.go, node.go, service.go, config.go    the codecs
+//	cacheconfig.go    what an in-cluster cache says about itself; our addition
 //	endpoint_usual.go    the fast way through the values that arrive by the 100,000
 //	node_usual.go        the same for nodes
 //	address.go    between net.IP and netip, so that an address has one form
