@@ -94,6 +94,19 @@ func (r *running) committed(t testing.TB, prefix string, identity uint32) {
 	}, patience, time.Millisecond, "%s didn't get identity %d", prefix, identity)
 }
 
+// answers waits until the map answers for ip with value. Entries that are written
+// together needn't become visible together: one that fails is tried again.
+func (r *running) answers(t testing.TB, ip, value string) {
+	t.Helper()
+	require.Eventually(t, func() bool { return r.lookup(t, ip) == value }, patience, time.Millisecond,
+		"%s: want %q, have %q", ip, value, stringer(func() string { return r.lookup(t, ip) }))
+}
+
+// stringer is a message that is made when it is printed.
+type stringer func() string
+
+func (s stringer) String() string { return s() }
+
 func (r *running) lookup(t testing.TB, ip string) string {
 	t.Helper()
 	entry, ok := r.datapath.Lookup(addr(ip))
@@ -173,7 +186,7 @@ func TestCellFollowsTheTables(t *testing.T) {
 	eachBackend(t, 1000, func(t *testing.T, open Opener, cfg Config) {
 		r := start(t, open, cfg)
 		r.committed(t, "0.0.0.0/0", identityWorld)
-		require.Equal(t, "identity=2 encryptkey=0 tunnelendpoint=0.0.0.0 flags=<none>", r.lookup(t, "8.8.8.8"))
+		r.answers(t, "8.8.8.8", "identity=2 encryptkey=0 tunnelendpoint=0.0.0.0 flags=<none>")
 
 		r.do(func(tx *state.Txn) {
 			tx.UpsertNode(r.there, simpleNode("there", "n1", "192.168.0.1", "10.0.1.0/24"))
@@ -184,16 +197,16 @@ func TestCellFollowsTheTables(t *testing.T) {
 		r.committed(t, "10.0.1.0/24", identityWorld)
 		r.committed(t, "10.0.1.7/32", 70000)
 		r.committed(t, "fd00::7/128", 70001)
-		require.Equal(t, "identity=70000 encryptkey=0 tunnelendpoint=192.168.0.1 flags=hastunnel", r.lookup(t, "10.0.1.7"))
-		require.Equal(t, "identity=70001 encryptkey=0 tunnelendpoint=192.168.0.1 flags=hastunnel", r.lookup(t, "fd00::7"))
-		require.Equal(t, "identity=2 encryptkey=0 tunnelendpoint=192.168.0.1 flags=hastunnel", r.lookup(t, "10.0.1.8"))
-		require.Equal(t, "identity=6 encryptkey=0 tunnelendpoint=0.0.0.0 flags=remotecluster", r.lookup(t, "192.168.0.1"))
+		r.answers(t, "10.0.1.7", "identity=70000 encryptkey=0 tunnelendpoint=192.168.0.1 flags=hastunnel")
+		r.answers(t, "fd00::7", "identity=70001 encryptkey=0 tunnelendpoint=192.168.0.1 flags=hastunnel")
+		r.answers(t, "10.0.1.8", "identity=2 encryptkey=0 tunnelendpoint=192.168.0.1 flags=hastunnel")
+		r.answers(t, "192.168.0.1", "identity=6 encryptkey=0 tunnelendpoint=0.0.0.0 flags=remotecluster")
 
 		r.do(func(tx *state.Txn) {
 			tx.UpsertEndpoint(r.there, state.Owner{}, claimOn("10.0.1.7/32", "192.168.0.2", 70002))
 		})
 		r.committed(t, "10.0.1.7/32", 70002)
-		require.Equal(t, "identity=70002 encryptkey=0 tunnelendpoint=192.168.0.2 flags=hastunnel", r.lookup(t, "10.0.1.7"))
+		r.answers(t, "10.0.1.7", "identity=70002 encryptkey=0 tunnelendpoint=192.168.0.2 flags=hastunnel")
 
 		r.do(func(tx *state.Txn) {
 			tx.DeleteEndpoint(r.there, state.Owner{}, netip.MustParsePrefix("10.0.1.7/32"))
@@ -256,6 +269,7 @@ func TestCellPruneRepairs(t *testing.T) {
 		for _, ip := range []string{"10.0.1.1/32", "10.0.1.2/32", "10.0.1.3/32"} {
 			r.committed(t, ip, 70000)
 		}
+		r.committed(t, "0.0.0.0/0", identityWorld)
 		want := content(t, r.datapath)
 
 		for _, damage := range []func() []error{
@@ -318,7 +332,7 @@ func TestCellOverflow(t *testing.T) {
 		for _, prefix := range out {
 			require.Contains(t, there, mustKey(t, prefix.String()))
 		}
-		require.Equal(t, "OK Everything fits", r.healthOf(".capacity"))
+		require.Eventually(t, func() bool { return r.healthOf(".capacity") == "OK Everything fits" }, patience, time.Millisecond)
 	})
 }
 

@@ -90,7 +90,12 @@ func (c *Client) open() error {
 	//
 	// The buffer for what is sent, of 32 KiB, is given back between sends: a mesh of
 	// hundreds of clusters has as many connections on which hardly anything is.
+	//
+	// The client's resolver names its balancer only after the addresses. Without a
+	// default, gRPC begins to connect by another one, and then throws that away: a
+	// second connection, with its handshake, for each client at its start.
 	config.DialOptions = append(config.DialOptions, grpc.WithContextDialer(c.dial),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingPolicy": "round_robin"}`),
 		grpc.WithConnectParams(connecting), grpc.WithSharedWriteBuffer(true),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.ForceCodecV2(newCodec())))
 	c.etcd, err = clientv3.New(*config)

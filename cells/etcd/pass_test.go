@@ -244,10 +244,12 @@ func TestPassthroughReplicates(t *testing.T) {
 	eventuallyContent(t, local, "copy/", map[string]string{"a": "3"})
 
 	// What the local etcd has is neither written nor deleted again.
+	require.NoError(t, r.scope.Barrier(t.Context())) // a commit counts when it is answered, after it is seen
 	before := w.Stats().Operations
 	p.set(first)
 	p.cut()
 	eventuallyContent(t, local, "copy/", map[string]string{"a": "2", "c": "1", "d": "1"})
+	require.NoError(t, r.scope.Barrier(t.Context()))
 	require.EqualValues(t, 3, w.Stats().Operations-before)
 
 	stop()
