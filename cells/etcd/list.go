@@ -31,6 +31,9 @@ type listing struct {
 	// ahead asks for the next page while the last one is taken in, so that neither
 	// side waits for the other. It costs the memory of a page.
 	ahead bool
+	// postponed, if set, is called in place of sleepPostponed when the server puts
+	// a page off, the first one of the list or a later one.
+	postponed func(ctx context.Context, first bool, reason error, delay time.Duration) error
 }
 
 // pages reads a prefix page by page, all at the revision of the first one, and
@@ -46,7 +49,7 @@ func (l listing) pages(ctx context.Context, client *Client, fn func(*pb.RangeRes
 	}
 	next := make(chan fetched, 1)
 	fetch := func(req *pb.RangeRequest) {
-		page, err := client.get(ctx, pageTimeout, req)
+		page, err := l.fetch(ctx, client, req)
 		next <- fetched{page, err}
 	}
 	fetch(&pb.RangeRequest{
@@ -72,6 +75,26 @@ func (l listing) pages(ctx context.Context, client *Client, fn func(*pb.RangeRes
 		}
 		if !l.ahead {
 			fetch(req)
+		}
+	}
+}
+
+// fetch reads one page. One that the server puts off is asked for again: the list
+// goes on where it was, at its revision.
+func (l listing) fetch(ctx context.Context, client *Client, req *pb.RangeRequest) (*pb.RangeResponse, error) {
+	for {
+		page, err := client.get(ctx, pageTimeout, req)
+		delay, postponed := postponement(err)
+		switch {
+		case !postponed:
+			return page, err
+		case l.postponed != nil:
+			err = l.postponed(ctx, req.Revision == 0, err, delay)
+		default:
+			err = sleepPostponed(ctx, delay)
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 }

@@ -73,9 +73,10 @@ type Reader struct {
 	absentAt int64
 	events   []Event
 
-	synced  atomic.Bool
-	entries atomic.Int64
-	lists   atomic.Uint64
+	synced        atomic.Bool
+	entries       atomic.Int64
+	lists         atomic.Uint64
+	postponements atomic.Uint64 // times that the server put a list off
 
 	mu      sync.Mutex
 	resend  []string
@@ -125,7 +126,12 @@ func (r *Reader) Synced() bool { return r.synced.Load() }
 // Lists is the number of lists made so far, for metrics and tests.
 func (r *Reader) Lists() uint64 { return r.lists.Load() }
 
-// LastError is why the source isn't being followed, or nil while it is.
+// Postponed is how often the server put off a list, or a page of one, because it
+// had enough to do with those of others; see ListBound.
+func (r *Reader) Postponed() uint64 { return r.postponements.Load() }
+
+// LastError is why the source isn't being followed, or nil while it is. A list
+// that the server has put off is such a reason, and no failure.
 func (r *Reader) LastError() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -318,7 +324,7 @@ func (r *Reader) list(ctx context.Context, client *Client, generation uint64) er
 	defer func() { r.events = nil }()
 	var at position
 	first := true
-	l := listing{prefix: r.cfg.Prefix, ahead: r.cfg.ReadAhead}
+	l := listing{prefix: r.cfg.Prefix, ahead: r.cfg.ReadAhead, postponed: r.postponed}
 	err := l.pages(ctx, client, func(resp *pb.RangeResponse) error {
 		if at.clusterID == 0 {
 			if canaryFrom != 0 && canaryFrom != resp.Header.ClusterId {
@@ -356,6 +362,23 @@ func (r *Reader) list(ctx context.Context, client *Client, generation uint64) er
 		r.emit(ctx, Batch{Synced: true, Resent: r.resent()})
 	}
 	return nil
+}
+
+// postponed waits for a server that has put the list off.
+func (r *Reader) postponed(ctx context.Context, first bool, reason error, delay time.Duration) error {
+	r.postponements.Add(1)
+	r.setError(fmt.Errorf("listing %q: %w", r.cfg.Prefix, reason))
+	if r.cfg.Lists == nil || !first {
+		return sleepPostponed(ctx, delay)
+	}
+	// Nothing of it takes memory yet: meanwhile another Reader may list, from an
+	// etcd with less to do. Whether ctx ends or not, list will give this back.
+	r.cfg.Lists.Release(1)
+	err := sleepPostponed(ctx, delay)
+	if again := r.cfg.Lists.Acquire(context.WithoutCancel(ctx), 1); err == nil {
+		err = again
+	}
+	return err
 }
 
 // anchorAt moves the anchor to kv if it is the later one.

@@ -11,6 +11,7 @@
 //	keymap.go      how Readers and Scopes remember keys
 //	codec.go       how messages are encoded; decode.go reads large ones
 //	list.go        a prefix at one revision, in pages bounded by bytes
+//	listbound.go   how many lists a server serves at once; postpone.go is what it says to the others
 //	writer.go      group commit; plan.go and pace.go are its pure parts
 //	scope.go       one prefix of a Writer: warm start, passes, completion, canary
 //	scope_ops.go   a Scope's part of the plan
@@ -101,7 +102,7 @@ var ErrClosed = errors.New("etcd client is closed")
 //	r.Drain(ctx)               emits a deletion of everything known; not while Run runs
 //	r.Resend(keys) uint64      emits these keys again at the next relist, which it triggers; nil is all;
 //	                           gives the number of this call, for Batch.Resent
-//	r.Len() int, r.Synced() bool
+//	r.Len() int, r.Synced() bool, r.Postponed() uint64
 //
 // Canary is the key whose presence says that the source is complete; empty
 // means that a list is complete by itself. Deletions found by a relist are held
