@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	mcsapitypes "github.com/cilium/cilium/pkg/clustermesh/mcsapi/types"
 	"github.com/cilium/cilium/pkg/k8s"
@@ -64,13 +65,38 @@ var Cell = cell.Module(
 // server by itself.
 var ClientCell = cell.Group(
 	client.Cell,
-	cell.DecorateAll(func(upstream client.Config, ours Config) client.Config {
-		if ours.Manifests != "" && !explicit(upstream) {
+	cell.DecorateAll(func(upstream client.Config, ours Config, hive optional) client.Config {
+		if hive.Options.Off || ours.Manifests != "" && !explicit(upstream) {
 			upstream.EnableK8s = false
 		}
 		return upstream
 	}),
 )
+
+// Options are what a hive says about the room, beside its flags. A hive that
+// provides none has to have a Kubernetes to read from.
+type Options struct {
+	// Off: nothing is ever read, whatever the flags say, and ClientCell's client
+	// is off as well, so that a start doesn't wait for an API server.
+	Off bool
+	// Optional: without a Kubernetes to read from nothing is read, instead of the
+	// start failing.
+	Optional bool
+	// Resources are the tables to fill (state.Namespaces included), nil for all:
+	// of what fills no other table nothing is read. Service exports need services.
+	Resources []wire.Resource
+}
+
+func (o Options) reads(resource wire.Resource) bool {
+	return o.Resources == nil || slices.Contains(o.Resources, resource)
+}
+
+// optional is how Options are asked for.
+type optional struct {
+	cell.In
+
+	Options Options `optional:"true"`
+}
 
 // Config of the room.
 type Config struct {
@@ -107,6 +133,7 @@ type params struct {
 	Lifecycle cell.Lifecycle
 
 	Config    Config
+	Options   Options `optional:"true"`
 	K8s       k8s.Config
 	MCSAPI    mcsapitypes.MCSAPIConfig
 	Cluster   wire.ClusterInfo
@@ -120,11 +147,29 @@ func explicit(cfg client.Config) bool {
 	return cfg.K8sKubeConfigPath != "" || cfg.K8sAPIServer != "" || len(cfg.K8sAPIServerURLs) > 0
 }
 
+// Source says where this configuration reads from, for people: the API server, a
+// directory, or "" for nowhere.
+func Source(cfg Config, clientset client.Clientset) string {
+	switch {
+	case cfg.Manifests != "":
+		return "manifests in " + cfg.Manifests
+	case clientset.IsEnabled():
+		return "the API server"
+	}
+	return ""
+}
+
 func register(p params) error {
+	if p.Options.Off {
+		return nil
+	}
 	if p.Config.Manifests != "" && explicit(p.Clientset.Config()) {
 		return ErrTwoSources
 	}
-	if p.Config.Manifests == "" && !p.Clientset.IsEnabled() {
+	if Source(p.Config, p.Clientset) == "" {
+		if p.Options.Optional {
+			return nil
+		}
 		// Reported at start, so that commands which only inspect the hive work.
 		p.Lifecycle.Append(cell.Hook{OnStart: func(cell.HookContext) error { return ErrNoSource }})
 		return nil
@@ -171,42 +216,49 @@ func assemble(p params) ([]*kind, *applier, error) {
 	report := func(k kind) *problems { return newProblems(p.Log, k.Kind, p.Metrics) }
 	all := labels.Everything()
 
+	milestone := func(resource wire.Resource, kinds ...collector) {
+		applier.milestones = append(applier.milestones,
+			milestone{kinds: kinds, done: p.Writer.RegisterInitializer("kubernetes", resource)})
+	}
+
 	// The order is the order of application within a transaction: an endpoint
 	// is of no use before its identity.
-	namespaces := add(namespaceKind, all, newReflector(namespaceKind.Kind, report(namespaceKind), p.Metrics,
-		convertNamespace, applyNamespace))
-	identities := add(ciliumIdentityKind, all, newReflector(ciliumIdentityKind.Kind, report(ciliumIdentityKind), p.Metrics,
-		convertIdentity, applyIdentity(origin)))
-	nodes := add(ciliumNodeKind, all, newReflector(ciliumNodeKind.Kind, report(ciliumNodeKind), p.Metrics,
-		convertNode(p.Cluster), applyNode(origin)))
-	var endpoints collector
-	if p.Config.EnableCiliumEndpointSlice {
-		endpoints = add(ciliumEndpointSliceKind, all, newReflector(ciliumEndpointSliceKind.Kind, report(ciliumEndpointSliceKind), p.Metrics,
-			convertEndpointSlice, applyClaims(origin, "slice/")))
-	} else {
-		endpoints = add(ciliumEndpointKind, all, newReflector(ciliumEndpointKind.Kind, report(ciliumEndpointKind), p.Metrics,
-			convertEndpoint, applyClaims(origin, "endpoint/")))
+	reads := p.Options.reads
+	if reads(state.Namespaces) {
+		milestone(state.Namespaces, add(namespaceKind, all, newReflector(namespaceKind.Kind, report(namespaceKind), p.Metrics,
+			convertNamespace, applyNamespace)))
+	}
+	if reads(wire.Identities) {
+		milestone(wire.Identities, add(ciliumIdentityKind, all, newReflector(ciliumIdentityKind.Kind, report(ciliumIdentityKind), p.Metrics,
+			convertIdentity, applyIdentity(origin))))
+	}
+	if reads(wire.Nodes) {
+		milestone(wire.Nodes, add(ciliumNodeKind, all, newReflector(ciliumNodeKind.Kind, report(ciliumNodeKind), p.Metrics,
+			convertNode(p.Cluster), applyNode(origin))))
+	}
+	switch {
+	case !reads(wire.Endpoints):
+	case p.Config.EnableCiliumEndpointSlice:
+		milestone(wire.Endpoints, add(ciliumEndpointSliceKind, all, newReflector(ciliumEndpointSliceKind.Kind, report(ciliumEndpointSliceKind), p.Metrics,
+			convertEndpointSlice, applyClaims(origin, "slice/"))))
+	default:
+		milestone(wire.Endpoints, add(ciliumEndpointKind, all, newReflector(ciliumEndpointKind.Kind, report(ciliumEndpointKind), p.Metrics,
+			convertEndpoint, applyClaims(origin, "endpoint/"))))
+	}
+	if !reads(wire.Services) {
+		return kinds, applier, nil
 	}
 	svcs := add(serviceKind, serviceSelector, newReflector(serviceKind.Kind, report(serviceKind), p.Metrics,
 		convertService, joined.applyService))
 	backends := add(endpointSliceKind, sliceSelector, newReflector(endpointSliceKind.Kind, report(endpointSliceKind), p.Metrics,
 		convertBackends, joined.applyBackends))
 	exporting := []collector{svcs, backends}
-	if p.MCSAPI.EnableMCSAPI {
+	if p.MCSAPI.EnableMCSAPI && reads(wire.ServiceExports) {
 		exporting = append(exporting, add(serviceExportKind, all, newReflector(serviceExportKind.Kind, report(serviceExportKind), p.Metrics,
 			convertServiceExport, joined.applyExport)))
 	}
-
 	joined.held = func() bool { return !allComplete(exporting...) }
 	applier.joins = append(applier.joins, joined.join)
-	milestone := func(resource wire.Resource, kinds ...collector) {
-		applier.milestones = append(applier.milestones,
-			milestone{kinds: kinds, done: p.Writer.RegisterInitializer("kubernetes", resource)})
-	}
-	milestone(state.Namespaces, namespaces)
-	milestone(wire.Identities, identities)
-	milestone(wire.Nodes, nodes)
-	milestone(wire.Endpoints, endpoints)
 	milestone(wire.Services, exporting...)
 	milestone(wire.ServiceExports, exporting...)
 	return kinds, applier, nil
