@@ -19,11 +19,11 @@ import (
 // discard is a scope that counts.
 type discard struct{ ops int }
 
-func (d *discard) Load(context.Context) error    { return nil }
-func (d *discard) Apply(ops []etcd.Op)           { d.ops += len(ops) }
-func (d *discard) CompleteAfter(uint64)          {}
-func (d *discard) Barrier(context.Context) error { return nil }
-func (d *discard) Len() int                      { return d.ops }
+func (d *discard) Load(context.Context) error          { return nil }
+func (d *discard) Apply(ops []etcd.Op)                 { d.ops += len(ops) }
+func (d *discard) CompleteAfter(uint64)                {}
+func (d *discard) AwaitComplete(context.Context) error { return nil }
+func (d *discard) Len() int                            { return d.ops }
 
 // benchRig is an exporter of so many endpoints, in 100 namespaces.
 func benchRig(b *testing.B, endpoints int) (*rig, *discard) {

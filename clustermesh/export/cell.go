@@ -4,7 +4,10 @@
 package export
 
 import (
+	"context"
+	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/cilium/hive/cell"
@@ -17,9 +20,9 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
-// Cell exports the state tables to the cluster's etcd. The hive has to provide
-// the tables (state.Cell), an *etcd.Client and the *etcd.Writer on it, which it
-// also runs, and the cluster's wire.ClusterInfo and wire.MCSAPIConfig.
+// Cell exports the state tables to the cluster's etcd, for the mesh. The hive has
+// to provide the tables (state.Cell), an *etcd.Client and the *etcd.Writer on it,
+// which it also runs, and the cluster's wire.ClusterInfo and wire.MCSAPIConfig.
 var Cell = cell.Module(
 	"export",
 	"State tables to the kvstore",
@@ -29,12 +32,27 @@ var Cell = cell.Module(
 	// --clustermesh-default-global-namespace.
 	cell.Config(filter.DefaultNamespacePolicy),
 
-	// The Exporter, for its counts and to wait for the first export.
-	cell.Provide(provideExporter),
-	cell.Invoke((*Exporter).start),
+	exporter,
 
 	// cilium/cluster-config/<name>.
 	cell.Invoke(keepClusterConfig),
+)
+
+// LocalCell exports them for the cluster's own agents, as the Options say that the
+// hive provides. Nothing is filtered by namespaces, and there is no cluster config:
+// no other cluster is to read this.
+var LocalCell = cell.Module(
+	"export",
+	"State tables to the kvstore of the cluster itself",
+
+	exporter,
+)
+
+// exporter provides the Exporter, for its counts and to wait for the first export,
+// and runs it.
+var exporter = cell.Group(
+	cell.Provide(provideExporter),
+	cell.Invoke((*Exporter).start),
 )
 
 // HeartbeatCell writes the heartbeat, through the hive's *etcd.Writer.
@@ -52,8 +70,8 @@ type params struct {
 	DB      *statedb.DB
 	Writer  *etcd.Writer
 	Cluster wire.ClusterInfo
-	Policy  filter.NamespacePolicy
-	Options Options `optional:"true"`
+	Policy  filter.NamespacePolicy `optional:"true"`
+	Options Options                `optional:"true"`
 
 	Endpoints      statedb.Table[*state.Endpoint]
 	Identities     statedb.Table[*state.Identity]
@@ -74,17 +92,35 @@ func provideExporter(p params) *Exporter {
 	}
 	policy := func(ns *state.Namespace) bool { return p.Policy.Global(ns.Annotations) }
 	newScope := func(resource wire.Resource, refill func([]string)) scope {
-		return p.Writer.Scope(etcd.ScopeConfig{
+		complete := make(chan struct{})
+		return etcdScope{complete: complete, Scope: p.Writer.Scope(etcd.ScopeConfig{
 			Prefix:      wire.StatePrefix(resource, p.Cluster.Name),
 			Canary:      wire.CanaryKey(resource, p.Cluster.Name, false),
 			CanaryValue: func() []byte { return []byte(time.Now().Format(time.RFC3339)) },
+			OnComplete:  sync.OnceFunc(func() { close(complete) }),
 			Lease:       true,
 			Refill:      refill,
-		})
+		})}
 	}
 	e := newExporter(p.Log, p.DB, tables, p.Cluster.Name, p.Options, policy, newScope)
 	e.admit = p.Writer.Admit
 	return e
+}
+
+// etcdScope is a Scope that can be waited for.
+type etcdScope struct {
+	*etcd.Scope
+	complete chan struct{}
+}
+
+// AwaitComplete waits until etcd has had all of it once, canary included.
+func (s etcdScope) AwaitComplete(ctx context.Context) error {
+	select {
+	case <-s.complete:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // start has the exporter run from the hive's start on.
@@ -104,14 +140,10 @@ func keepClusterConfig(
 	if cluster.ID == 0 {
 		return nil
 	}
-	keeper, err := newClusterConfig(log, client, writer, cluster.Name,
-		clusterConfigOf(cluster, mcsAPI.EnableMCSAPI, config.ClusterRegion))
+	value, err := wire.MarshalClusterConfig(clusterConfigOf(cluster, mcsAPI.EnableMCSAPI, config.ClusterRegion))
 	if err != nil {
-		return err
+		return fmt.Errorf("encoding the cluster config of %q: %w", cluster.Name, err)
 	}
-	jobs.Add(
-		job.OneShot("cluster-config", keeper.write),
-		job.OneShot("cluster-config-watch", keeper.watch),
-	)
+	jobs.Add(NewKeptKey(log, client, writer, wire.ClusterConfigPrefix, cluster.Name, value).Jobs("cluster-config")...)
 	return nil
 }

@@ -3,7 +3,13 @@
 
 package export
 
-import "github.com/spf13/pflag"
+import (
+	"slices"
+
+	"github.com/spf13/pflag"
+
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
 
 // FlagClusterRegion is the flag of the cluster's region, which readers of its
 // cluster config see.
@@ -24,10 +30,23 @@ func (c Config) Flags(flags *pflag.FlagSet) {
 		"Region of this cluster, which its cluster configuration names to other clusters")
 }
 
-// Options is what differs between the mesh's etcd and the in-cluster cache's.
-// A hive that provides none exports for the mesh.
+// Options is what differs between the mesh's etcd and the in-cluster cache's. A
+// hive that provides none exports for the mesh.
 type Options struct {
+	// Resources are exported; nil is all that the mesh has. The others have
+	// neither keys nor a canary.
+	Resources []wire.Resource
+	// AllNamespaces exports what is in any namespace or in none. The table of
+	// namespaces isn't read then, and needn't be filled.
+	AllNamespaces bool
+	// AllServices exports services whether or not they are annotated as shared;
+	// the value says which they are.
+	AllServices bool
 	// NamedPorts exports the named ports of endpoints, which policy needs and
 	// upstream's exporter leaves out.
 	NamedPorts bool
+}
+
+func (o Options) exports(resource wire.Resource) bool {
+	return o.Resources == nil || slices.Contains(o.Resources, resource)
 }

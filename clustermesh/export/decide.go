@@ -14,12 +14,14 @@ import (
 // namespaces knows which namespaces are global. A namespace that doesn't exist
 // isn't: its objects wait until it is known, and go when it goes.
 type namespaces struct {
+	// all: whatever there is is global, and what is in no namespace too.
+	all    bool
 	policy func(*state.Namespace) bool
 	global map[string]struct{}
 }
 
-func newNamespaces(policy func(*state.Namespace) bool) *namespaces {
-	return &namespaces{policy: policy, global: map[string]struct{}{}}
+func newNamespaces(policy func(*state.Namespace) bool, all bool) *namespaces {
+	return &namespaces{all: all, policy: policy, global: map[string]struct{}{}}
 }
 
 // update takes in a change of one namespace and says whether that made it
@@ -39,12 +41,16 @@ func (n *namespaces) update(change statedb.Change[*state.Namespace]) (flipped bo
 }
 
 func (n *namespaces) isGlobal(name string) bool {
+	if n.all {
+		return true
+	}
 	_, ok := n.global[name]
 	return ok
 }
 
 // exports is the decision about one row that exists. An object in no namespace
-// (an identity without that label) isn't exported, unless its kind never is in one.
+// (an identity without that label) isn't exported, unless its kind never is in
+// one, or namespaces don't count.
 func (c *codec[Row]) exports(row Row, n *namespaces) bool {
 	return c.eligible(row) && (c.namespace == nil || n.isGlobal(c.namespace(row)))
 }

@@ -13,7 +13,8 @@
 //	follower.go       one table → one Scope
 //	exporter.go       all of them: rounds, initial sync, health
 //	refill.go         what etcd lost and is written again
-//	clusterconfig.go  cilium/cluster-config/<name>, kept as it should be
+//	clusterconfig.go  cilium/cluster-config/<name>
+//	keptkey.go        a key that is kept as it should be, as that one
 //	heartbeat.go      cilium/.heartbeat
 //	config.go         flags
 //	cell.go           the wiring

@@ -91,14 +91,16 @@ func nodeCodec(cluster string) *codec[*state.Node] {
 	}
 }
 
-// serviceCodec exports services that upstream's annotations make shared.
-func serviceCodec(cluster string) *codec[*state.Service] {
+// serviceCodec exports services that upstream's annotations make shared, or all.
+func serviceCodec(cluster string, all bool) *codec[*state.Service] {
 	return &codec[*state.Service]{
 		resource: wire.Services,
 		key: func(row *state.Service) (string, bool) {
 			return wire.ServiceKey(row.Namespace, row.Name), row.Cluster == cluster
 		},
-		eligible:  func(row *state.Service) bool { return row.Origin.Source == state.SourceLocal && row.Shared },
+		eligible: func(row *state.Service) bool {
+			return row.Origin.Source == state.SourceLocal && (all || row.Shared)
+		},
 		namespace: func(row *state.Service) string { return row.Namespace },
 		appendValue: func(dst []byte, row *state.Service) ([]byte, error) {
 			value, err := wire.MarshalService(row.Service)

@@ -52,7 +52,7 @@ func newExporter(
 	e := &Exporter{
 		log:        log,
 		db:         db,
-		namespaces: newNamespaces(policy),
+		namespaces: newNamespaces(policy, options.AllNamespaces),
 		nsTable:    tables.Namespaces,
 		refills:    newRefills(),
 		admit:      func(context.Context) error { return nil },
@@ -64,12 +64,22 @@ func newExporter(
 	}
 	// In the order of wire.Resources: an endpoint is of no use before its
 	// identity and node.
-	e.followers = []tableFollower{
-		newFollower(log, identityCodec(), tables.Identities, scopeOf(wire.Identities)),
-		newFollower(log, nodeCodec(cluster), tables.Nodes, scopeOf(wire.Nodes)),
-		newFollower(log, endpointCodec(options.NamedPorts), tables.Endpoints, scopeOf(wire.Endpoints)),
-		newFollower(log, serviceCodec(cluster), tables.Services, scopeOf(wire.Services)),
-		newFollower(log, serviceExportCodec(cluster), tables.ServiceExports, scopeOf(wire.ServiceExports)),
+	for _, resource := range wire.Resources {
+		if !options.exports(resource) {
+			continue
+		}
+		switch resource {
+		case wire.Identities:
+			e.followers = append(e.followers, newFollower(log, identityCodec(), tables.Identities, scopeOf(resource)))
+		case wire.Nodes:
+			e.followers = append(e.followers, newFollower(log, nodeCodec(cluster), tables.Nodes, scopeOf(resource)))
+		case wire.Endpoints:
+			e.followers = append(e.followers, newFollower(log, endpointCodec(options.NamedPorts), tables.Endpoints, scopeOf(resource)))
+		case wire.Services:
+			e.followers = append(e.followers, newFollower(log, serviceCodec(cluster, options.AllServices), tables.Services, scopeOf(resource)))
+		case wire.ServiceExports:
+			e.followers = append(e.followers, newFollower(log, serviceExportCodec(cluster), tables.ServiceExports, scopeOf(resource)))
+		}
 	}
 	return e
 }
@@ -84,7 +94,8 @@ func (e *Exporter) Counts() map[wire.Resource]int {
 	return counts
 }
 
-// Synced is closed once all that the cluster had at start is in etcd.
+// Synced is closed once all that the cluster had at start is in etcd, canaries
+// included.
 func (e *Exporter) Synced() <-chan struct{} { return e.synced }
 
 // run exports until ctx ends.
@@ -139,9 +150,13 @@ func (e *Exporter) load(ctx context.Context, health cell.Health) error {
 	return nil
 }
 
-// follow begins to track changes of all tables, from their whole content on.
+// follow begins to track changes of all tables, from their whole content on. What
+// it gives are those of the namespaces; nil if they don't count.
 func (e *Exporter) follow() (statedb.ChangeIterator[*state.Namespace], error) {
-	metas := []statedb.TableMeta{e.nsTable}
+	var metas []statedb.TableMeta
+	if !e.namespaces.all {
+		metas = append(metas, e.nsTable)
+	}
 	for _, f := range e.followers {
 		metas = append(metas, f.meta())
 	}
@@ -151,6 +166,9 @@ func (e *Exporter) follow() (statedb.ChangeIterator[*state.Namespace], error) {
 		if err := f.start(wtxn); err != nil {
 			return nil, fmt.Errorf("following table %q: %w", f.meta().Name(), err)
 		}
+	}
+	if e.namespaces.all {
+		return nil, nil
 	}
 	changes, err := e.nsTable.Changes(wtxn)
 	if err != nil {
@@ -174,15 +192,18 @@ func (e *Exporter) round(ctx context.Context, changes statedb.ChangeIterator[*st
 		admit:      e.admit,
 		watch:      watch,
 	}
-	known, knownWatch := e.nsTable.Initialized(txn)
-	if r.namespacesKnown = known; !known {
-		watch.Add(knownWatch)
-	}
-	seq, changed := changes.Next(txn)
-	watch.Add(changed)
-	for change := range seq {
-		if e.namespaces.update(change) {
-			r.flipped[change.Object.Name] = struct{}{}
+	r.namespacesKnown = true
+	if changes != nil {
+		known, knownWatch := e.nsTable.Initialized(txn)
+		if r.namespacesKnown = known; !known {
+			watch.Add(knownWatch)
+		}
+		seq, changed := changes.Next(txn)
+		watch.Add(changed)
+		for change := range seq {
+			if e.namespaces.update(change) {
+				r.flipped[change.Object.Name] = struct{}{}
+			}
 		}
 	}
 
@@ -212,7 +233,7 @@ func (e *Exporter) awaitSync(ctx context.Context, health cell.Health) error {
 	}
 	for _, f := range e.followers {
 		health.OK(fmt.Sprintf("Waiting for %s to be written", f.resource()))
-		if err := f.target().Barrier(ctx); err != nil {
+		if err := f.target().AwaitComplete(ctx); err != nil {
 			return nil
 		}
 	}

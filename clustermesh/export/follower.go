@@ -16,12 +16,12 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
-// scope is what is used of an etcd.Scope.
+// scope is what is used of an etcdScope.
 type scope interface {
 	Load(ctx context.Context) error
 	Apply(ops []etcd.Op)
 	CompleteAfter(refills uint64)
-	Barrier(ctx context.Context) error
+	AwaitComplete(ctx context.Context) error
 	Len() int
 }
 

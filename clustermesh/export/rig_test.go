@@ -78,7 +78,7 @@ func (r *recorder) CompleteAfter(uint64) {
 	r.told <- struct{}{}
 }
 
-func (r *recorder) Barrier(context.Context) error { return nil }
+func (r *recorder) AwaitComplete(context.Context) error { return nil }
 
 func (r *recorder) Len() int {
 	r.mu.Lock()
