@@ -56,6 +56,10 @@ type ReaderConfig struct {
 	//   - Resend brings all keys, whichever were asked for; Drain tells nothing of
 	//     any; New isn't set; Len is 0.
 	Passthrough bool
+	// Progress, if set, has batches carry their Position, and etcd asked at this
+	// interval for that of a prefix in which nothing changes: else its history would
+	// be compacted away from under it.
+	Progress time.Duration
 }
 
 // Reader follows one prefix of one source. The source is what counts: it may
@@ -72,6 +76,7 @@ type Reader struct {
 	// absentAt is the revision at which the canary was not there.
 	absentAt int64
 	events   []Event
+	seed     seed
 
 	synced        atomic.Bool
 	entries       atomic.Int64
@@ -85,6 +90,7 @@ type Reader struct {
 	covered uint64 // those that the current list, or the last one, has taken in
 	wake    chan struct{}
 	lastErr error
+	start   Start
 }
 
 // position is how far a Reader is at one etcd. The anchor is one key as it was
@@ -161,7 +167,7 @@ func (r *Reader) Resend(keys []string) (number uint64) {
 // Drain emits a deletion of every known key. The next Run starts from nothing.
 // It must not be called while Run runs.
 func (r *Reader) Drain(ctx context.Context) {
-	r.position, r.complete = position{}, false
+	r.position, r.complete, r.seed = position{}, false, seed{}
 	r.synced.Store(false)
 	r.memory.beginList()
 	r.emitStale(ctx)
@@ -186,7 +192,8 @@ func (r *Reader) Run(ctx context.Context, client *Client) error {
 		if followed {
 			backoff = newBackoff()
 		}
-		if errors.Is(err, errReconnected) || errors.Is(err, errCanary) || errors.Is(err, errResend) {
+		if errors.Is(err, errReconnected) || errors.Is(err, errCanary) || errors.Is(err, errResend) ||
+			errors.Is(err, errUnconfirmed) {
 			continue
 		}
 		r.setError(err)
@@ -209,7 +216,9 @@ func (r *Reader) follow(ctx context.Context, client *Client) (followed bool, err
 	generation, changed := client.Generation()
 	forced := r.takeResend()
 	resumed := false
-	if !forced {
+	if forced {
+		r.mustRelist(RelistedAsked)
+	} else {
 		if resumed, err = r.resumable(ctx, client); err != nil {
 			return false, fmt.Errorf("resuming %q: %w", r.cfg.Prefix, err)
 		}
@@ -261,28 +270,33 @@ func (r *Reader) resent() uint64 {
 // resumable says whether this etcd is the one that the position belongs to, so
 // that a watch from there misses nothing.
 func (r *Reader) resumable(ctx context.Context, client *Client) (bool, error) {
-	if r.position.revision == 0 || !r.complete {
-		return false, nil
-	}
 	anchor := r.position.anchor
-	if len(anchor.Key) == 0 {
-		return false, nil // the prefix was empty: a list costs nothing
+	if r.position.revision == 0 || !r.complete || len(anchor.Key) == 0 {
+		r.mustRelist(RelistedNoAnchor)
+		return false, nil // where the prefix was empty, a list costs nothing
 	}
 	for _, revision := range []int64{0, anchor.ModRevision} {
 		resp, err := client.get(ctx, 10*time.Second, &pb.RangeRequest{Key: anchor.Key, Revision: revision})
 		switch {
-		case errors.Is(err, rpctypes.ErrCompacted), errors.Is(err, rpctypes.ErrFutureRev):
+		case errors.Is(err, rpctypes.ErrCompacted):
+			r.mustRelist(RelistedCompacted)
+			return false, nil
+		case errors.Is(err, rpctypes.ErrFutureRev):
+			r.mustRelist(RelistedOtherEtcd)
 			return false, nil
 		case err != nil:
 			return false, err
 		case resp.Header.ClusterId != r.position.clusterID, resp.Header.Revision < r.position.revision:
+			r.mustRelist(RelistedOtherEtcd)
 			return false, nil
 		}
 		if len(resp.Kvs) == 1 && sameVersion(resp.Kvs[0], &anchor) {
+			r.resumes(resp.Header.Revision)
 			return true, nil
 		}
 		// It may have changed since: then its history has it.
 	}
+	r.mustRelist(RelistedOtherEtcd)
 	return false, nil
 }
 
@@ -319,6 +333,7 @@ func (r *Reader) list(ctx context.Context, client *Client, generation uint64) er
 		canaryFrom = resp.Header.ClusterId
 	}
 
+	r.seed.until = 0
 	r.memory.beginList()
 	// A page has far more events than a response of the watch ever will.
 	defer func() { r.events = nil }()
@@ -359,7 +374,8 @@ func (r *Reader) list(ctx context.Context, client *Client, generation uint64) er
 	if complete {
 		r.emitStale(ctx)
 		r.synced.Store(true)
-		r.emit(ctx, Batch{Synced: true, Resent: r.resent()})
+		r.listed()
+		r.emit(ctx, Batch{Synced: true, Resent: r.resent(), Position: r.at()})
 	}
 	return nil
 }
@@ -399,6 +415,9 @@ func (r *Reader) watch(ctx context.Context, client *Client, generation uint64, c
 	if !r.complete {
 		canary = client.etcd.Watch(ctx, r.cfg.Canary, clientv3.WithRev(r.absentAt+1), clientv3.WithFilterDelete())
 	}
+	progress := r.progress()
+	defer progress.stop()
+	r.confirm(ctx)
 	for {
 		select {
 		case <-ctx.Done():
@@ -407,6 +426,10 @@ func (r *Reader) watch(ctx context.Context, client *Client, generation uint64, c
 			return errReconnected
 		case <-r.wake:
 			return errResend
+		case <-progress.C:
+			if err := r.askProgress(ctx, client, progress); err != nil {
+				return err
+			}
 		case resp := <-canary:
 			if len(resp.Events) > 0 {
 				return errCanary
@@ -424,6 +447,7 @@ func (r *Reader) watch(ctx context.Context, client *Client, generation uint64, c
 			if err := resp.Err(); err != nil {
 				if errors.Is(err, rpctypes.ErrCompacted) {
 					r.position.revision = 0
+					r.mustRelist(RelistedCompacted)
 				}
 				return fmt.Errorf("watching %q: %w", r.cfg.Prefix, err)
 			}
@@ -432,6 +456,7 @@ func (r *Reader) watch(ctx context.Context, client *Client, generation uint64, c
 			}
 			if resp.Header.ClusterId != r.position.clusterID {
 				r.position.revision = 0
+				r.mustRelist(RelistedOtherEtcd)
 				return fmt.Errorf("watching %q: %w", r.cfg.Prefix, ErrOtherEtcd)
 			}
 			r.deliver(ctx, &resp)
@@ -458,7 +483,8 @@ func (r *Reader) deliver(ctx context.Context, resp *clientv3.WatchResponse) {
 	} else {
 		r.position.revision = max(r.position.revision, resp.Header.Revision)
 	}
-	r.emit(ctx, Batch{Events: r.events})
+	r.emit(ctx, Batch{Events: r.events, Position: r.at()})
+	r.confirm(ctx)
 }
 
 // emitStale emits deletions of what the list that just ended hasn't seen.
@@ -471,7 +497,7 @@ func (r *Reader) emitStale(ctx context.Context) {
 
 func (r *Reader) emit(ctx context.Context, batch Batch) {
 	r.entries.Store(int64(r.memory.size()))
-	if len(batch.Events) > 0 || batch.Synced || batch.First {
+	if len(batch.Events) > 0 || batch.Synced || batch.First || batch.Position != nil {
 		r.observer.OnBatch(ctx, batch)
 		// Else the values of each Reader's last batch would stay in memory.
 		clear(batch.Events)

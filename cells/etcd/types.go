@@ -8,6 +8,7 @@
 //	config.go      flags and upstream's etcd configuration file
 //	client.go      a connection, and whether it is still to the same etcd
 //	reader.go      list, watch, resume, relist; diff.go is its pure part, what it remembers
+//	resume.go      to go on where a Reader of an earlier process was
 //	keymap.go      how Readers and Scopes remember keys
 //	codec.go       how messages are encoded; decode.go reads large ones
 //	list.go        a prefix at one revision, in pages bounded by bytes
@@ -62,6 +63,11 @@ type Batch struct {
 	// Resent is, for a batch that is Synced, how many calls of Resend it covers:
 	// what they asked for was delivered.
 	Resent uint64
+	// Position is how far this batch goes: who has applied all batches up to it has
+	// what the etcd had there, no more and no less. It is nil in the course of a
+	// list and before the source is complete, and where ReaderConfig.Progress isn't
+	// set. A batch may have nothing else.
+	Position *Position
 }
 
 // Observer receives what a Reader reads. Calls come from the Reader's one
@@ -103,6 +109,8 @@ var ErrClosed = errors.New("etcd client is closed")
 //	r.Resend(keys) uint64      emits these keys again at the next relist, which it triggers; nil is all;
 //	                           gives the number of this call, for Batch.Resent
 //	r.Len() int, r.Synced() bool, r.Postponed() uint64
+//	r.Seed(position), r.Remember(key, value)   before the first Run: where an earlier Reader was, and what it had told
+//	r.Start() Start                            whether that was of use
 //
 // Canary is the key whose presence says that the source is complete; empty
 // means that a list is complete by itself. Deletions found by a relist are held
