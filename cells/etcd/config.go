@@ -29,6 +29,8 @@ const (
 	// OptPageBytes and OptCommitDelay are ours: see Options.
 	OptPageBytes   = "etcd.pageBytes"
 	OptCommitDelay = "etcd.commitDelay"
+	// OptCommitBatch is ours: see Options.
+	OptCommitBatch = "etcd.commitBatch"
 	// OptMaxTxnOps is ours: the number of operations to try in one transaction.
 	OptMaxTxnOps = "etcd.maxTxnOps"
 	// optLimit and optBootstrapQPS are upstream's and have no meaning here:
@@ -79,6 +81,25 @@ func (c Config) Client() (ClientConfig, error) {
 	return cfg, nil
 }
 
+// external says whether the options name an etcd.
+func (c Config) external() bool {
+	return c.KVStoreOpt[OptAddress] != "" || c.KVStoreOpt[OptConfig] != ""
+}
+
+// at is the configuration with another address.
+func (c Config) at(address string) Config { return c.With(OptAddress, address) }
+
+// With is the configuration with one option set to a value.
+func (c Config) With(option, value string) Config {
+	opts := maps.Clone(c.KVStoreOpt)
+	if opts == nil {
+		opts = make(map[string]string, 1)
+	}
+	opts[option] = value
+	c.KVStoreOpt = opts
+	return c
+}
+
 // minLeaseTTL is etcd's resolution of a time to live.
 const minLeaseTTL = time.Second
 
@@ -121,6 +142,8 @@ type Options struct {
 	// CommitDelay is the longest that a Writer waits for more operations under
 	// sustained load. An operation in a quiet mesh never waits.
 	CommitDelay time.Duration
+	// CommitBatch is how many operations it waits for, if they come in that time.
+	CommitBatch int
 	// PageBytes is the size that pages of a list are aimed at. Etcd counts the
 	// rest of the range for each page, so that small pages make large lists
 	// quadratic: those of more than some 30 MiB are read in pages of up to four
@@ -137,6 +160,7 @@ var DefaultOptions = Options{
 	MaxInflight:        4,
 	MaxTxnOps:          1024,
 	CommitDelay:        10 * time.Millisecond,
+	CommitBatch:        pacerBatch,
 	PageBytes:          4 << 20,
 	KeepaliveHeartbeat: 15 * time.Second,
 	KeepaliveTimeout:   25 * time.Second,
@@ -177,6 +201,8 @@ func ParseOptions(opts map[string]string) (Options, error) {
 			number(key, value, &out.MaxTxnOps)
 		case OptPageBytes:
 			number(key, value, &out.PageBytes)
+		case OptCommitBatch:
+			number(key, value, &out.CommitBatch)
 		case OptCommitDelay:
 			duration(key, value, &out.CommitDelay)
 		case OptKeepaliveHeartbeat:

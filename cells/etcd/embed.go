@@ -28,8 +28,15 @@ type ServerConfig struct {
 	// ListenURL is http://host:port, https://host:port or unix:///path.
 	ListenURL string
 	// CertFile, KeyFile and TrustedCAFile are for https; with a CA, clients need
-	// a certificate of it.
+	// a certificate of it, and with AllowedHostnames one for such a name.
 	CertFile, KeyFile, TrustedCAFile string
+	AllowedHostnames                 []string
+	// LocalDir, if set, is a directory for two more sockets: one for clients of
+	// this process, who need no certificate (see Server.LocalURL), and one for what
+	// etcd serves by HTTP, its metrics and health. ListenURL is then for gRPC alone,
+	// and faster under TLS: where etcd serves both at one address, gRPC goes through
+	// Go's HTTP server.
+	LocalDir string
 	// QuotaBytes bounds the database; 0 is DefaultQuotaBytes.
 	QuotaBytes int64
 	// Compaction is how much history is kept; 0 is DefaultCompaction.
@@ -57,8 +64,8 @@ const (
 // Server is a real etcd in this process, of one member. It doesn't sync to disk:
 // what it holds can be made again from its source.
 type Server struct {
-	etcd *embed.Etcd
-	url  string
+	etcd       *embed.Etcd
+	url, local string
 }
 
 // StartServer starts an etcd and waits until it serves.
@@ -81,12 +88,21 @@ func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
 		return nil, fmt.Errorf("starting embedded etcd at %s: %w", cfg.ListenURL, context.Cause(ctx))
 	}
 	address := cfg.ListenURL
-	if config.ListenClientUrls[0].Scheme != "unix" {
-		// The port may have been chosen by the kernel.
-		address = config.ListenClientUrls[0].Scheme + "://" + server.Clients[0].Addr().String()
+	for _, listener := range server.Clients {
+		if addr := listener.Addr(); addr.Network() == "tcp" {
+			// The port may have been chosen by the kernel.
+			address = config.ListenClientUrls[0].Scheme + "://" + addr.String()
+		}
 	}
-	return &Server{etcd: server, url: address}, nil
+	s := &Server{etcd: server, url: address}
+	if cfg.LocalDir != "" {
+		s.local = localURL(cfg.LocalDir)
+	}
+	return s, nil
 }
+
+// localURL is the address of the socket for this process.
+func localURL(dir string) string { return "unix://" + filepath.Join(dir, "etcd.sock") }
 
 func serverConfig(cfg ServerConfig) (*embed.Config, error) {
 	listen, err := url.Parse(cfg.ListenURL)
@@ -101,6 +117,15 @@ func serverConfig(cfg ServerConfig) (*embed.Config, error) {
 		// etcd wants a host and a port here. Only a client that syncs its endpoints
 		// would ask for it; ours doesn't.
 		config.AdvertiseClientUrls = []url.URL{{Scheme: "http", Host: "localhost:2379"}}
+	}
+	if cfg.LocalDir != "" {
+		local, err := url.Parse(localURL(cfg.LocalDir))
+		if err != nil {
+			return nil, err
+		}
+		config.ListenClientUrls = append(config.ListenClientUrls, *local)
+		config.ListenClientHttpUrls = []url.URL{{Scheme: "unix", Path: filepath.Join(cfg.LocalDir, "http.sock")}}
+		config.EnableGRPCGateway = false
 	}
 	// A single member has no peers, but etcd wants a listener for them: any port
 	// will do, and nobody is told which.
@@ -131,6 +156,7 @@ func serverConfig(cfg ServerConfig) (*embed.Config, error) {
 	config.ClientTLSInfo.KeyFile = cfg.KeyFile
 	config.ClientTLSInfo.TrustedCAFile = cfg.TrustedCAFile
 	config.ClientTLSInfo.ClientCertAuth = cfg.TrustedCAFile != ""
+	config.ClientTLSInfo.AllowedHostnames = cfg.AllowedHostnames
 	// What ends the server comes by Err; the rest, a stop's farewell from every
 	// listener included, would only drown the program's own log.
 	config.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
@@ -160,6 +186,10 @@ func clusterToken(dir string) (string, error) {
 
 // URL is the address for clients.
 func (s *Server) URL() string { return s.url }
+
+// LocalURL is the address for clients of this process: a Unix socket where there is
+// one (ServerConfig.LocalDir), else URL.
+func (s *Server) LocalURL() string { return cmp.Or(s.local, s.url) }
 
 // Err delivers the error that ends the server, if one does.
 func (s *Server) Err() <-chan error { return s.etcd.Err() }

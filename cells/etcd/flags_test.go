@@ -46,8 +46,9 @@ func TestServerFlags(t *testing.T) {
 		"--quota-backend-bytes":       func(f *ServerFlags) { f.QuotaBytes = -1 },
 		"--auto-compaction-retention": func(f *ServerFlags) { f.Compaction = -1 },
 		// In plain text, although asked to let only known clients in.
-		"--trusted-ca-file": func(f *ServerFlags) { f.TrustedCAFile = file },
-		"--cert-file":       func(f *ServerFlags) { f.ListenClientURLs = "https://127.0.0.1:0" },
+		"--trusted-ca-file":              func(f *ServerFlags) { f.TrustedCAFile = file },
+		"--client-cert-allowed-hostname": func(f *ServerFlags) { f.AllowedHostnames = "agent" },
+		"--cert-file":                    func(f *ServerFlags) { f.ListenClientURLs = "https://127.0.0.1:0" },
 		"--key-file": func(f *ServerFlags) {
 			f.ListenClientURLs, f.CertFile, f.KeyFile = "https://127.0.0.1:0", file, file+".missing"
 		},
@@ -66,7 +67,8 @@ func TestServerLeavesNothing(t *testing.T) {
 	flags.ListenClientURLs = taken.URL()
 	lc := &cell.DefaultLifecycle{}
 	log := hivetest.Logger(t)
-	require.NoError(t, registerServer(lc, nil, nil, log, flags)) // it never gets as far as to use the two
+	_, err := newServer(serverParams{Log: log, Lifecycle: lc, Flags: flags}, "local")
+	require.NoError(t, err)
 	require.ErrorContains(t, lc.Start(log, t.Context()), "address already in use")
 	left, err := os.ReadDir(os.TempDir())
 	require.NoError(t, err)

@@ -200,12 +200,12 @@ func TestLeasePoolStaysSmall(t *testing.T) {
 
 func TestPacer(t *testing.T) {
 	now := time.Unix(0, 0)
-	p := pacer{longest: 10 * time.Millisecond, last: now}
+	p := pacer{longest: 10 * time.Millisecond, batch: pacerBatch, last: now}
 	p.observe(now.Add(time.Second), 1)
 	require.Zero(t, p.wait(), "one change a second")
 
 	rate := func(perSecond int) time.Duration {
-		p := pacer{longest: 10 * time.Millisecond, last: now}
+		p := pacer{longest: 10 * time.Millisecond, batch: pacerBatch, last: now}
 		for i := range 1000 {
 			p.observe(now.Add(time.Duration(i+1)*10*time.Millisecond), perSecond/100)
 		}

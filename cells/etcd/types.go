@@ -18,7 +18,7 @@
 //	scope_ops.go   a Scope's part of the plan
 //	lease.go       a pool of leases, kept alive and adopted
 //	lost.go        what happens when etcd loses keys
-//	embed.go       an embedded server
+//	embed.go       an embedded server; servercell.go runs one in a hive
 //
 // A Reader turns one prefix into batches of events and hides compaction,
 // disconnection and a change of etcd: what comes out is always the difference

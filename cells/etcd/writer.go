@@ -4,6 +4,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -114,7 +115,7 @@ func NewWriter(log *slog.Logger, client *Client) *Writer {
 // configure sets the limits; before Run.
 func (w *Writer) configure(cfg ClientConfig) {
 	w.limiter = rate.NewLimiter(rate.Limit(cfg.Options.QPS), max(1, cfg.Options.QPS/4))
-	w.pacer = pacer{longest: cfg.Options.CommitDelay, last: time.Now()}
+	w.pacer = pacer{longest: cfg.Options.CommitDelay, batch: cmp.Or(cfg.Options.CommitBatch, pacerBatch), last: time.Now()}
 	w.leases.ttl = cfg.LeaseTTL
 	w.maxOps = cfg.Options.MaxTxnOps
 }
