@@ -93,16 +93,12 @@ func creating(kind, name string, err error) error {
 
 // endpointOf is an endpoint as an agent describes it, some 1.5 KiB.
 func endpointOf(e *wire.Endpoint, labels map[string]string) *ciliumv2.CiliumEndpoint {
-	var list []string
-	for _, key := range slices.Sorted(maps.Keys(labels)) {
-		list = append(list, key+"="+labels[key])
-	}
 	return &ciliumv2.CiliumEndpoint{
 		ObjectMeta: metav1.ObjectMeta{Name: e.Pod, Namespace: e.Namespace},
 		Status: ciliumv2.EndpointStatus{
 			ID:                  int64(e.Identity),
 			ExternalIdentifiers: &models.EndpointIdentifiers{K8sNamespace: e.Namespace, K8sPodName: e.Pod, PodName: e.Namespace + "/" + e.Pod},
-			Identity:            &ciliumv2.EndpointIdentity{ID: int64(e.Identity), Labels: list},
+			Identity:            &ciliumv2.EndpointIdentity{ID: int64(e.Identity), Labels: labelList(labels)},
 			Networking: &ciliumv2.EndpointNetworking{
 				Addressing: ciliumv2.AddressPairList{{IPV4: e.Prefix.Addr().String()}}, NodeIP: e.HostIP.String(),
 			},
@@ -110,6 +106,14 @@ func endpointOf(e *wire.Endpoint, labels map[string]string) *ciliumv2.CiliumEndp
 			State:          "ready",
 		},
 	}
+}
+
+// labelList are labels as an endpoint has them.
+func labelList(labels map[string]string) (list []string) {
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		list = append(list, key+"="+labels[key])
+	}
+	return list
 }
 
 // coresOf are endpoints as a slice has them.

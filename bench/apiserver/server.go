@@ -10,6 +10,8 @@
 //	clients.go      typed clients
 //	crds.go         the CRDs
 //	objects.go      objects of the wire schema as those of Kubernetes
+//	changes.go      their changes, and services
+//	metrics.go      the metrics of its own that operators know
 package apiserver
 
 import (
