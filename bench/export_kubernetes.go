@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -50,14 +52,18 @@ const (
 	idleShare                      = 0.1
 )
 
-// kubernetes is the real kube-apiserver and its etcd, each a process of its own,
-// with the content of one cluster.
-type kubernetes struct {
+// apiServer is the real kube-apiserver and its etcd, each a process of its own.
+type apiServer struct {
 	process *process.Process
 	etcd    *etcdProcess
 	clients apiserver.Clients
 	// kubeconfig is the path of the admin's kubeconfig.
 	kubeconfig string
+}
+
+// kubernetes is an API server with the content of one cluster.
+type kubernetes struct {
+	*apiServer
 	// cluster has room for more endpoints than there are at the start: initial
 	// ones, and so many slices for each namespace.
 	cluster          Cluster
@@ -65,25 +71,27 @@ type kubernetes struct {
 	slices           map[string]*sliceWriter
 }
 
-// startKubernetes starts them and fills in the initial endpoints of the cluster,
-// of both kinds, with their nodes and identities.
-func (b *benchmark) startKubernetes(ctx context.Context, program string, cluster Cluster, initial int) (_ *kubernetes, err error) {
-	k := &kubernetes{cluster: cluster, initial: initial, slices: map[string]*sliceWriter{}}
-	one := len(k.namespaces()) * sliceSize
-	k.perName = (cluster.mesh.Endpoints + one - 1) / one
+// startAPIServer starts them, with all kinds of objects that agents read and none
+// of these objects. name is that of their files.
+func (b *benchmark) startAPIServer(ctx context.Context, program, name string) (_ *apiServer, err error) {
+	k := &apiServer{}
 	defer func() {
 		if err != nil {
 			k.close()
 		}
 	}()
-	if k.etcd, err = b.startEtcd(ctx, "kubernetes-etcd", b.network.url()); err != nil {
+	if k.etcd, err = b.startEtcd(ctx, name+"-etcd", b.network.url()); err != nil {
 		return nil, err
 	}
 	address, err := netip.ParseAddr(b.network.address())
 	if err != nil {
 		return nil, err
 	}
-	credentials, err := apiserver.WriteCredentials(b.dir, netip.AddrPortFrom(address, apiServerPort))
+	dir := filepath.Join(b.dir, name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making a directory for the API server: %w", err)
+	}
+	credentials, err := apiserver.WriteCredentials(dir, netip.AddrPortFrom(address, apiServerPort))
 	if err != nil {
 		return nil, err
 	}
@@ -91,22 +99,35 @@ func (b *benchmark) startKubernetes(ctx context.Context, program string, cluster
 	if k.clients, err = apiserver.NewClients(k.kubeconfig); err != nil {
 		return nil, err
 	}
-	b.progress("starting the API server")
-	k.process, err = process.Start(apiServerProgram, b.dir, append([]string{program}, apiserver.Flags(credentials, k.etcd.url)...), nil)
+	k.process, err = process.Start(name, b.dir, append([]string{program}, apiserver.Flags(credentials, k.etcd.url)...), nil)
 	if err != nil {
 		return nil, err
 	}
 	if err := k.waitReady(ctx); err != nil {
 		return nil, fmt.Errorf("waiting for the API server: %w\n%s", err, k.process.LogTail())
 	}
-	if err := apiserver.InstallCRDs(ctx, b.config.Log, k.clients.APIExtensions); err != nil {
+	return k, apiserver.InstallCRDs(ctx, b.config.Log, k.clients.APIExtensions)
+}
+
+// startKubernetes starts one and fills in the initial endpoints of the cluster,
+// of both kinds, with their nodes and identities.
+func (b *benchmark) startKubernetes(ctx context.Context, program string, cluster Cluster, initial int) (_ *kubernetes, err error) {
+	k := &kubernetes{cluster: cluster, initial: initial, slices: map[string]*sliceWriter{}}
+	one := len(k.namespaces()) * sliceSize
+	k.perName = (cluster.mesh.Endpoints + one - 1) / one
+	b.progress("starting the API server")
+	if k.apiServer, err = b.startAPIServer(ctx, program, "kubernetes"); err != nil {
 		return nil, err
 	}
 	b.progress("filling it with %d endpoints, twice", initial)
-	return k, k.fill(ctx)
+	if err := k.fill(ctx); err != nil {
+		k.close()
+		return nil, err
+	}
+	return k, nil
 }
 
-func (k *kubernetes) waitReady(ctx context.Context) error {
+func (k *apiServer) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, apiServerPatience, fmt.Errorf("not ready within %s", apiServerPatience))
 	defer cancel()
 	alive, stop := whileAlive(ctx, k.process)
@@ -123,7 +144,7 @@ func (k *kubernetes) waitReady(ctx context.Context) error {
 
 // settle waits until the API server has done what follows on the writes before,
 // so that no subject has that beside it.
-func (k *kubernetes) settle(ctx context.Context) error {
+func (k *apiServer) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settlePatience)
 	defer cancel()
 	before, err := k.process.CPU()
@@ -141,7 +162,7 @@ func (k *kubernetes) settle(ctx context.Context) error {
 	return err
 }
 
-func (k *kubernetes) close() {
+func (k *apiServer) close() {
 	if k.process != nil {
 		k.process.Kill()
 	}
@@ -160,15 +181,17 @@ func (k *kubernetes) namespaces() map[string]struct{} {
 	return out
 }
 
-func (k *kubernetes) fill(ctx context.Context) error {
-	create := func(n int, one func(ctx context.Context, i int) error) error {
-		all, ctx := errgroup.WithContext(ctx)
-		all.SetLimit(creationsAtOnce)
-		for i := range n {
-			all.Go(func() error { return one(ctx, i) })
-		}
-		return all.Wait()
+// createAll makes n objects, several at a time.
+func createAll(ctx context.Context, n int, one func(ctx context.Context, i int) error) error {
+	all, ctx := errgroup.WithContext(ctx)
+	all.SetLimit(creationsAtOnce)
+	for i := range n {
+		all.Go(func() error { return one(ctx, i) })
 	}
+	return all.Wait()
+}
+
+func (k *kubernetes) fill(ctx context.Context) error {
 	for name := range k.namespaces() {
 		if err := k.clients.CreateNamespace(ctx, name); err != nil {
 			return err
@@ -176,20 +199,20 @@ func (k *kubernetes) fill(ctx context.Context) error {
 	}
 	mesh := k.cluster.mesh
 	return errors.Join(
-		create(mesh.Identities, func(ctx context.Context, i int) error {
+		createAll(ctx, mesh.Identities, func(ctx context.Context, i int) error {
 			return k.clients.CreateIdentity(ctx, wire.IdentityKey(k.cluster.workload(i).identity), k.cluster.identityLabels(i))
 		}),
-		create(mesh.Nodes, func(ctx context.Context, i int) error {
+		createAll(ctx, mesh.Nodes, func(ctx context.Context, i int) error {
 			node := k.cluster.nodeObject(i)
 			return k.clients.CreateNode(ctx, &node)
 		}),
-		create(k.initial, func(ctx context.Context, i int) error {
+		createAll(ctx, k.initial, func(ctx context.Context, i int) error {
 			_, err := k.write(ctx, CEP, i, k.cluster.endpointObject(i))
 			return err
 		}),
 		k.eachSlice(func(name, namespace string, endpoints []wire.Endpoint) error {
 			slice, err := k.clients.CreateSlice(ctx, name, namespace, endpoints)
-			k.slices[name] = &sliceWriter{slice: slice, content: endpoints, written: len(endpoints)}
+			k.slices[name] = &sliceWriter{slice: slice, content: endpoints}
 			return err
 		}),
 	)
@@ -226,7 +249,7 @@ func (k *kubernetes) eachSlice(fn func(name, namespace string, endpoints []wire.
 func (k *kubernetes) write(ctx context.Context, mode string, i int, e wire.Endpoint) (wrote bool, err error) {
 	if mode == CES {
 		name, _ := k.sliceOf(i)
-		return k.slices[name].add(ctx, &k.clients, e)
+		return k.slices[name].edit(ctx, &k.clients, func(content []wire.Endpoint) []wire.Endpoint { return append(content, e) })
 	}
 	return true, k.clients.CreateEndpoint(ctx, &e, k.cluster.identityLabels(i%k.cluster.mesh.Identities))
 }
@@ -237,7 +260,7 @@ func (k *kubernetes) reset(ctx context.Context, mode string, added []wire.Endpoi
 	if mode == CES {
 		return k.eachSlice(func(name, _ string, endpoints []wire.Endpoint) error {
 			s := k.slices[name]
-			s.content, s.written = endpoints, len(endpoints)
+			s.content = endpoints
 			return k.clients.UpdateSlice(ctx, s.slice, endpoints)
 		})
 	}
@@ -249,22 +272,27 @@ func (k *kubernetes) reset(ctx context.Context, mode string, added []wire.Endpoi
 	return all.Wait()
 }
 
-// sliceWriter adds endpoints to one slice. As with upstream's operator, one write
-// is under way at a time, and the next one has all that came meanwhile.
+// sliceWriter changes the endpoints of one slice. As with upstream's operator,
+// one write is under way at a time, and the next one has all that came meanwhile.
 type sliceWriter struct {
 	mu      sync.Mutex
 	content []wire.Endpoint
+	edits   int // of content
 
 	writing sync.Mutex
 	slice   *apiserver.Slice
-	// written is how many of content the API server has.
+	// written is how many of the edits the API server has.
 	written int
 }
 
-func (s *sliceWriter) add(ctx context.Context, clients *apiserver.Clients, e wire.Endpoint) (wrote bool, err error) {
+// edit changes the endpoints, and returns once the API server has the change;
+// wrote is false where that was by the write of another one. change may modify
+// the slice that it is given.
+func (s *sliceWriter) edit(ctx context.Context, clients *apiserver.Clients, change func([]wire.Endpoint) []wire.Endpoint) (wrote bool, err error) {
 	s.mu.Lock()
-	s.content = append(s.content, e)
-	position := len(s.content)
+	s.content = change(s.content)
+	s.edits++
+	position := s.edits
 	s.mu.Unlock()
 	s.writing.Lock()
 	defer s.writing.Unlock()
@@ -272,12 +300,12 @@ func (s *sliceWriter) add(ctx context.Context, clients *apiserver.Clients, e wir
 		return false, nil
 	}
 	s.mu.Lock()
-	content := slices.Clone(s.content)
+	content, edits := slices.Clone(s.content), s.edits
 	s.mu.Unlock()
 	if err := clients.UpdateSlice(ctx, s.slice, content); err != nil {
 		return false, err
 	}
-	s.written = len(content)
+	s.written = edits
 	return true, nil
 }
 

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	parts := map[string]cell.Cell{"etcd": cells.Etcd, "kvstoremesh": kvStoreMesh, "agent": cells.Agent, "clustermesh": cells.Exporter}
 	tools := map[string]func(args []string){
 		"follow":  func(args []string) { runPart(follow, args) },
-		"readers": runReaders, "meshes": runMeshes, "etcd": runCounted,
+		"readers": runReaders, "meshes": runMeshes, "etcd": runCounted, "agents": runAgents,
 	}
 	if len(os.Args) > 2 && os.Args[1] == "bench" && tools[os.Args[2]] != nil {
 		tools[os.Args[2]](os.Args[3:])
@@ -61,6 +61,14 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	goleak.VerifyTestMain(m)
+}
+
+// runAgents is "waggle bench agents".
+func runAgents(args []string) {
+	var config follower.AgentsConfig
+	runTool(args, config.Register, func(ctx context.Context, log *slog.Logger) error {
+		return follower.RunAgents(ctx, log, config)
+	})
 }
 
 // runReaders is "waggle bench readers".

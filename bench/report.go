@@ -102,6 +102,11 @@ func (h *Head) writeText(w io.Writer) {
 	fmt.Fprintf(w, "%s: %d clusters of %d endpoints, %d nodes, %d identities, %d services: %d keys, seed %d\n",
 		h.Benchmark, m.Clusters, m.Endpoints, m.Nodes, m.Identities, m.Services, m.Keys(), m.Seed)
 	fmt.Fprintf(w, "sources: %d etcds, layout %s, %s of values\n", h.Sources.Etcds, h.Sources.Layout, mebibytes(float64(h.Sources.ValueBytes)))
+	h.writeMachine(w)
+}
+
+// writeMachine writes what it was measured on.
+func (h *Head) writeMachine(w io.Writer) {
 	fmt.Fprintf(w, "machine: %d × %s, %s of memory, load %.1f, Linux %s, %s\n", h.Machine.Cores, h.Machine.Model,
 		mebibytes(float64(h.Machine.MemoryBytes)), h.Machine.Load, h.Machine.Kernel, h.Machine.Go)
 	if h.Build.Commit != "" {

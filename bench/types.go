@@ -34,8 +34,13 @@
 //	growth.go       how cost grows with the number of keys; pure
 //	export.go       the benchmark of an exporter, round by round
 //	export_kubernetes.go  the API server that it reads from, and what is in it
+//	incluster.go    the benchmark of a cluster's own agents, round by round
+//	incluster_world.go   that cluster, and how it changes
+//	incluster_book.go    what was written, and when it arrived; pure
+//	incluster_agents.go  the processes of its agents
+//	processors.go   how busy the machine is
 //	machine.go      what it was measured on
-//	report.go       JSON and text; churn_report.go, ingest_report.go, rollout_report.go, fanout_report.go, export_report.go, scale_report.go
+//	report.go       JSON and text; churn_report.go, ingest_report.go, rollout_report.go, fanout_report.go, export_report.go, scale_report.go, incluster_report.go
 //	table.go        what reports share: tables, and peer against waggle
 //	ratio.go        smallest, median and largest
 //	follower/       the agent that measures, and many readers

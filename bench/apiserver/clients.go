@@ -55,4 +55,8 @@ func NewClients(kubeconfig string) (Clients, error) {
 }
 
 // Close ends the connections that no request uses.
-func (c *Clients) Close() { c.http.CloseIdleConnections() }
+func (c *Clients) Close() {
+	if c.http != nil {
+		c.http.CloseIdleConnections()
+	}
+}

@@ -26,7 +26,7 @@ type Metrics struct {
 	// Watches is apiserver_longrunning_requests of the verb WATCH, by resource: the
 	// watches that are open, the server's own among them.
 	Watches map[string]int
-	// WatchEvents is apiserver_watch_events_total, by kind: what was sent to
+	// WatchEvents is apiserver_watch_events_total, by resource: what was sent to
 	// watchers, the server's own among them.
 	WatchEvents map[string]float64
 	// requests is apiserver_request_duration_seconds without what lasts: the number
@@ -66,7 +66,7 @@ func parseMetrics(text io.Reader) (Metrics, error) {
 		}
 	}
 	for _, series := range families["apiserver_watch_events_total"].GetMetric() {
-		m.WatchEvents[label(series, "kind")] += series.GetCounter().GetValue()
+		m.WatchEvents[label(series, "resource")] += series.GetCounter().GetValue()
 	}
 	for _, series := range families["apiserver_request_duration_seconds"].GetMetric() {
 		if slices.Contains(lasting, label(series, "verb")) {
@@ -94,9 +94,9 @@ func (m Metrics) Since(before Metrics) Metrics {
 		CPUSeconds: m.CPUSeconds - before.CPUSeconds, ResidentBytes: m.ResidentBytes, Watches: m.Watches,
 		WatchEvents: map[string]float64{}, requests: map[float64]float64{},
 	}
-	for kind, n := range m.WatchEvents {
-		if n -= before.WatchEvents[kind]; n > 0 {
-			since.WatchEvents[kind] = n
+	for resource, n := range m.WatchEvents {
+		if n -= before.WatchEvents[resource]; n > 0 {
+			since.WatchEvents[resource] = n
 		}
 	}
 	for bound, n := range m.requests {

@@ -17,7 +17,7 @@ process_resident_memory_bytes 2e+08
 # TYPE apiserver_longrunning_requests gauge
 apiserver_longrunning_requests{resource="ciliumnodes",verb="WATCH"} 3
 # TYPE apiserver_watch_events_total counter
-apiserver_watch_events_total{kind="CiliumNode"} 10
+apiserver_watch_events_total{resource="ciliumnodes"} 10
 # TYPE apiserver_request_duration_seconds histogram
 apiserver_request_duration_seconds_bucket{verb="GET",le="0.1"} 5
 apiserver_request_duration_seconds_bucket{verb="GET",le="0.2"} 5
@@ -36,9 +36,9 @@ apiserver_longrunning_requests{resource="ciliumnodes",verb="WATCH",version="v3"}
 apiserver_longrunning_requests{resource="pods",verb="WATCH"} 0
 apiserver_longrunning_requests{resource="pods",verb="POST"} 9
 # TYPE apiserver_watch_events_total counter
-apiserver_watch_events_total{kind="CiliumNode"} 17
-apiserver_watch_events_total{kind="CiliumEndpoint"} 100
-apiserver_watch_events_total{kind="Lease"} 0
+apiserver_watch_events_total{resource="ciliumnodes"} 17
+apiserver_watch_events_total{resource="ciliumendpoints"} 100
+apiserver_watch_events_total{resource="leases"} 0
 # TYPE apiserver_request_duration_seconds histogram
 apiserver_request_duration_seconds_bucket{verb="GET",le="0.1"} 95
 apiserver_request_duration_seconds_bucket{verb="GET",le="0.2"} 105
@@ -60,7 +60,7 @@ func TestMetricsSince(t *testing.T) {
 	require.InDelta(t, 2.5, m.CPUSeconds, 1e-9)
 	require.EqualValues(t, 3e8, m.ResidentBytes)
 	require.Equal(t, map[string]int{"ciliumnodes": 5}, m.Watches, "POST isn't a watch")
-	require.Equal(t, map[string]float64{"CiliumNode": 7, "CiliumEndpoint": 100}, m.WatchEvents)
+	require.Equal(t, map[string]float64{"ciliumnodes": 7, "ciliumendpoints": 100}, m.WatchEvents)
 	require.Equal(t, 5, m.WatchCount())
 	require.InDelta(t, 107, m.WatchEventCount(), 0)
 	// 90 of 100 requests took up to 0.1 s, the others up to 0.2 s.

@@ -10,6 +10,9 @@
 //	follower.go  the cell
 //	status.go    what it says
 //	readers.go   many readers of one etcd in place of one agent
+//	agents.go    many agents of one cluster, each with its own tables
+//	mark.go      what a row says, as a number
+//	arrivals.go  when rows arrived in the agents' tables
 //	meshes.go    the side that reads of many KVStoreMeshes, in their place
 //	counted.go   an etcd that counts what is listed
 package follower

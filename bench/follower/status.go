@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -39,12 +40,18 @@ type server struct {
 }
 
 func newServer(path string, status func() any) cell.HookInterface {
-	return &server{path: path, http: &http.Server{
-		ReadHeaderTimeout: time.Second,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			_ = json.NewEncoder(w).Encode(status()) // whoever asked has gone
-		}),
-	}}
+	return newServerOf(path, answer(status))
+}
+
+func newServerOf(path string, handler http.Handler) cell.HookInterface {
+	return &server{path: path, http: &http.Server{ReadHeaderTimeout: time.Second, Handler: handler}}
+}
+
+// answer gives the status to whoever asks.
+func answer(status func() any) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(status()) // whoever asked has gone
+	}
 }
 
 // Start implements cell.HookInterface.
@@ -71,7 +78,12 @@ func Ask(ctx context.Context, socket string) (status Status, err error) {
 }
 
 // ask reads what a server serves.
-func ask(ctx context.Context, socket string, status any) (err error) {
+func ask(ctx context.Context, socket string, status any) error {
+	return request(ctx, socket, "/", func(body io.Reader) error { return json.NewDecoder(body).Decode(status) })
+}
+
+// request has a server's answer at a path read.
+func request(ctx context.Context, socket, path string, read func(body io.Reader) error) (err error) {
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -79,7 +91,7 @@ func ask(ctx context.Context, socket string, status any) (err error) {
 			return d.DialContext(ctx, "unix", socket)
 		},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://follower/", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://follower"+path, nil)
 	if err != nil {
 		return err
 	}
@@ -88,7 +100,7 @@ func ask(ctx context.Context, socket string, status any) (err error) {
 		return fmt.Errorf("asking the follower: %w", err)
 	}
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
-	if err := json.NewDecoder(resp.Body).Decode(status); err != nil {
+	if err := read(resp.Body); err != nil {
 		return fmt.Errorf("asking the follower: %w", err)
 	}
 	return nil

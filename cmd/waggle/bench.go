@@ -30,7 +30,7 @@ func newBenchCmd() *cobra.Command {
 	}
 	cmd.AddCommand(newBenchKVStoreMeshCmd(), newBenchChurnCmd(), newBenchIngestCmd(), newBenchAllCmd(), newBenchFollowCmd())
 	cmd.AddCommand(newBenchFanoutCmd(), newBenchReadersCmd(), newBenchExportCmd())
-	cmd.AddCommand(newBenchScaleCmd())
+	cmd.AddCommand(newBenchScaleCmd(), newBenchInClusterCmd(), newBenchAgentsCmd())
 	cmd.AddCommand(newBenchRolloutCmd(), newBenchMeshesCmd(), newBenchEtcdCmd())
 	return cmd
 }
