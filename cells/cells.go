@@ -15,6 +15,7 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
+	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
 	"github.com/waggle-mesh/waggle/kvstoremesh"
 )
 
@@ -56,21 +57,33 @@ var KVStoreMesh = cell.Module(
 	kvstoremesh.Cell,   // cilium/state/… there → cilium/cache/… here
 )
 
-// Agent is the hive of "waggle agent": local etcd → tables → BPF ipcache map.
+// Agent is the hive of "waggle agent": this cluster and remote ones → tables → BPF
+// ipcache map.
 var Agent = cell.Module(
 	"agent",
-	"Kvstore to the ipcache map",
+	"Kubernetes or its cache and remote clusters to the ipcache map",
 
+	AgentParts,
+	kubernetes.ClientCell, // the API server, with --datastore=kubernetes
+)
+
+// AgentParts is Agent without the client that a host's hive, or a test with a fake
+// client, brings along.
+var AgentParts = cell.Group(
 	cell.Config(wire.DefaultClusterInfo),
-	cell.Invoke(validateCluster),
-
-	cell.Config(etcd.DefaultConfig), // the tuning of clients; where to connect is in --clustermesh-config
+	cell.Config(etcd.DefaultConfig), // the in-cluster cache, with --datastore=etcd; and the tuning of all clients
 	state.Cell,                      // the tables
-	remote.Cell,                     // the remote clusters' life
-	remote.Metrics("clustermesh"),   // upstream's metrics of it
-	remote.SharedConnections,        // one to each etcd, whatever clusters it has
-	ingest.Cell,                     // etcd → tables
-	datapath,                        // tables → the map, by build tag
+
+	inclustercache.DatastoreCell, // this cluster: --datastore=kubernetes|etcd
+	kubernetes.Cell,              // Kubernetes → tables, or nothing
+	cell.Provide(func() wire.MCSAPIConfig { return wire.DefaultMCSAPIConfig }), // no agent reads its own exports
+
+	remote.Cell,                   // the remote clusters' life
+	remote.Metrics("clustermesh"), // upstream's metrics of it
+	remote.SharedConnections,      // one to each etcd, whatever clusters it has
+	ingest.Cell,                   // etcd → tables
+
+	datapath, // tables → the map, by build tag
 )
 
 // Etcd is the hive of "waggle etcd": an embedded etcd of its own process.

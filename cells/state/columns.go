@@ -175,6 +175,25 @@ func (*RemoteCluster) TableHeader() []string {
 // cluster offers, with their entries; a "+" follows what isn't whole yet. (All of
 // it is ASCII: `db/cmp` counts columns in bytes.)
 func (r *RemoteCluster) TableRow() []string {
+	return []string{r.Name, formatUint(r.ClusterID), strconv.FormatBool(r.Connected), strconv.FormatBool(r.Ready),
+		strconv.FormatBool(r.Cached), r.Region, r.formatResources(), formatUint(r.refused()),
+		formatUint(r.Conflicts), formatUint(r.Failures), formatTime(r.Since), r.Trouble()}
+}
+
+// TableHeader names the columns for `db/show`.
+func (*Datastore) TableHeader() []string {
+	return []string{"Kind", "Cluster", "ID", "Backend", "Connected", "Ready", "Synced", "Refused",
+		"Failures", "Since", "LastError"}
+}
+
+// TableRow gives the values of the columns, which are those of a remote cluster.
+func (d *Datastore) TableRow() []string {
+	return []string{d.Kind, d.Name, formatUint(d.ClusterID), d.Backend, strconv.FormatBool(d.Connected),
+		strconv.FormatBool(d.Ready), d.formatResources(), formatUint(d.refused()),
+		formatUint(d.Failures), formatTime(d.Since), d.Trouble()}
+}
+
+func (r *RemoteCluster) formatResources() string {
 	var resources []string
 	for _, name := range slices.Sorted(maps.Keys(r.Resources)) {
 		state := r.Resources[name]
@@ -187,17 +206,21 @@ func (r *RemoteCluster) TableRow() []string {
 		}
 		resources = append(resources, text)
 	}
-	var refused uint64
+	return strings.Join(resources, ",")
+}
+
+func (r *RemoteCluster) refused() (total uint64) {
 	for _, n := range r.Refused {
-		refused += n
+		total += n
 	}
-	since := ""
-	if !r.Since.IsZero() {
-		since = r.Since.UTC().Format(time.RFC3339)
+	return total
+}
+
+func formatTime(t time.Time) string {
+	if t.IsZero() {
+		return ""
 	}
-	return []string{r.Name, formatUint(r.ClusterID), strconv.FormatBool(r.Connected), strconv.FormatBool(r.Ready),
-		strconv.FormatBool(r.Cached), r.Region, strings.Join(resources, ","), formatUint(refused),
-		formatUint(r.Conflicts), formatUint(r.Failures), since, r.Trouble()}
+	return t.UTC().Format(time.RFC3339)
 }
 
 // Trouble is what is wrong, of the connection first; empty is nothing.

@@ -21,6 +21,7 @@ const (
 	ServiceExportTable = "service-exports"
 	NamespaceTable     = "namespaces"
 	RemoteClusterTable = "remote-clusters"
+	DatastoreTable     = "datastore"
 )
 
 // Tables are the tables to read. Only the Writer can modify them.
@@ -34,6 +35,7 @@ type Tables struct {
 	ServiceExports statedb.Table[*ServiceExport]
 	Namespaces     statedb.Table[*Namespace]
 	RemoteClusters statedb.Table[*RemoteCluster]
+	Datastore      statedb.Table[*Datastore]
 }
 
 // Indexes cost some 200 bytes a row in statedb (a leaf and its watch channel),
@@ -116,6 +118,14 @@ var (
 		FromString: index.FromString,
 		Unique:     true,
 	}
+	// datastoreByName has one row, which has one name.
+	datastoreByName = statedb.Index[*Datastore, string]{
+		Name:       "name",
+		FromObject: func(*Datastore) index.KeySet { return index.NewKeySet(index.String(DatastoreTable)) },
+		FromKey:    index.String,
+		FromString: index.FromString,
+		Unique:     true,
+	}
 )
 
 // EndpointByPrefix asks for the row of exactly this prefix.
@@ -174,6 +184,9 @@ func RemoteClusterByName(name string) statedb.Query[*RemoteCluster] {
 	return remoteClusterByName.Query(name)
 }
 
+// TheDatastore asks for the one row of the table "datastore".
+func TheDatastore() statedb.Query[*Datastore] { return datastoreByName.Query(DatastoreTable) }
+
 func objectKey(cluster, namespace, name string) string {
 	return cluster + "/" + namespace + "/" + name
 }
@@ -218,6 +231,7 @@ type tables struct {
 	serviceExports statedb.RWTable[*ServiceExport]
 	namespaces     statedb.RWTable[*Namespace]
 	remoteClusters statedb.RWTable[*RemoteCluster]
+	datastore      statedb.RWTable[*Datastore]
 }
 
 func newTables(db *statedb.DB) (t tables, err error) {
@@ -242,10 +256,13 @@ func newTables(db *statedb.DB) (t tables, err error) {
 	if t.remoteClusters, err = statedb.NewTable(db, RemoteClusterTable, remoteClusterByName); err != nil {
 		return t, fmt.Errorf("registering table %q: %w", RemoteClusterTable, err)
 	}
+	if t.datastore, err = statedb.NewTable(db, DatastoreTable, datastoreByName); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", DatastoreTable, err)
+	}
 	return t, nil
 }
 
 func (t *tables) all() []statedb.TableMeta {
 	return []statedb.TableMeta{t.endpoints, t.identities, t.nodes, t.services,
-		t.serviceExports, t.namespaces, t.remoteClusters}
+		t.serviceExports, t.namespaces, t.remoteClusters, t.datastore}
 }

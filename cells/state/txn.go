@@ -253,6 +253,22 @@ func (tx *Txn) UpdateRemoteCluster(name string, fn func(*RemoteCluster)) {
 	must(err)
 }
 
+// UpdateDatastore applies fn to a copy of the one row, as UpdateRemoteCluster does.
+func (tx *Txn) UpdateDatastore(fn func(*Datastore)) {
+	old, _, found := tx.w.tables.datastore.Get(tx.wtxn, TheDatastore())
+	var row Datastore
+	if found {
+		row = *old
+	}
+	row.Resources, row.Refused = cloneMap(row.Resources), cloneMap(row.Refused)
+	fn(&row)
+	if found && reflect.DeepEqual(old, &row) {
+		return
+	}
+	_, _, err := tx.w.tables.datastore.Insert(tx.wtxn, &row)
+	must(err)
+}
+
 func cloneMap[K comparable, V any](m map[K]V) map[K]V {
 	if m == nil {
 		return map[K]V{}

@@ -136,6 +136,21 @@ type ResourceState struct {
 	Entries int
 }
 
+// Datastore is the one row of the table "datastore": where this cluster's own
+// state comes from. Of the embedded row, what is said of a remote cluster holds
+// for the in-cluster cache; Name is that of the cluster.
+//
+// With Kubernetes as the datastore Connected means that there is one to read
+// from, and Ready that the lists were taken in.
+type Datastore struct {
+	RemoteCluster
+	// Kind is the --datastore: "kubernetes" or "etcd".
+	Kind string
+	// Backend is what is read: the address of a replica of the cache, the API
+	// server or a directory; empty while it is none.
+	Backend string
+}
+
 // Namespaces names the table of namespaces where a resource is asked for; it is
 // never on the wire.
 const Namespaces wire.Resource = "namespaces"
@@ -169,6 +184,7 @@ type Counts struct {
 //	tx.UpsertNamespace(Namespace)                tx.DeleteNamespace(name)
 //	tx.UpdateRemoteCluster(name, func(*RemoteCluster))   copies the row, then applies fn; inserts if absent
 //	tx.DeleteRemoteCluster(name)
+//	tx.UpdateDatastore(func(*Datastore))         the same with the one row of the datastore
 //	tx.ReadTxn()                                 reads that see what the Txn has written
 //
 // An upsert that changes nothing leaves the row (and its revision) alone, so

@@ -51,6 +51,7 @@ func (w *Writer) Tables() Tables {
 		ServiceExports: w.tables.serviceExports,
 		Namespaces:     w.tables.namespaces,
 		RemoteClusters: w.tables.remoteClusters,
+		Datastore:      w.tables.datastore,
 	}
 }
 

@@ -56,6 +56,7 @@ func TestUnchangedUpsertLeavesRevision(t *testing.T) {
 	write := func(tx *Txn) {
 		writeOneOfEach(tx, f.red)
 		tx.UpdateRemoteCluster("red", connected)
+		tx.UpdateDatastore(func(d *Datastore) { connected(&d.RemoteCluster) })
 	}
 	f.do(write)
 	before := f.revisions()

@@ -52,7 +52,8 @@ func (h *handler) endpointCodec() codec[wire.Endpoint] {
 			}
 			// A remote cluster that names the host means its own. Taken at its
 			// word, its addresses would have what policy grants this node.
-			if ep.Identity == identityHost {
+			// Our own cluster's host is this one, or one that Kubernetes says so of.
+			if !h.own && ep.Identity == identityHost {
 				ep.Identity = identityRemoteNode
 			}
 			return ep, h.validator.CheckEndpoint(key, &ep)
@@ -102,9 +103,11 @@ func (h *handler) nodeCodec() codec[wire.Node] {
 			if err != nil {
 				return node, err
 			}
-			// As upstream does: what counts is where we have it from, not where
-			// the other cluster says that it had it from.
-			node.Source = nodeSource
+			if !h.own {
+				// As upstream does: what counts is where we have it from, not where
+				// the other cluster says that it had it from.
+				node.Source = nodeSource
+			}
 			return node, h.validator.CheckNode(&node)
 		},
 		upsert: func(tx *state.Txn, node wire.Node) { tx.UpsertNode(h.origin, node) },

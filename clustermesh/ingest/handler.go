@@ -19,15 +19,18 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
-// handler is the remote.Handler of one cluster. It has one Reader for each
-// resource, which outlives connections: a reconnect brings the difference only.
+// handler takes in one cluster: it is the remote.Handler of a remote one, or works
+// for a Local. It has one Reader for each resource, which outlives connections: a
+// reconnect brings the difference only.
 //
 // Run, Reset, Revoke and Remove are called one at a time; what only they touch
 // needs no lock. While Run runs, the Readers call apply on their goroutines.
 type handler struct {
 	options *Options
 	cluster string
-	log     *slog.Logger
+	// own: it is this cluster, not a remote one.
+	own bool
+	log *slog.Logger
 
 	// These change between Runs only.
 	layout    layout
@@ -39,6 +42,10 @@ type handler struct {
 	now    time.Time // of the apply or tick that runs
 	held   *heldBack
 	status status
+	// settleBy is when the start no longer waits for endpoints that are held back;
+	// zero before all resources are synced for the first time.
+	settleBy time.Time
+	settled  bool
 	// identitiesRead is closed once identities are complete in this Run.
 	identitiesRead chan struct{}
 	// wake makes tend look at its deadlines again.
@@ -51,6 +58,29 @@ type layout struct {
 	clusterID uint32
 	cached    bool
 	canaries  bool
+}
+
+// offer is what a source has, and how.
+type offer struct {
+	layout
+	// resources are those that it has; what it has not is not read.
+	resources []wire.Resource
+}
+
+// ingested are the resources that have a table.
+var ingested = []wire.Resource{wire.Identities, wire.Nodes, wire.Endpoints, wire.Services, wire.ServiceExports}
+
+// offerOf is what a remote cluster says about itself: all, but service exports only
+// if it says anything about them.
+func offerOf(config wire.ClusterConfig) offer {
+	o := offer{
+		layout:    layout{clusterID: config.ID, cached: config.Capabilities.Cached, canaries: config.Capabilities.SyncedCanaries},
+		resources: ingested,
+	}
+	if config.Capabilities.ServiceExportsEnabled == nil {
+		o.resources = slices.DeleteFunc(slices.Clone(ingested), func(r wire.Resource) bool { return r == wire.ServiceExports })
+	}
+	return o
 }
 
 // stream is one resource of the cluster.
@@ -76,7 +106,12 @@ func newHandler(options *Options, cluster string) *handler {
 
 // Run implements remote.Handler.
 func (h *handler) Run(ctx context.Context, conn remote.Connection) error {
-	if h.adopt(ctx, conn); ctx.Err() != nil {
+	return h.follow(ctx, conn.Client, offerOf(conn.Config))
+}
+
+// follow takes in what client's etcd offers until ctx ends.
+func (h *handler) follow(ctx context.Context, client *etcd.Client, from offer) error {
+	if h.adopt(ctx, from); ctx.Err() != nil {
 		return nil
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -89,7 +124,7 @@ func (h *handler) Run(ctx context.Context, conn remote.Connection) error {
 			if s.resource == wire.Endpoints {
 				h.awaitIdentities(ctx)
 			}
-			if err := s.reader.Run(ctx, conn.Client); err != nil {
+			if err := s.reader.Run(ctx, client); err != nil {
 				return fmt.Errorf("reading %s of cluster %q: %w", s.resource, h.cluster, err)
 			}
 			return nil
@@ -100,11 +135,10 @@ func (h *handler) Run(ctx context.Context, conn remote.Connection) error {
 	return err
 }
 
-// adopt prepares the Readers for what the cluster config says. It may leave off
-// when ctx ends; the next Run continues.
-func (h *handler) adopt(ctx context.Context, conn remote.Connection) {
-	capabilities := conn.Config.Capabilities
-	next := layout{clusterID: conn.Config.ID, cached: capabilities.Cached, canaries: capabilities.SyncedCanaries}
+// adopt prepares the Readers for what is offered. It may leave off when ctx ends;
+// the next Run continues.
+func (h *handler) adopt(ctx context.Context, from offer) {
+	next := from.layout
 	if h.streams != nil && next != h.layout {
 		h.log.Info("Layout of remote cluster changed: draining what is known of it",
 			"cluster-id", next.clusterID, "cached", next.cached, "synced-canaries", next.canaries)
@@ -115,8 +149,13 @@ func (h *handler) adopt(ctx context.Context, conn remote.Connection) {
 	}
 	if h.streams == nil {
 		h.layout = next
-		h.origin = h.options.Writer.Origin(h.cluster, next.clusterID, state.SourceClusterMesh)
-		h.validator = wire.NewValidator(h.cluster, next.clusterID, h.options.Local.MaxConnectedClusters)
+		if h.own {
+			h.origin = h.options.Writer.Origin(h.cluster, next.clusterID, state.SourceLocal)
+			h.validator = wire.NewOwnValidator(h.cluster, next.clusterID)
+		} else {
+			h.origin = h.options.Writer.Origin(h.cluster, next.clusterID, state.SourceClusterMesh)
+			h.validator = wire.NewValidator(h.cluster, next.clusterID, h.options.Local.MaxConnectedClusters)
+		}
 		h.setStreams([]*stream{
 			newStream(h, wire.Identities, h.identityCodec()),
 			newStream(h, wire.Nodes, h.nodeCodec()),
@@ -125,18 +164,18 @@ func (h *handler) adopt(ctx context.Context, conn remote.Connection) {
 			newStream(h, wire.ServiceExports, h.serviceExportCodec()),
 		})
 	}
-	exports := capabilities.ServiceExportsEnabled != nil
-	if !exports && !h.drain(ctx, only(wire.ServiceExports)) {
+	missing := func(s *stream) bool { return !slices.Contains(from.resources, s.resource) }
+	h.mu.Lock()
+	for _, s := range h.streams {
+		s.enabled = !missing(s)
+	}
+	h.mu.Unlock()
+	if slices.ContainsFunc(h.streams, missing) && !h.drain(ctx, missing) {
 		return
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.identitiesRead = make(chan struct{})
-	for _, s := range h.streams {
-		if s.resource == wire.ServiceExports {
-			s.enabled = exports
-		}
-	}
 	h.now = time.Now()
 	h.statusChanged(true)
 }
@@ -160,7 +199,6 @@ func newStream[T any](h *handler, resource wire.Resource, codec codec[T]) *strea
 	}
 	return &stream{
 		resource: resource,
-		enabled:  resource != wire.ServiceExports, // for these, see adopt
 		reader:   etcd.NewReader(cfg, &observer[T]{handler: h, resource: resource, codec: codec}),
 	}
 }

@@ -1,16 +1,18 @@
 // Copyright Authors of Waggle
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ingest takes remote clusters' state out of etcd and into the tables of
+// Package ingest takes clusters' state out of etcd and into the tables of
 // cells/state. It is what an agent plugs into clustermesh/remote, as the Handler
-// of each remote cluster.
+// of each remote cluster; and what takes in its own cluster, from that one's
+// in-cluster cache.
 //
 //	ingest.go    Options, and the Factory of Handlers
-//	handler.go   one remote cluster: its Readers through connects, resets and removal
+//	local.go     this cluster
+//	handler.go   one cluster: its Readers through connects, resets and removal
 //	observer.go  one batch of etcd events is one transaction
 //	codec.go     how each resource is decoded, checked and applied
 //	heldback.go  endpoints that wait for their identity; pure
-//	status.go    the row in remote-clusters, and the log of what was refused
+//	status.go    the row in remote-clusters or datastore, and the log of what was refused
 //	startup.go   when the tables count as initialized
 //	cell.go      the wiring
 //
@@ -78,11 +80,12 @@ type Options struct {
 
 	lists          *semaphore.Weighted
 	statusInterval time.Duration
+	// settled is called once, when a cluster is taken in; see Startup.
+	settled func()
 }
 
-// NewFactory gives the Factory of Handlers that fill the tables of o.Writer. The
-// Factory may be called from any goroutine.
-func NewFactory(o Options) remote.Factory {
+// complete fills in what was left out.
+func (o *Options) complete() {
 	if o.HoldTimeout == 0 {
 		o.HoldTimeout = DefaultHoldTimeout
 	}
@@ -93,6 +96,12 @@ func NewFactory(o Options) remote.Factory {
 		o.statusInterval = statusInterval
 	}
 	o.lists = semaphore.NewWeighted(concurrentLists)
+}
+
+// NewFactory gives the Factory of Handlers that fill the tables of o.Writer. The
+// Factory may be called from any goroutine.
+func NewFactory(o Options) remote.Factory {
+	o.complete()
 	return func(cluster string) remote.Handler {
 		if o.Startup != nil {
 			o.Startup.expect(cluster)

@@ -15,7 +15,6 @@ import (
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/cells/state"
-	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -144,7 +143,7 @@ func benchmarkHandler(b *testing.B) (*handler, etcd.Observer) {
 	require.NoError(b, err)
 	h := NewFactory(Options{Log: slog.New(slog.DiscardHandler), Writer: writer,
 		Local: wire.ClusterInfo{ID: 1, Name: "home", MaxConnectedClusters: 255}})(peer).(*handler)
-	h.adopt(b.Context(), remote.Connection{Cluster: peer, Config: wire.ClusterConfig{ID: peerID}})
+	h.adopt(b.Context(), offerOf(wire.ClusterConfig{ID: peerID}))
 	for i := range uint32(200) {
 		h.held.identityKnown(webID+i, nil)
 	}

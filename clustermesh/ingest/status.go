@@ -135,7 +135,7 @@ func (h *handler) writeStatus() {
 
 	h.status.problem = h.problem()
 	tx := h.options.Writer.Begin()
-	tx.UpdateRemoteCluster(h.cluster, func(row *state.RemoteCluster) {
+	h.update(tx, func(row *state.RemoteCluster) {
 		row.Resources, row.Problem = resources, h.status.problem
 		row.Ready = ready
 		row.Refused = h.status.Counts()
@@ -149,8 +149,40 @@ func (h *handler) writeStatus() {
 	tx.Commit()
 	h.status.dirty, h.status.written, h.status.contested = false, h.now, counts.Conflicts > 0
 
-	if ready && h.options.Startup != nil {
+	if ready {
+		h.settle()
+	}
+}
+
+// update changes what the row says, of a remote cluster or of the datastore.
+func (h *handler) update(tx *state.Txn, fn func(*state.RemoteCluster)) {
+	if !h.own {
+		tx.UpdateRemoteCluster(h.cluster, fn)
+		return
+	}
+	tx.UpdateDatastore(func(row *state.Datastore) { fn(&row.RemoteCluster) })
+}
+
+// settle tells the start that the cluster was taken in. Endpoints that are held
+// back are not in the tables, and whoever prunes by those would cut off pods that
+// run: so it waits for them, but no longer than the first of them may wait. It is
+// called with mu held, with all resources synced.
+func (h *handler) settle() {
+	if h.settled {
+		return
+	}
+	if h.settleBy.IsZero() {
+		h.settleBy = h.now.Add(h.options.HoldTimeout)
+	}
+	if h.held.len() > 0 && h.now.Before(h.settleBy) {
+		return
+	}
+	h.settled = true
+	if h.options.Startup != nil {
 		h.options.Startup.settle(h.cluster)
+	}
+	if h.options.settled != nil {
+		h.options.settled()
 	}
 }
 

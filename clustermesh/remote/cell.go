@@ -27,11 +27,16 @@ var Cell = cell.Module(
 
 	// --clustermesh-config and --clustermesh-cache-ttl, as upstream has them.
 	cell.Config(common.DefaultConfig),
+	// Whether there is a --clustermesh-config, for those who come before the Mesh.
+	cell.Provide(func(cfg common.Config) Configured { return cfg.ClusterMeshConfig != "" }),
 	// The Mesh, for those who want to know which clusters there are.
 	cell.Provide(provideMesh),
 	// It lives whether or not somebody asks.
 	cell.Invoke(func(*Mesh) {}),
 )
+
+// Configured says whether there are to be remote clusters.
+type Configured bool
 
 // Metrics provides upstream's metrics of remote clusters
 // (…_remote_cluster_failures and others), in upstream's subsystem: "clustermesh"

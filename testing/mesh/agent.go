@@ -29,7 +29,11 @@ type Agent struct {
 func (c *Cluster) NewAgent(t testing.TB, remotes *Directory, flags ...Flags) *Agent {
 	t.Helper()
 	a := &Agent{}
-	own := Flags{"clustermesh-config": remotes.Path, "ipcache-backend": ipcache.BackendMemory}
+	own := Flags{
+		"clustermesh-config": remotes.Path, "ipcache-backend": ipcache.BackendMemory,
+		// Tests may run in a pod, whose cluster is none of the mesh's.
+		"enable-k8s": "false",
+	}
 	a.Hive = NewHive(t, c.Flags(append([]Flags{own}, flags...)...), cells.Agent, cell.Invoke(a.use))
 	return a
 }

@@ -17,7 +17,6 @@ import (
 
 	"github.com/waggle-mesh/waggle/cells"
 	"github.com/waggle-mesh/waggle/cells/etcd"
-	"github.com/waggle-mesh/waggle/cells/kubernetes"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -102,7 +101,7 @@ func (c *cluster) kvstoreMeshCells() []cell.Cell { return []cell.Cell{cells.KVSt
 // agent's own cluster has, as they do within cilium-agent.
 func (c *cluster) agentCells(local bool) []cell.Cell {
 	if local {
-		return []cell.Cell{cells.Agent, c.kubernetesClient(), kubernetes.Cell}
+		return []cell.Cell{cells.AgentParts, cell.Provide(func() client.Clientset { return c.kube })}
 	}
 	return []cell.Cell{cells.Agent}
 }

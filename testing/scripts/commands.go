@@ -106,6 +106,9 @@ func (m *Mesh) newPart(s *script.State, kind, name string, args []string) (*part
 		rest, _, local := cutFlag(args, "local")
 		args = rest
 		flags = append(flags, "--ipcache-backend=memory", "--bpf-map-dir="+m.bpfDir+"-"+name)
+		if !local {
+			flags = append(flags, "--enable-k8s=false")
+		}
 		parts = c.agentCells(local)
 	}
 	if kind != exporter {

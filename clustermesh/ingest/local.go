@@ -1,0 +1,84 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package ingest
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// localInitializer is the name under which the tables wait for this cluster's own
+// state.
+const localInitializer = "incluster-cache"
+
+// Local takes in this cluster's own state from the etcd of its in-cluster cache.
+// What comes out is what cells/kubernetes makes of the same objects, of the same
+// source; only the owners of claims on addresses aren't known: in an etcd the key
+// is the claim.
+type Local struct {
+	handler *handler
+	ready   chan struct{}
+	// offered is what the source that was followed last had.
+	offered atomic.Pointer[[]wire.Resource]
+}
+
+// NewLocal makes a Local of the cluster o.Local. It registers the initializers of
+// the tables, so that it is for constructors, and only where it is then run. o.Startup
+// is not used: the tables wait for as long as it takes, since whoever prunes by
+// tables without the local pods would cut off the very node.
+func NewLocal(o Options) *Local {
+	l := &Local{ready: make(chan struct{})}
+	done := o.Writer.RegisterInitializer(localInitializer, wire.CacheResources...)
+	o.Startup = nil
+	o.settled = func() {
+		tx := o.Writer.Begin()
+		done(tx)
+		tx.Commit()
+		close(l.ready)
+	}
+	o.complete()
+	l.handler = newHandler(&o, o.Local.Name)
+	l.handler.own = true
+	l.handler.log = o.Log
+	return l
+}
+
+// Run takes in the resources that the etcd behind client offers, until ctx ends
+// (nil) or the client is of no more use. It may be called again, one call at a
+// time, with a client of another etcd: what is known is kept, and only what differs
+// changes. What is known and isn't among the resources any more goes: see Lacks.
+func (l *Local) Run(ctx context.Context, client *etcd.Client, resources []wire.Resource) error {
+	l.offered.Store(&resources)
+	return l.handler.follow(ctx, client, offer{
+		layout:    layout{clusterID: l.handler.options.Local.ID, canaries: true},
+		resources: resources,
+	})
+}
+
+// Lacks gives a resource that is in force and that a source with these wouldn't
+// have; "" is none.
+func (l *Local) Lacks(resources []wire.Resource) wire.Resource {
+	offered := l.offered.Load()
+	if offered == nil {
+		return ""
+	}
+	for _, r := range *offered {
+		if !slices.Contains(resources, r) {
+			return r
+		}
+	}
+	return ""
+}
+
+// Ready is closed once everything that the source offers was taken in for the
+// first time.
+func (l *Local) Ready() <-chan struct{} { return l.ready }
+
+// Counts is what the tables hold of this cluster.
+func (l *Local) Counts() state.Counts { return l.handler.options.Writer.Counts(l.handler.cluster) }

@@ -1,0 +1,94 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package inclustercache
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// The values of --datastore.
+const (
+	// DatastoreKubernetes reads this cluster's own state from Kubernetes.
+	DatastoreKubernetes = "kubernetes"
+	// DatastoreEtcd reads it from the etcd of an in-cluster cache.
+	DatastoreEtcd = "etcd"
+)
+
+const (
+	flagDatastore    = "datastore"
+	flagRelistJitter = "incluster-cache-relist-jitter"
+)
+
+// DatastoreConfig says where an agent has its own cluster's state from. It is read
+// once, at the start: there is one source, and no hand-over to another.
+type DatastoreConfig struct {
+	Datastore string `mapstructure:"datastore"`
+	// RelistJitter is the longest wait before a list that follows an earlier one.
+	RelistJitter time.Duration `mapstructure:"incluster-cache-relist-jitter"`
+}
+
+// DefaultDatastoreConfig reads Kubernetes. The jitter is for the agents of a
+// replica that died, some thousands at most, of which each lists some megabytes of
+// those that are left: spread over two seconds that is what an etcd sends anyway.
+var DefaultDatastoreConfig = DatastoreConfig{
+	Datastore:    DatastoreKubernetes,
+	RelistJitter: 2 * time.Second,
+}
+
+// Flags registers the flags.
+func (def DatastoreConfig) Flags(flags *pflag.FlagSet) {
+	flags.String(flagDatastore, def.Datastore,
+		`Where this cluster's own state is read from: "kubernetes", or "etcd" for the in-cluster cache that --kvstore-opt names`)
+	flags.Duration(flagRelistJitter, def.RelistJitter,
+		"Longest wait before everything is listed from another replica of the in-cluster cache")
+}
+
+// validate refuses what contradicts itself, and gives the reason.
+func (def DatastoreConfig) validate(store etcd.Config, kube kubernetes.Config) error {
+	if def.RelistJitter < 0 {
+		return fmt.Errorf("--%s=%v: must not be negative", flagRelistJitter, def.RelistJitter)
+	}
+	address := store.KVStoreOpt[etcd.OptAddress] != "" || store.KVStoreOpt[etcd.OptConfig] != ""
+	switch def.Datastore {
+	case DatastoreKubernetes:
+		if address {
+			return fmt.Errorf("--%s=%s reads this cluster's state from Kubernetes, and --kvstore-opt names an etcd for it: give --%s=%s to read that",
+				flagDatastore, DatastoreKubernetes, flagDatastore, DatastoreEtcd)
+		}
+	case DatastoreEtcd:
+		if kube.Manifests != "" {
+			return fmt.Errorf("--%s=%s reads this cluster's state from etcd, and --k8s-manifests=%s names another source: there is one",
+				flagDatastore, DatastoreEtcd, kube.Manifests)
+		}
+		if !address {
+			return fmt.Errorf("--%s=%s needs the address of the in-cluster cache: --kvstore-opt %s=… or %s=…",
+				flagDatastore, DatastoreEtcd, etcd.OptAddress, etcd.OptConfig)
+		}
+	default:
+		return fmt.Errorf("--%s=%q: must be %s or %s", flagDatastore, def.Datastore, DatastoreKubernetes, DatastoreEtcd)
+	}
+	return nil
+}
+
+// etcd says whether the in-cluster cache is the source.
+func (def DatastoreConfig) etcd() bool { return def.Datastore == DatastoreEtcd }
+
+// errNoMesh is why a cluster without an ID can't have remote clusters.
+var errNoMesh = errors.New("--cluster-id=0: a cluster that is to read others, as --clustermesh-config says, needs an ID and a name that no other has")
+
+// validateCluster is for an agent's cluster, which may be in no mesh.
+func validateCluster(cluster wire.ClusterInfo, mesh bool) error {
+	if cluster.ID == 0 && mesh {
+		return errNoMesh
+	}
+	return wire.ValidateCacheCluster(cluster)
+}

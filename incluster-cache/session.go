@@ -1,0 +1,190 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package inclustercache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// lookTimeout bounds the way to a replica's config: a connection, TLS, one read.
+const lookTimeout = 5 * time.Second
+
+// Reasons to end a session.
+var (
+	errConnectionLost = errors.New("connection lost")
+	errConfigChanged  = errors.New("the cache says something else about itself")
+	errPreferred      = errors.New("moving to the replica that this node prefers")
+	errSpent          = errors.New("a session has one connection")
+)
+
+// RefusedError says that a replica answers, and isn't read: it isn't the cache of
+// this cluster, or has less than what is in force.
+type RefusedError struct {
+	Backend string
+	Err     error
+}
+
+// Error names the replica and the reason.
+func (e *RefusedError) Error() string { return fmt.Sprintf("refusing %s: %v", e.Backend, e.Err) }
+
+// Unwrap gives the reason.
+func (e *RefusedError) Unwrap() error { return e.Err }
+
+// session reads one replica over one connection, until that is lost, something
+// makes it end, or ctx does. The connection is never made anew by itself: what
+// answers at an address may be another etcd by then, even that of another cluster,
+// and the tables are not to hear of it before it was looked at. followed says that
+// it was read.
+func (f *follower) session(ctx context.Context, r replica) (followed bool, err error) {
+	client, err := f.open(r)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, client.Close()) }()
+	seen, err := look(ctx, client, f.cluster.Name)
+	if err != nil {
+		return false, fmt.Errorf("connecting to %s: %w", r.address, err)
+	}
+	config, err := f.admit(seen)
+	if err != nil {
+		return false, &RefusedError{Backend: r.address, Err: err}
+	}
+	f.source.connected(r.address, seen.etcdID, config)
+	return true, f.read(ctx, client, seen, config)
+}
+
+// open makes a client that makes one connection.
+func (f *follower) open(r replica) (*etcd.Client, error) {
+	cfg := f.etcd
+	cfg.Endpoints = []string{r.endpoint}
+	var (
+		mu    sync.Mutex
+		spent bool
+	)
+	cfg.Dial = func(ctx context.Context, _ string) (net.Conn, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if spent {
+			return nil, errSpent
+		}
+		conn, err := f.dial(ctx, r.address)
+		spent = err == nil
+		return conn, err
+	}
+	return etcd.NewClient(f.log, cfg)
+}
+
+// dialAddress dials host:port, or unix:path.
+func dialAddress(ctx context.Context, address string) (net.Conn, error) {
+	network := "tcp"
+	if path, ok := strings.CutPrefix(address, "unix:"); ok {
+		network, address = "unix", strings.TrimPrefix(path, "//")
+	}
+	return new(net.Dialer).DialContext(ctx, network, address)
+}
+
+// sighting is what one look at a replica has found.
+type sighting struct {
+	etcdID   uint64
+	revision int64
+	// raw is the cache's config, nil if there is none; others are the names of
+	// other clusters whose cache it says it is.
+	raw    []byte
+	others []string
+}
+
+func look(ctx context.Context, client *etcd.Client, cluster string) (sighting, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	resp, err := client.Etcd().Get(ctx, wire.CacheConfigPrefix, clientv3.WithPrefix(), clientv3.WithSerializable())
+	if err != nil {
+		return sighting{}, err
+	}
+	seen := sighting{etcdID: resp.Header.ClusterId, revision: resp.Header.Revision}
+	for _, kv := range resp.Kvs {
+		name := strings.TrimPrefix(string(kv.Key), wire.CacheConfigPrefix)
+		if name == cluster {
+			seen.raw = kv.Value
+		} else {
+			seen.others = append(seen.others, name)
+		}
+	}
+	return seen, nil
+}
+
+// admit says whether a replica is one of this cluster's cache, and has what it
+// takes.
+func (f *follower) admit(seen sighting) (wire.CacheConfig, error) {
+	config, err := wire.ParseCacheConfig(seen.raw)
+	switch {
+	case errors.Is(err, wire.ErrNoCacheConfig) && len(seen.others) > 0:
+		return config, fmt.Errorf("it is the cache of cluster %q, and this is %q", seen.others, f.cluster.Name)
+	case err != nil:
+		return config, err
+	case config.ClusterID != f.cluster.ID:
+		return config, fmt.Errorf("it is the cache of a cluster with ID %d, and this one has %d", config.ClusterID, f.cluster.ID)
+	}
+	for _, needed := range required {
+		if !slices.Contains(config.Resources, needed) {
+			return config, fmt.Errorf("it offers no %s, which an agent has from there or not at all", needed)
+		}
+	}
+	if lacking := f.local.Lacks(config.Resources); lacking != "" {
+		return config, fmt.Errorf("it offers no %s, which are in force: what is known of them goes when the agent is started again", lacking)
+	}
+	return config, nil
+}
+
+// required are the resources without which an agent has nothing to work with.
+var required = []wire.Resource{wire.Identities, wire.Nodes, wire.Endpoints}
+
+// read takes in what the replica has until the session is to end; the error is
+// never nil.
+func (f *follower) read(ctx context.Context, client *etcd.Client, seen sighting, config wire.CacheConfig) error {
+	ctx, end := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer end(nil)
+	watching.Go(func() {
+		waitLost(ctx, client.Etcd().ActiveConnection())
+		end(errConnectionLost)
+	})
+	watching.Go(func() {
+		for resp := range client.Etcd().Watch(ctx, wire.CacheConfigKey(f.cluster.Name), clientv3.WithRev(seen.revision+1)) {
+			if err := resp.Err(); err != nil {
+				end(fmt.Errorf("watching the cache's config: %w", err))
+			} else if len(resp.Events) > 0 {
+				end(errConfigChanged)
+			}
+		}
+	})
+	err := f.local.Run(ctx, client, config.Resources)
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	return err
+}
+
+// waitLost waits until the connection is no longer usable, or ctx ends.
+func waitLost(ctx context.Context, conn *grpc.ClientConn) {
+	for conn.GetState() == connectivity.Ready {
+		if !conn.WaitForStateChange(ctx, connectivity.Ready) {
+			return
+		}
+	}
+}
