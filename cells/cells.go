@@ -57,6 +57,32 @@ var KVStoreMesh = cell.Module(
 	kvstoremesh.Cell,   // cilium/state/… there → cilium/cache/… here
 )
 
+// InClusterCache is the hive of "waggle incluster-cache": Kubernetes → an etcd of
+// its own, which the cluster's agents read.
+var InClusterCache = cell.Module(
+	"incluster-cache-hive",
+	"Kubernetes to the etcd that the agents of the cluster read",
+
+	cell.Config(wire.DefaultClusterInfo),
+	cell.Provide(func() wire.MCSAPIConfig { return wire.DefaultMCSAPIConfig }), // off
+	cell.Invoke(validateCacheCluster),
+
+	kubernetes.ClientCell, // the API server, unless manifests are read
+	InClusterCacheParts,
+)
+
+// InClusterCacheParts is InClusterCache without the flags and the client that a
+// host's hive, or a test with a fake client, brings along.
+var InClusterCacheParts = cell.Group(
+	inclustercache.ServerCell, // what is offered; claims the etcd before anything is written
+	kubernetes.Cell,           // Kubernetes → tables
+	state.Cell,                // the tables
+	etcd.OwnServerCell,        // its etcd, unless --kvstore-opt names another
+	etcd.Cell,                 // client and Writer of that
+	export.LocalCell,          // tables → cilium/state/…, unfiltered
+	export.HeartbeatCell,      // cilium/.heartbeat
+)
+
 // Agent is the hive of "waggle agent": this cluster and remote ones → tables → BPF
 // ipcache map.
 var Agent = cell.Module(
@@ -93,4 +119,9 @@ var Etcd = etcd.ServerCell
 // and names the flag.
 func validateCluster(lc cell.Lifecycle, cluster wire.ClusterInfo) {
 	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error { return wire.ValidateLocalCluster(cluster) }})
+}
+
+// validateCacheCluster is validateCluster for a cluster that may be in no mesh.
+func validateCacheCluster(lc cell.Lifecycle, cluster wire.ClusterInfo) {
+	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error { return wire.ValidateCacheCluster(cluster) }})
 }

@@ -1,10 +1,19 @@
 // Copyright Authors of Waggle
 // SPDX-License-Identifier: Apache-2.0
 
-// Package inclustercache has an agent read its own cluster's state from a
-// dedicated etcd instead of the API server.
+// Package inclustercache serves a cluster's state to the cluster's own agents from
+// a dedicated etcd, instead of one watch of the API server by each agent on each
+// resource, and has an agent read that.
 //
-//	datastore.go  the agent's choice between Kubernetes and etcd, and its flags
+// The cache:
+//
+//	server.go     the wiring of a cache
+//	offer.go      what it offers, and its other flags
+//	claim.go      which etcds it may write to
+//
+// The agent:
+//
+//	datastore.go  the choice between Kubernetes and etcd, and its flags
 //	agent.go      the wiring of an agent
 //	follower.go   the agent's side of the cache: from replica to replica
 //	session.go    one connection to one replica

@@ -70,6 +70,17 @@ Cilium's own ipcache instead.`,
 		}),
 	},
 	{
+		name: "incluster-cache", short: "Serve the cluster's state to its own agents from an etcd",
+		long: `Reads nodes, identities, endpoints and services of a cluster from its API server,
+or from a directory of manifests, and offers them to the cluster's agents in an
+etcd of its own: one watch of the API server for each replica of this program,
+instead of one for each agent. The etcd is embedded, and holds nothing that isn't
+made again at the next start; --kvstore-opt names an external one instead.
+See docs/incluster-cache.md.`,
+		cells: cells.InClusterCache,
+		ready: readiness(func(e *export.Exporter) func() bool { return isClosed(e.Synced()) }),
+	},
+	{
 		name: "etcd", short: "Run an embedded etcd for data that can be made again",
 		long: `Runs a real etcd of one member, tuned for a content that is a copy: it does not
 sync to disk, takes large transactions, compacts by itself, and takes a random
