@@ -12,6 +12,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -31,7 +32,7 @@ type ClientConfig struct {
 	// ConfigPath is a configuration file as etcd's and upstream's clients have
 	// it (endpoints, cert-file, key-file, trusted-ca-file, username, …).
 	ConfigPath string
-	// Endpoints are used instead where no file is given.
+	// Endpoints are used instead of the file's, or where no file is given.
 	Endpoints []string
 	Options   Options
 	// LeaseTTL is the time to live of the leases a Writer takes.
@@ -106,6 +107,23 @@ func (c *Client) open() error {
 	return nil
 }
 
+// ConfiguredEndpoints gives the endpoints that a client of this configuration would
+// use, in the order in which they are written down. It reads the file if there is
+// one.
+func (cfg ClientConfig) ConfiguredEndpoints() ([]string, error) {
+	if cfg.ConfigPath == "" || len(cfg.Endpoints) > 0 {
+		return cfg.Endpoints, nil
+	}
+	fromFile, err := clientyaml.NewConfig(cfg.ConfigPath)
+	if err == nil && len(fromFile.Endpoints) == 0 {
+		err = errors.New("it names no endpoints")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading etcd configuration %q: %w", cfg.ConfigPath, err)
+	}
+	return fromFile.Endpoints, nil
+}
+
 func clientConfig(cfg ClientConfig) (*clientv3.Config, error) {
 	config := &clientv3.Config{Endpoints: cfg.Endpoints}
 	if cfg.ConfigPath != "" {
@@ -116,6 +134,9 @@ func clientConfig(cfg ClientConfig) (*clientv3.Config, error) {
 		if len(fromFile.Endpoints) == 0 {
 			return nil, fmt.Errorf("reading etcd configuration %q: it names no endpoints", cfg.ConfigPath)
 		}
+		if len(cfg.Endpoints) > 0 {
+			fromFile.Endpoints = cfg.Endpoints
+		}
 		config = fromFile
 		if err := reloadCertificate(config, cfg.ConfigPath); err != nil {
 			return nil, fmt.Errorf("reading etcd configuration %q: %w", cfg.ConfigPath, err)
@@ -124,6 +145,7 @@ func clientConfig(cfg ClientConfig) (*clientv3.Config, error) {
 	if len(config.Endpoints) == 0 {
 		return nil, errors.New("creating etcd client: no endpoints")
 	}
+	config.Endpoints = slices.Clone(config.Endpoints)
 	// Spread the load: clients with the same file start at different members.
 	rand.Shuffle(len(config.Endpoints), func(i, j int) {
 		config.Endpoints[i], config.Endpoints[j] = config.Endpoints[j], config.Endpoints[i]

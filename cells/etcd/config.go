@@ -64,7 +64,7 @@ func (c Config) Client() (ClientConfig, error) {
 		return ClientConfig{}, err
 	}
 	cfg := ClientConfig{ConfigPath: c.KVStoreOpt[OptConfig], Options: opts, LeaseTTL: c.KVStoreLeaseTTL}
-	if address := c.KVStoreOpt[OptAddress]; address != "" {
+	if address := c.KVStoreOpt[OptAddress]; address != "" && cfg.ConfigPath == "" {
 		cfg.Endpoints = strings.Split(address, ",")
 	}
 	if cfg.ConfigPath == "" && len(cfg.Endpoints) == 0 {

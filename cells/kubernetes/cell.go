@@ -18,6 +18,7 @@
 //	applier.go       pending changes → transactions; marks tables initialized
 //	nodes.go, identities.go, endpoints.go, endpointslices.go, services.go,
 //	serviceexports.go, namespaces.go      what an object says, as pure functions
+//	servicereader.go    the backends of one Service, when asked
 //	problems.go      what is wrong with objects: logged, counted, never fatal
 package kubernetes
 
@@ -57,6 +58,10 @@ var Cell = cell.Module(
 	cell.Config(k8s.DefaultConfig),
 
 	metrics.Metric(NewMetrics),
+	// For those who need to find a Service before there is a datapath.
+	cell.Provide(newServiceReader),
+	// Where the tables are filled from, for people.
+	cell.Provide(readsFrom),
 	cell.Invoke(register),
 )
 
@@ -147,12 +152,17 @@ func explicit(cfg client.Config) bool {
 	return cfg.K8sKubeConfigPath != "" || cfg.K8sAPIServer != "" || len(cfg.K8sAPIServerURLs) > 0
 }
 
-// Source says where this configuration reads from, for people: the API server, a
+// ReadsFrom says where this configuration reads from, for people: the API server, a
 // directory, or "" for nowhere.
-func Source(cfg Config, clientset client.Clientset) string {
+type ReadsFrom string
+
+// Initializer is the name under which tables wait for what is read.
+const Initializer = "kubernetes"
+
+func readsFrom(cfg Config, clientset client.Clientset) ReadsFrom {
 	switch {
 	case cfg.Manifests != "":
-		return "manifests in " + cfg.Manifests
+		return ReadsFrom("manifests in " + cfg.Manifests)
 	case clientset.IsEnabled():
 		return "the API server"
 	}
@@ -166,7 +176,7 @@ func register(p params) error {
 	if p.Config.Manifests != "" && explicit(p.Clientset.Config()) {
 		return ErrTwoSources
 	}
-	if Source(p.Config, p.Clientset) == "" {
+	if readsFrom(p.Config, p.Clientset) == "" {
 		if p.Options.Optional {
 			return nil
 		}
@@ -218,7 +228,7 @@ func assemble(p params) ([]*kind, *applier, error) {
 
 	milestone := func(resource wire.Resource, kinds ...collector) {
 		applier.milestones = append(applier.milestones,
-			milestone{kinds: kinds, done: p.Writer.RegisterInitializer("kubernetes", resource)})
+			milestone{kinds: kinds, done: p.Writer.RegisterInitializer(Initializer, resource)})
 	}
 
 	// The order is the order of application within a transaction: an endpoint
