@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/job"
+	"github.com/cilium/statedb"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/cells/kubernetes"
@@ -71,7 +73,10 @@ type datastoreParams struct {
 	Config    DatastoreConfig
 	Etcd      etcd.Config
 	Cluster   wire.ClusterInfo
+	DB        *statedb.DB
 	Writer    *state.Writer
+	Services  *kubernetes.ServiceReader
+	Reads     kubernetes.ReadsFrom
 	Node      NodeName `optional:"true"`
 	Dialer    Dialer   `optional:"true"`
 }
@@ -80,30 +85,52 @@ type datastoreParams struct {
 func registerDatastore(p datastoreParams) {
 	if p.Config.etcd() {
 		p.registerEtcd()
+		return
 	}
+	r := &reflected{log: p.Log, db: p.DB, writer: p.Writer, cluster: p.Cluster, from: p.Reads, since: time.Now()}
+	p.Jobs.Add(
+		job.OneShot("announce-kubernetes", r.announce),
+		job.Timer("reflect-status", r.update, reflectedInterval),
+	)
 }
 
 func (p *datastoreParams) registerEtcd() {
 	f := &follower{
-		log: p.Log, cluster: p.Cluster, node: p.node(), dial: dialAddress, backoff: newBackoff,
+		log: p.Log, cluster: p.Cluster, node: p.node(), dial: dialAddress, rebalance: p.Config.Rebalance,
 		source: newSource(p.Log, p.Writer, p.Cluster, time.Now()),
 		local: ingest.NewLocal(ingest.Options{
 			Log: p.Log, Writer: p.Writer, Local: p.Cluster, RelistJitter: p.Config.RelistJitter,
 		}),
+		directory: &directory{
+			log: p.Log, cluster: p.Cluster, stateDir: p.Config.StateDir, backoff: newAskBackoff(),
+			reader: p.Services, db: p.DB, services: p.Writer.Tables().Services,
+		},
 	}
 	if p.Dialer != nil {
 		f.dial = p.Dialer
 	}
 	p.Lifecycle.Append(cell.Hook{OnStart: func(cell.HookContext) (err error) {
-		if f.etcd, err = p.Etcd.Client(); err != nil {
-			return err
+		if f.directory.etcd, err = withPorts(p.Etcd).Client(); err == nil {
+			p.Jobs.Add(job.OneShot("follow-cache", f.run))
 		}
-		for _, endpoint := range f.etcd.Endpoints {
-			f.replicas = append(f.replicas, replica{endpoint: endpoint, address: addressOf(endpoint)})
-		}
-		p.Jobs.Add(job.OneShot("follow-cache", f.run))
-		return nil
+		return err
 	}})
+}
+
+// withPorts adds the port to Services among the addresses that leave it out, which
+// no other endpoint may.
+func withPorts(store etcd.Config) etcd.Config {
+	addresses := strings.Split(store.KVStoreOpt[etcd.OptAddress], ",")
+	for i, address := range addresses {
+		if s, ok := parseService(address); ok {
+			addresses[i] = s.endpoint
+		}
+	}
+	store.KVStoreOpt = maps.Clone(store.KVStoreOpt)
+	if store.KVStoreOpt[etcd.OptAddress] != "" {
+		store.KVStoreOpt[etcd.OptAddress] = strings.Join(addresses, ",")
+	}
+	return store
 }
 
 func (p *datastoreParams) node() string {

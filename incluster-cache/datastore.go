@@ -26,6 +26,8 @@ const (
 const (
 	flagDatastore    = "datastore"
 	flagRelistJitter = "incluster-cache-relist-jitter"
+	flagRebalance    = "incluster-cache-rebalance-interval"
+	flagStateDir     = "state-dir"
 )
 
 // DatastoreConfig says where an agent has its own cluster's state from. It is read
@@ -34,6 +36,11 @@ type DatastoreConfig struct {
 	Datastore string `mapstructure:"datastore"`
 	// RelistJitter is the longest wait before a list that follows an earlier one.
 	RelistJitter time.Duration `mapstructure:"incluster-cache-relist-jitter"`
+	// Rebalance is the mean time between two looks for a replica that the node
+	// prefers to the one it reads.
+	Rebalance time.Duration `mapstructure:"incluster-cache-rebalance-interval"`
+	// StateDir has what an agent keeps for its next start; empty for nothing.
+	StateDir string `mapstructure:"state-dir"`
 }
 
 // DefaultDatastoreConfig reads Kubernetes. The jitter is for the agents of a
@@ -42,6 +49,8 @@ type DatastoreConfig struct {
 var DefaultDatastoreConfig = DatastoreConfig{
 	Datastore:    DatastoreKubernetes,
 	RelistJitter: 2 * time.Second,
+	Rebalance:    10 * time.Minute,
+	StateDir:     "/var/run/waggle",
 }
 
 // Flags registers the flags.
@@ -50,12 +59,18 @@ func (def DatastoreConfig) Flags(flags *pflag.FlagSet) {
 		`Where this cluster's own state is read from: "kubernetes", or "etcd" for the in-cluster cache that --kvstore-opt names`)
 	flags.Duration(flagRelistJitter, def.RelistJitter,
 		"Longest wait before everything is listed from another replica of the in-cluster cache")
+	flags.Duration(flagRebalance, def.Rebalance,
+		"Mean time between two looks for a replica of the in-cluster cache that this node prefers, as after a restart (0 for never)")
+	flags.String(flagStateDir, def.StateDir, "Directory for what the agent keeps for its next start (none if empty)")
 }
 
 // validate refuses what contradicts itself, and gives the reason.
 func (def DatastoreConfig) validate(store etcd.Config, kube kubernetes.Config) error {
 	if def.RelistJitter < 0 {
 		return fmt.Errorf("--%s=%v: must not be negative", flagRelistJitter, def.RelistJitter)
+	}
+	if def.Rebalance < 0 {
+		return fmt.Errorf("--%s=%v: must not be negative", flagRebalance, def.Rebalance)
 	}
 	address := store.KVStoreOpt[etcd.OptAddress] != "" || store.KVStoreOpt[etcd.OptConfig] != ""
 	switch def.Datastore {

@@ -17,6 +17,9 @@
 //	agent.go      the wiring of an agent
 //	follower.go   the agent's side of the cache: from replica to replica
 //	session.go    one connection to one replica
+//	directory.go  the replicas that are known
+//	service.go    the backends of a cache that is named as a Service
 //	replicas.go   which replica an agent prefers; pure
-//	source.go     what is known about the datastore: row, health, metrics
+//	source.go     what is known about the cache as a source: row, health
+//	reflected.go  the same of Kubernetes
 package inclustercache

@@ -45,32 +45,37 @@ func (e *RefusedError) Error() string { return fmt.Sprintf("refusing %s: %v", e.
 // Unwrap gives the reason.
 func (e *RefusedError) Unwrap() error { return e.Err }
 
-// session reads one replica over one connection, until that is lost, something
-// makes it end, or ctx does. The connection is never made anew by itself: what
-// answers at an address may be another etcd by then, even that of another cluster,
-// and the tables are not to hear of it before it was looked at. followed says that
-// it was read.
-func (f *follower) session(ctx context.Context, r replica) (followed bool, err error) {
+// connection is a connection to a replica that may be read.
+type connection struct {
+	replica
+	client *etcd.Client
+	seen   sighting
+	config wire.CacheConfig
+}
+
+// connect makes one connection to a replica, and looks at what answers there. The
+// connection is never made anew by itself: what answers at an address may be another
+// etcd by then, even that of another cluster, and the tables are not to hear of it
+// before it was looked at.
+func (f *follower) connect(ctx context.Context, r replica) (*connection, error) {
 	client, err := f.open(r)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, client.Close()) }()
 	seen, err := look(ctx, client, f.cluster.Name)
 	if err != nil {
-		return false, fmt.Errorf("connecting to %s: %w", r.address, err)
+		return nil, errors.Join(fmt.Errorf("connecting to %s: %w", r.address, err), client.Close())
 	}
 	config, err := f.admit(seen)
 	if err != nil {
-		return false, &RefusedError{Backend: r.address, Err: err}
+		return nil, errors.Join(&RefusedError{Backend: r.address, Err: err}, client.Close())
 	}
-	f.source.connected(r.address, seen.etcdID, config)
-	return true, f.read(ctx, client, seen, config)
+	return &connection{replica: r, client: client, seen: seen, config: config}, nil
 }
 
 // open makes a client that makes one connection.
 func (f *follower) open(r replica) (*etcd.Client, error) {
-	cfg := f.etcd
+	cfg := f.directory.etcd
 	cfg.Endpoints = []string{r.endpoint}
 	var (
 		mu    sync.Mutex
@@ -153,19 +158,20 @@ func (f *follower) admit(seen sighting) (wire.CacheConfig, error) {
 // required are the resources without which an agent has nothing to work with.
 var required = []wire.Resource{wire.Identities, wire.Nodes, wire.Endpoints}
 
-// read takes in what the replica has until the session is to end; the error is
-// never nil.
-func (f *follower) read(ctx context.Context, client *etcd.Client, seen sighting, config wire.CacheConfig) error {
+// read takes in what the replica has until the connection is lost, something else
+// ends it, or ctx does. The error is never nil.
+func (f *follower) read(ctx context.Context, conn *connection) error {
 	ctx, end := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer end(nil)
 	watching.Go(func() {
-		waitLost(ctx, client.Etcd().ActiveConnection())
+		waitLost(ctx, conn.client.Etcd().ActiveConnection())
 		end(errConnectionLost)
 	})
 	watching.Go(func() {
-		for resp := range client.Etcd().Watch(ctx, wire.CacheConfigKey(f.cluster.Name), clientv3.WithRev(seen.revision+1)) {
+		key := wire.CacheConfigKey(f.cluster.Name)
+		for resp := range conn.client.Etcd().Watch(ctx, key, clientv3.WithRev(conn.seen.revision+1)) {
 			if err := resp.Err(); err != nil {
 				end(fmt.Errorf("watching the cache's config: %w", err))
 			} else if len(resp.Events) > 0 {
@@ -173,7 +179,12 @@ func (f *follower) read(ctx context.Context, client *etcd.Client, seen sighting,
 			}
 		}
 	})
-	err := f.local.Run(ctx, client, config.Resources)
+	watching.Go(func() {
+		if f.preferOther(ctx, conn) {
+			end(errPreferred)
+		}
+	})
+	err := f.local.Run(ctx, conn.client, conn.config.Resources)
 	if err == nil {
 		err = context.Cause(ctx)
 	}

@@ -61,6 +61,15 @@ func (s *source) connected(backend string, etcdID uint64, config wire.CacheConfi
 	s.health.OK(fmt.Sprintf("Reading from %s since %s", backend, s.since.UTC().Format(time.RFC3339)))
 }
 
+// leaving says that a replica isn't read any more, and another will be at once.
+func (s *source) leaving(reason error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log.Info("Leaving a replica of the cache", "backend", s.backend, "reason", reason)
+	s.isThere, s.since, s.backend = false, time.Now(), ""
+	s.publish("")
+}
+
 // lost says that a replica isn't read, or no longer, and why.
 func (s *source) lost(err error) {
 	s.mu.Lock()

@@ -4,8 +4,10 @@
 package mesh
 
 import (
+	"strings"
 	"testing"
 
+	healthtypes "github.com/cilium/cilium/pkg/hive/health/types"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/statedb"
 
@@ -21,24 +23,39 @@ type Agent struct {
 	state.Tables
 	// Datapath is its map.
 	Datapath *ipcache.Datapath
+	health   statedb.Table[healthtypes.Status]
 }
 
-// NewAgent makes an agent that takes in the clusters of the directory, usually
-// from the cluster's own etcd; it is to be started. The map is in memory unless
+// NewAgent makes an agent that takes in the clusters of the directory, if there is
+// one, usually from the cluster's own etcd; it is to be started. The map is in memory unless
 // the flags say otherwise.
 func (c *Cluster) NewAgent(t testing.TB, remotes *Directory, flags ...Flags) *Agent {
 	t.Helper()
 	a := &Agent{}
 	own := Flags{
-		"clustermesh-config": remotes.Path, "ipcache-backend": ipcache.BackendMemory,
+		"ipcache-backend": ipcache.BackendMemory,
 		// Tests may run in a pod, whose cluster is none of the mesh's.
 		"enable-k8s": "false",
+	}
+	if remotes != nil {
+		own["clustermesh-config"] = remotes.Path
 	}
 	a.Hive = NewHive(t, c.Flags(append([]Flags{own}, flags...)...), cells.Agent, cell.Invoke(a.use))
 	return a
 }
 
 // use takes what a hive that starts has.
-func (a *Agent) use(db *statedb.DB, writer *state.Writer, datapath *ipcache.Datapath) {
-	a.DB, a.Tables, a.Datapath = db, writer.Tables(), datapath
+func (a *Agent) use(db *statedb.DB, writer *state.Writer, datapath *ipcache.Datapath, health statedb.Table[healthtypes.Status]) {
+	a.DB, a.Tables, a.Datapath, a.health = db, writer.Tables(), datapath, health
+}
+
+// Health is what one of the agent's jobs says of itself, by the last part of its
+// name; empty if there is none.
+func (a *Agent) Health(job string) (message string) {
+	for status := range a.health.All(a.DB.ReadTxn()) {
+		if component := status.ID.Component; len(component) > 0 && strings.HasSuffix(component[len(component)-1], job) {
+			return status.Message
+		}
+	}
+	return ""
 }

@@ -34,6 +34,19 @@ func (d *Directory) Add(cluster string, from *Etcd) *Directory {
 	return d
 }
 
+// writeEtcdConfig writes an etcd configuration with several addresses, and gives its
+// path.
+func writeEtcdConfig(t testing.TB, addresses []string) string {
+	t.Helper()
+	content := "endpoints:\n"
+	for _, address := range addresses {
+		content += "- " + address + "\n"
+	}
+	path := filepath.Join(t.TempDir(), "etcd.config")
+	require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+	return path
+}
+
 // Remove takes a cluster out of the mesh.
 func (d *Directory) Remove(cluster string) {
 	d.t.Helper()

@@ -14,6 +14,7 @@
 //	etcd.go       an etcd behind an address that stays (testing/relay)
 //	directory.go  a --clustermesh-config directory
 //	objects.go    Kubernetes objects in memory
+//	cache.go      the in-cluster cache, and an agent that reads it
 //	agent.go      what an agent has taken in
 //	follower.go   what an agent's tables have lost in between
 //
