@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,20 +21,45 @@ import (
 // ErrNotOurs says that an etcd isn't one that this cluster's cache may write to.
 var ErrNotOurs = errors.New("this etcd is not the in-cluster cache's")
 
-// claimTimeout bounds the transaction that claims an etcd which answers.
-const claimTimeout = 15 * time.Second
+const (
+	// claimTimeout bounds the transaction that claims an etcd which answers.
+	claimTimeout = 15 * time.Second
+	// claimPause is between one that failed and the next.
+	claimPause = 200 * time.Millisecond
+)
 
 // claim makes an etcd this cluster's cache before anything else is written to it,
 // and refuses one that is something else: what the cache holds is unfiltered, and
 // it deletes what it doesn't know of. An etcd without anything of Cilium's may be
-// claimed, in one transaction; one with a cache config of this cluster was.
-func claim(ctx context.Context, log *slog.Logger, client *etcd.Client, cluster wire.ClusterInfo, value []byte) error {
-	key := wire.CacheConfigKey(cluster.Name)
-	if _, err := client.WaitReady(ctx, key, func(err error) {
-		log.Warn("Waiting for etcd to answer", "error", err)
-	}); err != nil {
-		return fmt.Errorf("claiming etcd for the in-cluster cache: %w", err)
+// claimed, in one transaction; one with a cache config of this cluster was, and
+// loses what is no longer offered.
+//
+// It tries until the etcd has answered, or ctx ends.
+func claim(ctx context.Context, log *slog.Logger, client *etcd.Client, cluster string, offer []wire.Resource, value []byte) error {
+	key := wire.CacheConfigKey(cluster)
+	waiting := func(err error) { log.Warn("Waiting for etcd to answer", "error", err) }
+	for {
+		_, err := client.WaitReady(ctx, key, waiting)
+		if err == nil {
+			err = claimOnce(ctx, client, cluster, offer, value)
+		}
+		switch {
+		case err == nil, errors.Is(err, ErrNotOurs):
+			return err
+		case ctx.Err() != nil, errors.Is(err, etcd.ErrClosed):
+			return fmt.Errorf("claiming etcd for the in-cluster cache: %w", err)
+		}
+		waiting(err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(claimPause):
+		}
 	}
+}
+
+// claimOnce is one attempt, which may be made again if its answer is lost.
+func claimOnce(ctx context.Context, client *etcd.Client, cluster string, offer []wire.Resource, value []byte) error {
+	key := wire.CacheConfigKey(cluster)
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
 	first := func(prefix string) clientv3.Op {
@@ -50,7 +76,7 @@ func claim(ctx context.Context, log *slog.Logger, client *etcd.Client, cluster w
 			first(wire.BasePrefix),
 		).Commit()
 	if err != nil {
-		return fmt.Errorf("claiming etcd for the in-cluster cache: %w", err)
+		return err
 	}
 	if resp.Succeeded {
 		return nil
@@ -61,7 +87,21 @@ func claim(ctx context.Context, log *slog.Logger, client *etcd.Client, cluster w
 			found[i] = append(found[i], string(kv.Key))
 		}
 	}
-	return judge(cluster.Name, found[0], found[1], found[2], found[3])
+	if err := judge(cluster, found[0], found[1], found[2], found[3]); err != nil {
+		return err
+	}
+	ops := []clientv3.Op{clientv3.OpPut(key, string(value))}
+	for _, resource := range wire.CacheResources {
+		if !slices.Contains(offer, resource) {
+			ops = append(ops,
+				clientv3.OpDelete(wire.CanaryKey(resource, cluster, false)),
+				clientv3.OpDelete(wire.StatePrefix(resource, cluster), clientv3.WithPrefix()))
+		}
+	}
+	if _, err := client.Etcd().Txn(ctx).Then(ops...).Commit(); err != nil {
+		return fmt.Errorf("removing from etcd what is no longer offered: %w", err)
+	}
+	return nil
 }
 
 // judge says what an etcd that isn't empty is, by the keys found: cluster configs,

@@ -56,7 +56,7 @@ func keepCacheConfig(
 		return err
 	}
 	lc.Append(cell.Hook{OnStart: func(ctx cell.HookContext) error {
-		return claim(ctx, log, client, cluster, value)
+		return claim(ctx, log, client, cluster.Name, cfg.offer(), value)
 	}})
 	jobs.Add(export.NewKeptKey(log, client, writer, wire.CacheConfigPrefix, cluster.Name, value).Jobs("cache-config")...)
 	return nil

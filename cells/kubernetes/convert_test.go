@@ -246,12 +246,13 @@ spec:
 	for _, tt := range []struct {
 		name        string
 		annotations map[string]string
-		shared      bool
+		shared      bool // its backends are for other clusters
+		global      bool // it takes those of other clusters
 	}{
 		{name: "plain"},
-		{name: "global", annotations: map[string]string{"service.cilium.io/global": "true"}, shared: true},
-		{name: "by the old name", annotations: map[string]string{"io.cilium/global-service": "true"}, shared: true},
-		{name: "global, not shared", annotations: map[string]string{"service.cilium.io/global": "true", "service.cilium.io/shared": "false"}},
+		{name: "global", annotations: map[string]string{"service.cilium.io/global": "true"}, shared: true, global: true},
+		{name: "by the old name", annotations: map[string]string{"io.cilium/global-service": "true"}, shared: true, global: true},
+		{name: "global, not shared", annotations: map[string]string{"service.cilium.io/global": "true", "service.cilium.io/shared": "false"}, global: true},
 		{name: "shared, not global", annotations: map[string]string{"service.cilium.io/shared": "true"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -268,7 +269,7 @@ spec:
 			want, ok := watchers.DefaultClusterServiceConverter{}.Convert(service,
 				func(string, string) []*k8s.Endpoints { return []*k8s.Endpoints{slice} })
 			require.True(t, ok)
-			want.Cluster, want.ClusterID, want.Shared = "cluster3", 3, tt.shared
+			want.Cluster, want.ClusterID, want.Shared, want.IncludeExternal = "cluster3", 3, tt.shared, tt.global
 			wantBytes, err := want.Marshal()
 			require.NoError(t, err)
 			gotBytes, err := got.Marshal()

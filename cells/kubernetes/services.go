@@ -151,5 +151,6 @@ func convertClusterService(origin *state.Origin, svc *slim_corev1.Service, backe
 		func(string, string) []*k8s.Endpoints { return backends })
 	row.Cluster, row.ClusterID = origin.Cluster, origin.ClusterID
 	row.Shared = annotation.GetAnnotationShared(svc)
+	row.IncludeExternal = annotation.GetAnnotationIncludeExternal(svc)
 	return row
 }

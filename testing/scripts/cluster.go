@@ -25,6 +25,7 @@ const (
 	exporter    = "exporter"
 	kvstoremesh = "kvstoremesh"
 	agent       = "agent"
+	cache       = "cache"
 )
 
 // cluster is one cluster of a mesh. Its Kubernetes is upstream's fake clientset,
@@ -93,6 +94,18 @@ func (c *cluster) exporterCells() []cell.Cell {
 		cells.ExporterParts,
 	}
 }
+
+// cacheCells are Kubernetes → etcd, for the cluster's own agents.
+func (c *cluster) cacheCells() []cell.Cell {
+	return []cell.Cell{
+		cell.Config(wire.DefaultClusterInfo),
+		c.kubernetesClient(),
+		cells.InClusterCacheParts,
+	}
+}
+
+// cacheEtcd is the etcd of a cluster's cache, unless a script says otherwise.
+func cacheEtcd(cluster string) string { return cluster + "-cache" }
 
 // kvstoreMeshCells are other clusters' etcds → etcd.
 func (c *cluster) kvstoreMeshCells() []cell.Cell { return []cell.Cell{cells.KVStoreMesh} }

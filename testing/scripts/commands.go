@@ -28,7 +28,7 @@ func (m *Mesh) addCommands() {
 		"heal":   m.healCommand(),
 		"switch": m.switchCommand(),
 	})
-	for _, kind := range []string{exporter, kvstoremesh, agent} {
+	for _, kind := range []string{exporter, kvstoremesh, agent, cache} {
 		m.add(kind, map[string]script.Cmd{
 			"start":   m.startCommand(kind),
 			"stop":    m.stopCommand(kind),
@@ -49,6 +49,11 @@ var startDetail = map[string][]string{
 	agent: {
 		"It reads the clusters that mesh/connect tells of, and writes to a map in memory, or to the kernel's with --ipcache-backend=bpf.",
 		"With --local its tables also have what the cluster's own Kubernetes says.",
+		"With --cache they have what the etcd CLUSTER-cache says of it, or with --cache=NAME that one; its link is called CLUSTER/agent.",
+	},
+	cache: {
+		"It reads the cluster's Kubernetes and writes to the etcd CLUSTER-cache, for the cluster's own agents. The ID may be 0.",
+		"With --etcd=NAME it writes to that one and is called CLUSTER/cache@NAME.",
 	},
 }
 
@@ -84,8 +89,11 @@ func (m *Mesh) newPart(s *script.State, kind, name string, args []string) (*part
 	full := name + "/" + kind
 	var parts []cell.Cell
 	switch kind {
-	case exporter, kvstoremesh:
+	case exporter, kvstoremesh, cache:
 		etcdName := name
+		if kind == cache {
+			etcdName = cacheEtcd(name)
+		}
 		if rest, other, ok := cutFlag(args, "etcd"); ok {
 			args, etcdName, full = rest, other, full+"@"+other
 		}
@@ -98,20 +106,39 @@ func (m *Mesh) newPart(s *script.State, kind, name string, args []string) (*part
 			return nil, err
 		}
 		flags = append(flags, etcdFlag(l.url()))
-		parts = c.exporterCells()
-		if kind == kvstoremesh {
+		switch kind {
+		case exporter:
+			parts = c.exporterCells()
+		case kvstoremesh:
 			parts = c.kvstoreMeshCells()
+		case cache:
+			parts = c.cacheCells()
 		}
 	case agent:
 		rest, _, local := cutFlag(args, "local")
 		args = rest
 		flags = append(flags, "--ipcache-backend=memory", "--bpf-map-dir="+m.bpfDir+"-"+name)
+		if rest, etcdName, cached := cutFlag(args, "cache"); cached {
+			args = rest
+			if etcdName == "" {
+				etcdName = cacheEtcd(name)
+			}
+			srv, err := m.server(etcdName)
+			if err != nil {
+				return nil, err
+			}
+			l, err := m.link(full, srv)
+			if err != nil {
+				return nil, err
+			}
+			flags = append(flags, "--datastore=etcd", etcdFlag(l.url()))
+		}
 		if !local {
 			flags = append(flags, "--enable-k8s=false")
 		}
 		parts = c.agentCells(local)
 	}
-	if kind != exporter {
+	if kind == kvstoremesh || kind == agent {
 		dir := c.configDir(kind)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("making the directory of configurations: %w", err)
@@ -272,7 +299,7 @@ func (m *Mesh) linksCommand(summary string, do func(*link)) script.Cmd {
 			Summary: summary,
 			Args:    "LINK...",
 			Detail: []string{
-				"CLUSTER/exporter and CLUSTER/kvstoremesh lead to the cluster's own etcd, CLUSTER/kvstoremesh/OTHER and CLUSTER/agent/OTHER to where OTHER is found.",
+				"CLUSTER/exporter and CLUSTER/kvstoremesh lead to the cluster's own etcd, CLUSTER/cache and CLUSTER/agent to that of its cache, CLUSTER/kvstoremesh/OTHER and CLUSTER/agent/OTHER to where OTHER is found.",
 			},
 		},
 		func(_ *script.State, args ...string) (script.WaitFunc, error) {

@@ -9,6 +9,8 @@
 //	exporter/start c1 --cluster-id=1     c1's Kubernetes → etcd c1
 //	kvstoremesh/start c2 --cluster-id=2  other etcds → etcd c2
 //	agent/start c2                       etcd c2 → tables → ipcache map
+//	cache/start c1 --cluster-id=1        c1's Kubernetes → etcd c1-cache
+//	agent/start c1 --cache               etcd c1-cache → tables → ipcache map
 //	mesh/connect c2 c1                   c2 gets to know c1
 //
 //	c1/k8s/add pod.yaml
@@ -21,6 +23,7 @@
 //	ETCD/kvstore/…         an etcd (kvstore/list, kvstore/update, …)
 //	CLUSTER/exporter/…     the hives (db/cmp, db/show, ipcache/get, …)
 //	CLUSTER/kvstoremesh/…
+//	CLUSTER/cache/…
 //	CLUSTER/agent/…
 //
 // Each client reaches its etcd over a link of its own, which a script can cut,

@@ -5,6 +5,7 @@ package scripts
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -42,10 +43,12 @@ func (p *part) start(ctx context.Context) (map[string]script.Cmd, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if err := h.Start(p.log, ctx); err != nil {
-		return nil, fmt.Errorf("starting %s: %w", p.name, err)
-	}
+	err = h.Start(p.log, ctx)
 	p.hive = h
+	if err != nil {
+		// What was started before the failure goes on until it is stopped.
+		return nil, errors.Join(fmt.Errorf("starting %s: %w", p.name, err), p.stop())
+	}
 	// A script starts and stops its parts by other commands.
 	maps.DeleteFunc(cmds, func(name string, _ script.Cmd) bool {
 		return name == "hive/start" || name == "hive/stop"
