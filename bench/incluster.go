@@ -8,13 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
+	"strconv"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/waggle-mesh/waggle/bench/apiserver"
 	"github.com/waggle-mesh/waggle/bench/process"
 )
 
@@ -34,6 +32,10 @@ type InClusterConfig struct {
 	Duration time.Duration
 	// Drain is how long to wait afterwards until all agents have all.
 	Drain time.Duration
+	// Wait is the wait between commits to the cache's etcd that the modes are compared
+	// with, and Waits are others, which the cache is measured with as well.
+	Wait  time.Duration
+	Waits []time.Duration
 	// EndpointSlices has CiliumEndpointSlices instead of CiliumEndpoints.
 	EndpointSlices bool
 	// KubernetesProgram is the program file of the real kube-apiserver; if empty,
@@ -47,6 +49,8 @@ const (
 	Idle = "idle"
 	// CRD is a watch of each agent on each kind of object at the API server.
 	CRD = "crd"
+	// Cache is an in-cluster cache, whose etcd the agents watch.
+	Cache = "cache"
 )
 
 const (
@@ -79,15 +83,28 @@ func (c InClusterConfig) validate() error {
 	case float64(c.Pods) < fewestPodsPerRate*c.Rate:
 		return fmt.Errorf("%d pods: at %g changes/s there must be at least %g", c.Pods, c.Rate, fewestPodsPerRate*c.Rate)
 	}
+	for i, wait := range c.Waits {
+		if wait < 0 || c.Wait < 0 {
+			return errors.New("a wait between commits can't be negative")
+		}
+		if wait == c.Wait || slices.Contains(c.Waits[:i], wait) {
+			return fmt.Errorf("a wait of %s between commits: named twice", wait)
+		}
+	}
 	return nil
 }
 
+// waits are all waits to measure the cache with, that of the comparison first.
+func (c InClusterConfig) waits() []time.Duration {
+	return append([]time.Duration{c.Wait}, c.Waits...)
+}
+
 // InCluster measures what it costs to tell a cluster's state to its own agents,
-// and how long that takes: with a watch of each agent at the API server, and with
-// no agent at all, which is what the writes cost by themselves. Kubernetes is a
-// real kube-apiserver, started anew for each of them, with an etcd of its own; the
-// same changes are made in the same order. What has arrived at each agent is
-// compared with what was written.
+// and how long that takes: with a watch of each agent at the API server, through an
+// in-cluster cache, and with no agent at all, which is what the writes cost by
+// themselves. Kubernetes is a real kube-apiserver, started anew for each of them,
+// with an etcd of its own; the same changes are made in the same order. What has
+// arrived at each agent is compared with what was written.
 func InCluster(ctx context.Context, config InClusterConfig) (*InClusterReport, error) {
 	if err := config.validate(); err != nil {
 		return nil, err
@@ -105,80 +122,124 @@ func InCluster(ctx context.Context, config InClusterConfig) (*InClusterReport, e
 	if err != nil {
 		return nil, err
 	}
-	modes := []string{Idle, CRD}
 	report := &InClusterReport{
 		Head: head, Agents: config.Agents, Pods: config.Pods, Rate: config.Rate, ServicesRate: config.ServicesRate,
 		Seconds: config.Duration.Seconds(), EndpointSlices: config.EndpointSlices,
 	}
-	b.expect(config.Rounds * len(modes))
+	b.expect(config.Rounds * (len(inClusterModes) - 1 + len(config.waits())))
 	for n := range config.Rounds {
-		for _, mode := range modes {
-			run := inCluster{benchmark: b, config: config, program: program, name: fmt.Sprintf("%s-%d", mode, n+1)}
+		for _, mode := range inClusterModes {
+			run := inCluster{benchmark: b, config: config, program: program, mode: mode, name: fmt.Sprintf("%s-%d", mode, n+1), report: report}
 			run.doing = func(what string) { b.progress("round %d of %d: %s, %s", n+1, config.Rounds, mode, what) }
-			figures, err := run.round(ctx, mode)
-			if err != nil {
+			if err := run.round(ctx); err != nil {
 				return nil, fmt.Errorf("round %d, %s: %w", n+1, mode, err)
 			}
-			report.Rounds = append(report.Rounds, InClusterRound{Mode: mode, InClusterFigures: figures})
-			b.stepDone()
 		}
 	}
 	return report, nil
 }
 
+// inClusterModes are all modes, in the order in which they are measured.
+var inClusterModes = []string{Idle, CRD, Cache}
+
 // inCluster is one round of one mode.
 type inCluster struct {
 	*benchmark
-	config  InClusterConfig
-	program string
-	name    string
-	doing   func(string)
-	world   *world
+	config     InClusterConfig
+	program    string
+	mode, name string
+	doing      func(string)
+	report     *InClusterReport
+	kubernetes *apiServer
+	world      *world
+	// carried is the number of measurements that were begun.
+	carried int
 }
 
-func (r *inCluster) round(ctx context.Context, mode string) (f InClusterFigures, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, r.config.Timeout+r.config.Duration+r.config.Drain,
+// carrier is a process whose cost is compared.
+type carrier struct {
+	name string
+	*process.Process
+}
+
+// round starts an API server and measures on it: once, or with each of the waits.
+func (r *inCluster) round(ctx context.Context) (err error) {
+	waits := []time.Duration{0}
+	if r.mode == Cache {
+		waits = r.config.waits()
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, r.config.Timeout+time.Duration(len(waits))*(r.config.Duration+r.config.Drain),
 		fmt.Errorf("not done within %s beyond the time to measure", r.config.Timeout))
 	defer cancel()
 	r.doing("starting the API server")
-	k, err := r.startAPIServer(ctx, r.program, r.name)
-	if err != nil {
-		return f, err
+	if r.kubernetes, err = r.startAPIServer(ctx, r.program, r.name); err != nil {
+		return err
 	}
-	defer k.close()
-	ctx, stop := whileAlive(ctx, k.process)
+	defer r.kubernetes.close()
+	ctx, stop := whileAlive(ctx, r.kubernetes.process)
 	defer stop()
 	r.doing(fmt.Sprintf("filling it with %d pods", r.config.Pods))
-	changes := int(r.config.Rate * (inClusterWarmUp + r.config.Duration).Seconds())
+	changes := int(r.config.Rate*(inClusterWarmUp+r.config.Duration).Seconds()) * len(waits)
 	r.world = newWorld(r.config.Pods, r.config.Agents, podChangesWithin(changes), r.config.Mesh.Seed, r.config.EndpointSlices)
 	if err := r.world.cluster.mesh.Validate(); err != nil {
-		return f, err
+		return err
 	}
-	r.world.clients = &k.clients
+	r.world.clients = &r.kubernetes.clients
 	if err := r.world.fill(ctx); err != nil {
-		return f, err
+		return err
 	}
+	for _, wait := range waits {
+		figures, err := r.carry(ctx, wait)
+		if err != nil {
+			return err
+		}
+		r.report.Rounds = append(r.report.Rounds, InClusterRound{Mode: r.mode, Wait: wait, InClusterFigures: figures})
+		r.stepDone()
+	}
+	return nil
+}
+
+// carry starts what carries the state to the agents, and them, and measures both.
+func (r *inCluster) carry(ctx context.Context, wait time.Duration) (f InClusterFigures, err error) {
+	k := r.kubernetes
+	r.carried++
 	if err := k.settle(ctx); err != nil {
 		return f, err
 	}
-	before, err := cpuOf([]*process.Process{k.process, k.etcd.Process})
+	parts := []carrier{{apiServerPart, k.process}, {apiServerEtcdPart, k.etcd.Process}}
+	before, err := cpuOfParts(parts)
 	if err != nil {
 		return f, err
 	}
+	began := time.Now()
+	source := []string{"--k8s-kubeconfig-path=" + k.kubeconfig}
+	if r.mode == Cache {
+		r.doing(fmt.Sprintf("starting the cache, with %s between commits", wait))
+		cache, local, err := r.startCache(ctx, wait)
+		if err != nil {
+			return f, err
+		}
+		defer local.close()
+		defer cache.Kill()
+		alive, stop := whileAlive(ctx, cache)
+		defer stop()
+		ctx = alive
+		parts = append(parts, carrier{cachePart, cache}, carrier{cacheEtcdPart, local.Process})
+		source = []string{"--datastore=etcd", "--kvstore-opt=etcd.address=" + local.url}
+	}
 	agents := &agents{}
-	if mode != Idle {
+	if r.mode != Idle {
 		r.doing(fmt.Sprintf("starting %d agents", r.config.Agents))
-		began := time.Now()
-		if agents, err = r.startAgents(ctx, "--k8s-kubeconfig-path="+k.kubeconfig); err != nil {
+		if agents, err = r.startAgents(ctx, source...); err != nil {
 			return f, err
 		}
 		defer agents.close()
 		f.SyncSeconds = time.Since(began).Seconds()
-		after, err := cpuOf([]*process.Process{k.process, k.etcd.Process})
+		after, err := cpuOfParts(parts)
 		if err != nil {
 			return f, err
 		}
-		f.SyncCPUSeconds = (after[0] - before[0] + after[1] - before[1]).Seconds()
+		f.SyncCPUSeconds = sum(after) - sum(before)
 	}
 	r.doing("warming up")
 	if err := r.change(ctx, inClusterWarmUp); err != nil {
@@ -191,138 +252,46 @@ func (r *inCluster) round(ctx context.Context, mode string) (f InClusterFigures,
 		return f, err
 	}
 	r.doing(fmt.Sprintf("%g changes/s", r.config.Rate+r.config.ServicesRate))
-	return f, r.measure(ctx, &f, k, agents)
+	return f, r.measure(ctx, &f, parts, agents)
 }
 
-// measure makes the changes that count, and waits for them.
-func (r *inCluster) measure(ctx context.Context, f *InClusterFigures, k *apiServer, agents *agents) error {
-	r.world.book.begin()
-	if err := agents.record(ctx); err != nil {
-		return err
-	}
-	metrics, err := k.clients.Metrics(ctx)
+// part is the name of the files of a process.
+func (r *inCluster) part(of string) string { return fmt.Sprintf("%s-%d-%s", r.name, r.carried, of) }
+
+// startCache starts a cache and its etcd, so that they can be told apart.
+func (r *inCluster) startCache(ctx context.Context, wait time.Duration) (*process.Process, *etcdProcess, error) {
+	name := r.part("cache")
+	local, err := r.startEtcd(ctx, name+"-etcd", r.network.url())
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	machine, err := readProcessors()
+	cache, err := process.Start(name, r.dir, []string{r.benchmark.config.Program, "incluster-cache", "--health-port=0",
+		"--k8s-kubeconfig-path=" + r.kubernetes.kubeconfig, "--kvstore-opt=etcd.address=" + local.url,
+		"--incluster-cache-commit-delay=" + wait.String(),
+		"--enable-cilium-endpoint-slice=" + strconv.FormatBool(r.config.EndpointSlices)}, nil)
 	if err != nil {
-		return err
+		local.close()
+		return nil, nil, err
 	}
-	servers := []*process.Process{k.process, k.etcd.Process}
-	all := slices.Concat(servers, agents.processes)
-	sampler := startSampling(servers...)
-	defer sampler.stop()
-	before, err := cpuOf(all)
-	if err != nil {
-		return err
-	}
-	began := time.Now()
-	if err := r.change(ctx, r.config.Duration); err != nil {
-		return err
-	}
-	ended := time.Now()
-	drain, cancel := context.WithTimeoutCause(ctx, r.config.Drain, fmt.Errorf("not within %s", r.config.Drain))
-	defer cancel()
-	if err := agents.await(drain, r.world.book); err != nil {
-		return err
-	}
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-time.After(time.Until(ended.Add(inClusterTail))):
-	}
-	after, err := cpuOf(all)
-	if err != nil {
-		return err
-	}
-	f.Seconds = time.Since(began).Seconds()
-	busy, err := readProcessors()
-	if err != nil {
-		return err
-	}
-	f.Busy = busy.since(machine)
-	samples := sampler.stop()
-	f.samples = map[string][]sample{apiServerPart: samples[0], apiServerEtcdPart: samples[1]}
-	used := func(i int) float64 { return (after[i] - before[i]).Seconds() }
-	f.APIServerCPU, f.APIServerEtcdCPU = used(0), used(1)
-	f.TotalCPU = f.APIServerCPU + f.APIServerEtcdCPU
-	for i := range agents.processes {
-		f.AgentsCPUSeconds += used(len(servers) + i)
-	}
-	f.Metrics.ResidentBytes, f.PeakRSS = map[string]int64{}, map[string]int64{}
-	for i, name := range []string{apiServerPart, apiServerEtcdPart} {
-		memory, err := servers[i].Memory()
+	return cache, local, nil
+}
+
+// cpuOfParts are the seconds of processor time that each has used so far.
+func cpuOfParts(parts []carrier) (map[string]float64, error) {
+	out := map[string]float64{}
+	for _, p := range parts {
+		cpu, err := p.CPU()
 		if err != nil {
-			return err
+			return nil, err
 		}
-		f.Metrics.ResidentBytes[name], f.PeakRSS[name] = memory.Resident, memory.Peak
+		out[p.name] = cpu.Seconds()
 	}
-	f.APIServerRSS = f.Metrics.ResidentBytes[apiServerPart]
-	now, err := k.clients.Metrics(ctx)
-	if err != nil {
-		return err
-	}
-	f.setMetrics(now.Since(metrics))
-	return r.deliveries(ctx, f, agents, ended)
+	return out, nil
 }
 
-// deliveries asks the agents when they had each write.
-func (r *inCluster) deliveries(ctx context.Context, f *InClusterFigures, agents *agents, ended time.Time) error {
-	d, err := r.world.book.deliveries()
-	if err != nil {
-		return err
+func sum(values map[string]float64) (out float64) {
+	for _, v := range values {
+		out += v
 	}
-	f.Writes = len(d.writes)
-	f.Late, f.Request = latencyOf(r.world.book.late.Export()), latencyOf(r.world.book.request.Export())
-	if len(agents.processes) == 0 {
-		return nil
-	}
-	if err := agents.arrivals(ctx, d.add); err != nil {
-		return err
-	}
-	f.latencies = d.all.Export()
-	f.Latency, f.Beyond = latencyOf(f.latencies), latencyOf(d.beyond.Export())
-	f.Delivered, f.Overtaken = d.agents*len(d.writes), d.overtaken
-	f.DrainSeconds = max(0, d.last.Sub(ended).Seconds())
-	return nil
-}
-
-// change makes changes of pods and services for that long, and returns once the
-// API server has all.
-func (r *inCluster) change(ctx context.Context, duration time.Duration) error {
-	writes, ctx := errgroup.WithContext(ctx)
-	var one sync.Mutex // that changes the world
-	keepUp := func(rate float64, give func() write) func() error {
-		return func() error {
-			return everyTick(ctx, tickAt(rate), rate, duration, func(_, count int, due time.Time) error {
-				one.Lock()
-				defer one.Unlock()
-				for range count {
-					put := give()
-					writes.Go(func() error {
-						r.world.book.behind(due)
-						return put(ctx)
-					})
-				}
-				return nil
-			})
-		}
-	}
-	writes.Go(keepUp(r.config.Rate, r.world.changePod))
-	if r.config.ServicesRate > 0 {
-		writes.Go(keepUp(r.config.ServicesRate, r.world.changeService))
-	}
-	return writes.Wait()
-}
-
-// setMetrics sets what the API server says of itself.
-func (f *InClusterFigures) setMetrics(m apiserver.Metrics) {
-	f.WatchConnections = m.WatchCount()
-	f.WatchEventsPerMin = m.WatchEventCount() / f.Seconds * time.Minute.Seconds()
-	f.Metrics.CPUSeconds = map[string]float64{apiServerPart: f.APIServerCPU, apiServerEtcdPart: f.APIServerEtcdCPU}
-	f.Metrics.Requests = Quantiles{P50: m.RequestSeconds(0.5), P99: m.RequestSeconds(0.99)}
-	f.Metrics.Watches, f.Metrics.WatchEventsPerMin = m.Watches, map[string]float64{}
-	for resource, n := range m.WatchEvents {
-		f.Metrics.WatchEventsPerMin[resource] = n / f.Seconds * time.Minute.Seconds()
-	}
+	return out
 }

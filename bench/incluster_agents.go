@@ -38,7 +38,7 @@ func (r *inCluster) startAgents(ctx context.Context, flags ...string) (_ *agents
 		}
 	}()
 	for left := r.config.Agents; left > 0; left -= agentsOfProcess {
-		name := fmt.Sprintf("%s-agents-%d", r.name, len(a.processes)+1)
+		name := r.part(fmt.Sprintf("agents-%d", len(a.processes)+1))
 		socket := filepath.Join(r.dir, name+".sock")
 		argv := append([]string{r.config.Program, "bench", "agents", "--socket=" + socket,
 			"--agents=" + strconv.Itoa(min(left, agentsOfProcess)),

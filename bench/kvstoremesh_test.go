@@ -35,7 +35,7 @@ import (
 // TestMain makes the test's program the one that is measured as well: started
 // with the name of a part, it is that part.
 func TestMain(m *testing.M) {
-	parts := map[string]cell.Cell{"etcd": cells.Etcd, "kvstoremesh": kvStoreMesh, "agent": cells.Agent, "clustermesh": cells.Exporter}
+	parts := map[string]cell.Cell{"etcd": cells.Etcd, "kvstoremesh": kvStoreMesh, "agent": cells.Agent, "clustermesh": cells.Exporter, "incluster-cache": cells.InClusterCache}
 	tools := map[string]func(args []string){
 		"follow":  func(args []string) { runPart(follow, args) },
 		"readers": runReaders, "meshes": runMeshes, "etcd": runCounted, "agents": runAgents,

@@ -38,6 +38,7 @@
 //	incluster_world.go   that cluster, and how it changes
 //	incluster_book.go    what was written, and when it arrived; pure
 //	incluster_agents.go  the processes of its agents
+//	incluster_measure.go what one mode costs, and how long it takes
 //	processors.go   how busy the machine is
 //	machine.go      what it was measured on
 //	report.go       JSON and text; churn_report.go, ingest_report.go, rollout_report.go, fanout_report.go, export_report.go, scale_report.go, incluster_report.go

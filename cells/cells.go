@@ -96,6 +96,12 @@ var Agent = cell.Module(
 // AgentParts is Agent without the client that a host's hive, or a test with a fake
 // client, brings along.
 var AgentParts = cell.Group(
+	AgentTables, // this cluster and remote ones → tables
+	datapath,    // tables → the map, by build tag
+)
+
+// AgentTables is AgentParts without what reads the tables.
+var AgentTables = cell.Group(
 	cell.Config(wire.DefaultClusterInfo),
 	cell.Config(etcd.DefaultConfig), // the in-cluster cache, with --datastore=etcd; and the tuning of all clients
 	state.Cell,                      // the tables
@@ -108,8 +114,6 @@ var AgentParts = cell.Group(
 	remote.Metrics("clustermesh"), // upstream's metrics of it
 	remote.SharedConnections,      // one to each etcd, whatever clusters it has
 	ingest.Cell,                   // etcd → tables
-
-	datapath, // tables → the map, by build tag
 )
 
 // Etcd is the hive of "waggle etcd": an embedded etcd of its own process.

@@ -29,6 +29,9 @@ type Metrics struct {
 	// WatchEvents is apiserver_watch_events_total, by resource: what was sent to
 	// watchers, the server's own among them.
 	WatchEvents map[string]float64
+	// Terminated is apiserver_terminated_watchers_total: the watches that were ended
+	// since their clients didn't read fast enough.
+	Terminated float64
 	// requests is apiserver_request_duration_seconds without what lasts: the number
 	// of requests that took no longer than a bound in seconds.
 	requests map[float64]float64
@@ -68,6 +71,9 @@ func parseMetrics(text io.Reader) (Metrics, error) {
 	for _, series := range families["apiserver_watch_events_total"].GetMetric() {
 		m.WatchEvents[label(series, "resource")] += series.GetCounter().GetValue()
 	}
+	for _, series := range families["apiserver_terminated_watchers_total"].GetMetric() {
+		m.Terminated += series.GetCounter().GetValue()
+	}
 	for _, series := range families["apiserver_request_duration_seconds"].GetMetric() {
 		if slices.Contains(lasting, label(series, "verb")) {
 			continue
@@ -92,7 +98,7 @@ func label(series *dto.Metric, name string) string {
 func (m Metrics) Since(before Metrics) Metrics {
 	since := Metrics{
 		CPUSeconds: m.CPUSeconds - before.CPUSeconds, ResidentBytes: m.ResidentBytes, Watches: m.Watches,
-		WatchEvents: map[string]float64{}, requests: map[float64]float64{},
+		Terminated: m.Terminated - before.Terminated, WatchEvents: map[string]float64{}, requests: map[float64]float64{},
 	}
 	for resource, n := range m.WatchEvents {
 		if n -= before.WatchEvents[resource]; n > 0 {

@@ -18,6 +18,8 @@ process_resident_memory_bytes 2e+08
 apiserver_longrunning_requests{resource="ciliumnodes",verb="WATCH"} 3
 # TYPE apiserver_watch_events_total counter
 apiserver_watch_events_total{resource="ciliumnodes"} 10
+# TYPE apiserver_terminated_watchers_total counter
+apiserver_terminated_watchers_total{resource="ciliumnodes"} 1
 # TYPE apiserver_request_duration_seconds histogram
 apiserver_request_duration_seconds_bucket{verb="GET",le="0.1"} 5
 apiserver_request_duration_seconds_bucket{verb="GET",le="0.2"} 5
@@ -39,6 +41,9 @@ apiserver_longrunning_requests{resource="pods",verb="POST"} 9
 apiserver_watch_events_total{resource="ciliumnodes"} 17
 apiserver_watch_events_total{resource="ciliumendpoints"} 100
 apiserver_watch_events_total{resource="leases"} 0
+# TYPE apiserver_terminated_watchers_total counter
+apiserver_terminated_watchers_total{resource="ciliumnodes"} 2
+apiserver_terminated_watchers_total{resource="leases"} 3
 # TYPE apiserver_request_duration_seconds histogram
 apiserver_request_duration_seconds_bucket{verb="GET",le="0.1"} 95
 apiserver_request_duration_seconds_bucket{verb="GET",le="0.2"} 105
@@ -62,6 +67,7 @@ func TestMetricsSince(t *testing.T) {
 	require.Equal(t, map[string]int{"ciliumnodes": 5}, m.Watches, "POST isn't a watch")
 	require.Equal(t, map[string]float64{"ciliumnodes": 7, "ciliumendpoints": 100}, m.WatchEvents)
 	require.Equal(t, 5, m.WatchCount())
+	require.InDelta(t, 4, m.Terminated, 0)
 	require.InDelta(t, 107, m.WatchEventCount(), 0)
 	// 90 of 100 requests took up to 0.1 s, the others up to 0.2 s.
 	require.InDelta(t, 0.05, m.RequestSeconds(0.45), 1e-9)

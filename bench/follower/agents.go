@@ -23,17 +23,21 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/waggle-mesh/waggle/cells"
 	"github.com/waggle-mesh/waggle/cells/kubernetes"
 	"github.com/waggle-mesh/waggle/cells/state"
-	"github.com/waggle-mesh/waggle/clustermesh/wire"
+	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
 )
 
 // AgentsConfig is what a benchmark tells a process of many agents.
 type AgentsConfig struct {
 	// Agents is their number.
 	Agents int
-	// Kubeconfig is that of the API server.
+	// Datastore is where they read their cluster's state from, as that of an agent:
+	// the API server of Kubeconfig, or the etcd of KVStoreOpt.
+	Datastore  string
 	Kubeconfig string
+	KVStoreOpt string
 	// Slices reads CiliumEndpointSlices.
 	Slices bool
 	// Socket is the path of the Unix socket to serve at.
@@ -43,6 +47,8 @@ type AgentsConfig struct {
 // Register adds the flags.
 func (c *AgentsConfig) Register(flags *pflag.FlagSet) {
 	flags.IntVar(&c.Agents, "agents", 1, "Number of agents")
+	flags.StringVar(&c.Datastore, "datastore", inclustercache.DatastoreKubernetes, "Where the cluster's state is read from, as of an agent")
+	flags.StringVar(&c.KVStoreOpt, "kvstore-opt", "", "Key-value store options")
 	flags.StringVar(&c.Kubeconfig, "k8s-kubeconfig-path", "", "Absolute path of the kubernetes kubeconfig file")
 	flags.BoolVar(&c.Slices, "enable-cilium-endpoint-slice", false, "Read CiliumEndpointSlices instead of CiliumEndpoints")
 	flags.StringVar(&c.Socket, "socket", "", "Path of the socket to tell what has arrived")
@@ -159,19 +165,21 @@ func (a *agent) run(ctx context.Context, log *slog.Logger, config AgentsConfig, 
 	release := sync.OnceFunc(func() { starting.Release(1) })
 	defer release()
 	h := hive.New(
-		cell.Config(wire.DefaultClusterInfo),
-		cell.Config(wire.DefaultMCSAPIConfig),
+		cells.AgentTables,
 		kubernetes.ClientCell,
-		kubernetes.Cell,
-		state.Cell,
 		cell.Invoke(func(p agentParams) { p.follow(a, release) }),
 	)
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	h.RegisterFlags(flags)
 	for name, value := range map[string]string{
+		"datastore":                    config.Datastore,
 		"k8s-kubeconfig-path":          config.Kubeconfig,
+		"kvstore-opt":                  config.KVStoreOpt,
 		"enable-cilium-endpoint-slice": strconv.FormatBool(config.Slices),
 	} {
+		if value == "" {
+			continue // a map has no empty one
+		}
 		if err := flags.Set(name, value); err != nil {
 			return fmt.Errorf("setting --%s: %w", name, err)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/waggle-mesh/waggle/bench"
 	"github.com/waggle-mesh/waggle/bench/follower"
+	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
 )
 
 func newBenchInClusterCmd() *cobra.Command {
@@ -32,6 +33,8 @@ every agent:
 
   idle   without any agent: what the writes cost by themselves
   crd    each agent watches all kinds of objects at the API server
+  cache  a "waggle incluster-cache" watches them, and each agent its etcd, which is
+         a process of its own here
 
 Each is measured on an API server of its own that was started for it, with the
 same changes in the same order. The agents have the cells of a real one that fill
@@ -58,6 +61,9 @@ kube-apiserver is built by: make bin/kube-apiserver.`,
 	flags.Float64Var(&config.ServicesRate, "services-rate", 5, "Changes of services per second")
 	flags.DurationVar(&config.Duration, "duration", 30*time.Second, "How long to make changes")
 	flags.DurationVar(&config.Drain, "drain", 2*time.Minute, "How long to wait afterwards until all agents have all")
+	flags.DurationVar(&config.Wait, "wait", inclustercache.DefaultConfig.CommitDelay,
+		"The cache's --incluster-cache-commit-delay: the longest wait between two commits")
+	flags.DurationSliceVar(&config.Waits, "waits", nil, "Further waits to measure the cache with")
 	flags.BoolVar(&config.EndpointSlices, "enable-cilium-endpoint-slice", false, "Have CiliumEndpointSlices instead of CiliumEndpoints")
 	flags.StringVar(&config.KubernetesProgram, "kubernetes-program", "", "The real kube-apiserver (the one beside this program if empty)")
 	common.registerRounds(flags)
