@@ -272,7 +272,7 @@ func (r *Reader) resent() uint64 {
 func (r *Reader) resumable(ctx context.Context, client *Client) (bool, error) {
 	anchor := r.position.anchor
 	if r.position.revision == 0 || !r.complete || len(anchor.Key) == 0 {
-		r.mustRelist(RelistedNoAnchor)
+		r.mustRelist(RelistedNoPosition)
 		return false, nil // where the prefix was empty, a list costs nothing
 	}
 	for _, revision := range []int64{0, anchor.ModRevision} {

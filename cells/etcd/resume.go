@@ -67,9 +67,9 @@ const (
 	RelistedOtherEtcd Relisted = "other-etcd"
 	// RelistedCompacted means: the history since the Position is gone.
 	RelistedCompacted Relisted = "compacted"
-	// RelistedNoAnchor means: the prefix was empty, so that there is nothing to know
-	// the etcd by; or the Position wasn't to be trusted (see Reader.Seed).
-	RelistedNoAnchor Relisted = "no-anchor"
+	// RelistedNoPosition means: there was none, or the prefix was empty there, so that
+	// there is nothing to know the etcd by.
+	RelistedNoPosition Relisted = "no-position"
 	// RelistedUnconfirmed means: the etcd didn't say whether the watch had caught up.
 	RelistedUnconfirmed Relisted = "unconfirmed"
 	// RelistedAsked means: Resend was called before.

@@ -149,6 +149,22 @@ type Datastore struct {
 	// Backend is what is read: the address of a replica of the cache, the API
 	// server or a directory; empty while it is none.
 	Backend string
+	// Snapshot is what is kept of it on disk; zero if nothing is.
+	Snapshot Snapshot
+}
+
+// Snapshot says what an agent's snapshot of its cluster's state is, and what that of
+// the process before was worth.
+type Snapshot struct {
+	// Created and Bytes are those of the file.
+	Created time.Time
+	Bytes   int64
+	// Restored is how many entries the start had from it, and Started what became of
+	// them: "resumed", or "relisted" and why.
+	Restored int
+	Started  map[wire.Resource]string
+	// Discarded is why the one that there was at the start wasn't used.
+	Discarded string
 }
 
 // Namespaces names the table of namespaces where a resource is asked for; it is
@@ -167,6 +183,7 @@ type Counts struct {
 //
 //	NewWriter(db) (*Writer, error)             registers the tables; once per database
 //	w.Tables() Tables                          to read them
+//	w.ReadTxn()                                all tables as they are at one moment
 //	w.Begin() *Txn                             locks all tables of this package; one at a time in the process
 //	w.Origin(cluster, id, source) *Origin      interned
 //	w.RegisterInitializer(name, resources...) func(*Txn)

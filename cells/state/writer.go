@@ -69,6 +69,9 @@ func (w *Writer) Origin(cluster string, id uint32, source Source) *Origin {
 	return origin
 }
 
+// ReadTxn reads all tables as they are now, all of one moment.
+func (w *Writer) ReadTxn() statedb.ReadTxn { return w.db.ReadTxn() }
+
 // Begin starts a transaction on all tables, waiting for the one that runs.
 func (w *Writer) Begin() *Txn {
 	return &Txn{w: w, wtxn: w.db.WriteTxn(w.metas...)}

@@ -29,6 +29,8 @@ type codec[T any] struct {
 	decode func(key string, value []byte) (T, error)
 	upsert func(tx *state.Txn, value T)
 	remove func(tx *state.Txn, key string)
+	// restore is upsert of what was in the table before; nil where that is the same.
+	restore func(tx *state.Txn, value T)
 }
 
 // withdraws says whether a refused value takes back what its key said before;
@@ -59,6 +61,8 @@ func (h *handler) endpointCodec() codec[wire.Endpoint] {
 			return ep, h.validator.CheckEndpoint(key, &ep)
 		},
 		upsert: h.offerEndpoint,
+		// Whether its identity is there doesn't matter: it didn't then.
+		restore: h.upsertEndpoint,
 		remove: func(tx *state.Txn, key string) {
 			prefix, err := wire.ParseEndpointKey(key)
 			if err != nil {

@@ -90,6 +90,12 @@ type stream struct {
 	// enabled: the source offers it. Status reads it, so it is under the
 	// handler's mu.
 	enabled bool
+	// position is where the Reader was when the tables had just what it had
+	// delivered; nil in between. It is under the handler's mu.
+	position *etcd.Position
+	// restore takes in what an earlier process had, and says how much of it.
+	restore  func([]Entry) int
+	restored int
 }
 
 func newHandler(options *Options, cluster string) *handler {
@@ -148,21 +154,7 @@ func (h *handler) adopt(ctx context.Context, from offer) {
 		h.setStreams(nil)
 	}
 	if h.streams == nil {
-		h.layout = next
-		if h.own {
-			h.origin = h.options.Writer.Origin(h.cluster, next.clusterID, state.SourceLocal)
-			h.validator = wire.NewOwnValidator(h.cluster, next.clusterID)
-		} else {
-			h.origin = h.options.Writer.Origin(h.cluster, next.clusterID, state.SourceClusterMesh)
-			h.validator = wire.NewValidator(h.cluster, next.clusterID, h.options.Local.MaxConnectedClusters)
-		}
-		h.setStreams([]*stream{
-			newStream(h, wire.Identities, h.identityCodec()),
-			newStream(h, wire.Nodes, h.nodeCodec()),
-			newStream(h, wire.Endpoints, h.endpointCodec()),
-			newStream(h, wire.Services, h.serviceCodec()),
-			newStream(h, wire.ServiceExports, h.serviceExportCodec()),
-		})
+		h.prepare(next)
 	}
 	missing := func(s *stream) bool { return !slices.Contains(from.resources, s.resource) }
 	h.mu.Lock()
@@ -178,6 +170,25 @@ func (h *handler) adopt(ctx context.Context, from offer) {
 	h.identitiesRead = make(chan struct{})
 	h.now = time.Now()
 	h.statusChanged(true)
+}
+
+// prepare makes the Readers of a layout.
+func (h *handler) prepare(next layout) {
+	h.layout = next
+	if h.own {
+		h.origin = h.options.Writer.Origin(h.cluster, next.clusterID, state.SourceLocal)
+		h.validator = wire.NewOwnValidator(h.cluster, next.clusterID)
+	} else {
+		h.origin = h.options.Writer.Origin(h.cluster, next.clusterID, state.SourceClusterMesh)
+		h.validator = wire.NewValidator(h.cluster, next.clusterID, h.options.Local.MaxConnectedClusters)
+	}
+	h.setStreams([]*stream{
+		newStream(h, wire.Identities, h.identityCodec()),
+		newStream(h, wire.Nodes, h.nodeCodec()),
+		newStream(h, wire.Endpoints, h.endpointCodec()),
+		newStream(h, wire.Services, h.serviceCodec()),
+		newStream(h, wire.ServiceExports, h.serviceExportCodec()),
+	})
 }
 
 func (h *handler) setStreams(streams []*stream) {
@@ -197,9 +208,15 @@ func newStream[T any](h *handler, resource wire.Resource, codec codec[T]) *strea
 	if h.layout.canaries {
 		cfg.Canary = wire.CanaryKey(resource, h.cluster, h.layout.cached)
 	}
+	if h.own {
+		cfg.Progress = positionInterval
+	}
+	o := &observer[T]{handler: h, resource: resource, codec: codec}
+	reader := etcd.NewReader(cfg, o)
 	return &stream{
 		resource: resource,
-		reader:   etcd.NewReader(cfg, &observer[T]{handler: h, resource: resource, codec: codec}),
+		reader:   reader,
+		restore:  func(entries []Entry) int { return o.restore(reader, entries) },
 	}
 }
 

@@ -135,6 +135,14 @@ func (h *heldBack) all(dst []wire.Endpoint) []wire.Endpoint {
 	return dst
 }
 
+// waiting appends to dst everything that waits, in the order in which it began to.
+func (h *heldBack) waiting(dst []wire.Endpoint) []wire.Endpoint {
+	for element := h.byAge.Front(); element != nil; element = element.Next() {
+		dst = append(dst, element.Value.(*held).endpoint)
+	}
+	return dst
+}
+
 // next is when expire has something to do.
 func (h *heldBack) next() (time.Time, bool) {
 	front := h.byAge.Front()

@@ -14,6 +14,8 @@
 //	heldback.go  endpoints that wait for their identity; pure
 //	status.go    the row in remote-clusters or datastore, and the log of what was refused
 //	startup.go   when the tables count as initialized
+//	saved.go     what is known of this cluster, for a later process
+//	restore.go   what an earlier process knew
 //	cell.go      the wiring
 //
 // # What is refused
@@ -58,6 +60,9 @@ const (
 	// some 400 bytes each that is 3 MB, for a source that names identities which
 	// don't exist.
 	DefaultHoldLimit = 8192
+	// positionInterval is how often an etcd is asked how far a resource is of which
+	// nothing changes. An embedded etcd keeps ten minutes of history.
+	positionInterval = time.Minute
 	// concurrentLists bounds the lists that are read at once over all clusters.
 	// A page is 4 MiB of values and as much again decoded; two cores are busy
 	// with two of them.

@@ -56,7 +56,7 @@ func NewLocal(o Options) *Local {
 func (l *Local) Run(ctx context.Context, client *etcd.Client, resources []wire.Resource) error {
 	l.offered.Store(&resources)
 	return l.handler.follow(ctx, client, offer{
-		layout:    layout{clusterID: l.handler.options.Local.ID, canaries: true},
+		layout:    l.layout(),
 		resources: resources,
 	})
 }
@@ -75,6 +75,41 @@ func (l *Local) Lacks(resources []wire.Resource) wire.Resource {
 	}
 	return ""
 }
+
+// Save gives what is known, for a later process to Restore; nil while that is in
+// between two states of its etcd. It costs next to nothing, and may be called from any
+// goroutine.
+func (l *Local) Save() *Saved { return l.handler.save() }
+
+// Restore takes in entries of an earlier process, of any number at once, in the order
+// in which Saved has them, before the first Run. They are checked like those of etcd.
+// The tables don't count as initialized by it.
+func (l *Local) Restore(resource wire.Resource, entries []Entry) error {
+	l.prepare()
+	return l.handler.restore(resource, entries)
+}
+
+// Resume has the first Run go on from a Position, once all entries of the resource are
+// restored: by a watch, if the etcd is the one that it was and has all of the history
+// since, or else by a list. With a zero Position it is a list.
+func (l *Local) Resume(at SavedPosition) error {
+	l.prepare()
+	return l.handler.resumeAt(at)
+}
+
+// prepare makes the Readers before Run does.
+func (l *Local) prepare() {
+	if l.handler.streams == nil {
+		l.handler.prepare(l.layout())
+	}
+}
+
+func (l *Local) layout() layout {
+	return layout{clusterID: l.handler.options.Local.ID, canaries: true}
+}
+
+// Starts says how the Readers of what was restored began.
+func (l *Local) Starts() map[wire.Resource]Start { return l.handler.starts() }
 
 // Ready is closed once everything that the source offers was taken in for the
 // first time.

@@ -121,6 +121,9 @@ func (h *handler) apply(resource wire.Resource, batch etcd.Batch, changes func(*
 		changes(tx)
 		tx.Commit()
 	}
+	if s := h.streamOf(resource); s != nil && (batch.Position != nil || len(batch.Events) > 0) {
+		s.position = batch.Position
+	}
 	if batch.Synced && resource == wire.Identities {
 		h.identitiesComplete()
 	}
