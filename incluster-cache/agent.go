@@ -35,6 +35,8 @@ var DatastoreCell = cell.Module(
 
 	// --datastore and others.
 	cell.Config(DefaultDatastoreConfig),
+	// --datastore-snapshot-interval.
+	cell.Config(DefaultSnapshotConfig),
 	// Contradictions are refused before anything else is started.
 	cell.Invoke(validateDatastore),
 	// What kubernetes.Cell reads, if anything.
@@ -58,9 +60,9 @@ func kubernetesOptions(cfg DatastoreConfig) kubernetes.Options {
 
 // validateDatastore reports at start, so that commands which only inspect the hive
 // work.
-func validateDatastore(lc cell.Lifecycle, cfg DatastoreConfig, store etcd.Config, kube kubernetes.Config, cluster wire.ClusterInfo, mesh remote.Configured) {
+func validateDatastore(lc cell.Lifecycle, cfg DatastoreConfig, snapshots SnapshotConfig, store etcd.Config, kube kubernetes.Config, cluster wire.ClusterInfo, mesh remote.Configured) {
 	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error {
-		return errors.Join(validateCluster(cluster, bool(mesh)), cfg.validate(store, kube))
+		return errors.Join(validateCluster(cluster, bool(mesh)), cfg.validate(store, kube), snapshots.validate())
 	}})
 }
 
@@ -71,6 +73,7 @@ type datastoreParams struct {
 	Lifecycle cell.Lifecycle
 	Jobs      job.Group
 	Config    DatastoreConfig
+	Snapshots SnapshotConfig
 	Etcd      etcd.Config
 	Cluster   wire.ClusterInfo
 	DB        *statedb.DB
@@ -110,10 +113,15 @@ func (p *datastoreParams) registerEtcd() {
 		f.dial = p.Dialer
 	}
 	p.Lifecycle.Append(cell.Hook{OnStart: func(cell.HookContext) (err error) {
-		if f.directory.etcd, err = withPorts(p.Etcd).Client(); err == nil {
-			p.Jobs.Add(job.OneShot("follow-cache", f.run))
+		if f.directory.etcd, err = withPorts(p.Etcd).Client(); err != nil {
+			return err
 		}
-		return err
+		if s := p.snapshots(f.local); s != nil {
+			s.restore() // before anything else has a look at the tables
+			p.Jobs.Add(job.OneShot("snapshot", s.run))
+		}
+		p.Jobs.Add(job.OneShot("follow-cache", f.run))
+		return nil
 	}})
 }
 
@@ -131,6 +139,15 @@ func withPorts(store etcd.Config) etcd.Config {
 		store.KVStoreOpt[etcd.OptAddress] = strings.Join(addresses, ",")
 	}
 	return store
+}
+
+// snapshots is nil where none are kept.
+func (p *datastoreParams) snapshots(local *ingest.Local) *snapshots {
+	if p.Config.StateDir == "" || p.Snapshots.Interval == 0 {
+		return nil
+	}
+	return &snapshots{log: p.Log, file: newSnapshotFile(p.Config.StateDir), interval: p.Snapshots.Interval,
+		cluster: p.Cluster, local: local, writer: p.Writer, program: program()}
 }
 
 func (p *datastoreParams) node() string {

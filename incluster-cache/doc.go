@@ -22,4 +22,7 @@
 //	replicas.go   which replica an agent prefers; pure
 //	source.go     what is known about the cache as a source: row, health
 //	reflected.go  the same of Kubernetes
+//	snapshot.go   an agent's state on disk: the format; pure
+//	snapshot_file.go   its file, replaced as a whole
+//	snapshot_job.go    when it is written and restored
 package inclustercache

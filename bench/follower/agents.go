@@ -173,6 +173,7 @@ func (a *agent) run(ctx context.Context, log *slog.Logger, config AgentsConfig, 
 	h.RegisterFlags(flags)
 	for name, value := range map[string]string{
 		"datastore":                    config.Datastore,
+		"datastore-snapshot-interval":  "0", // of many in one process, each would be another one's
 		"k8s-kubeconfig-path":          config.Kubeconfig,
 		"kvstore-opt":                  config.KVStoreOpt,
 		"enable-cilium-endpoint-slice": strconv.FormatBool(config.Slices),
