@@ -77,7 +77,7 @@ etcd of its own: one watch of the API server for each replica of this program,
 instead of one for each agent. The etcd is embedded, and holds nothing that isn't
 made again at the next start; --kvstore-opt names an external one instead.
 See docs/incluster-cache.md.`,
-		cells: cells.InClusterCache,
+		cells: cell.Group(cells.InClusterCache, cacheMetrics),
 		ready: readiness(func(e *export.Exporter) func() bool { return isClosed(e.Synced()) }),
 	},
 	{
