@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
@@ -113,12 +115,16 @@ type sighting struct {
 	others []string
 }
 
+// look reads what a replica says about itself. It doesn't wait for one that refuses
+// the connection, as etcd's client would: there are others.
 func look(ctx context.Context, client *etcd.Client, cluster string) (sighting, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	resp, err := client.Etcd().Get(ctx, wire.CacheConfigPrefix, clientv3.WithPrefix(), clientv3.WithSerializable())
+	resp, err := pb.NewKVClient(client.Etcd().ActiveConnection()).Range(ctx, &pb.RangeRequest{
+		Key: []byte(wire.CacheConfigPrefix), RangeEnd: []byte(clientv3.GetPrefixRangeEnd(wire.CacheConfigPrefix)), Serializable: true,
+	}, grpc.WaitForReady(false))
 	if err != nil {
-		return sighting{}, err
+		return sighting{}, rpctypes.Error(err)
 	}
 	seen := sighting{etcdID: resp.Header.ClusterId, revision: resp.Header.Revision}
 	for _, kv := range resp.Kvs {
