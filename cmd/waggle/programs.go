@@ -55,12 +55,16 @@ agents read only that one.`,
 		ready:     readiness(func(r *kvstoremesh.Readiness) func() bool { return isClosed(r.Ready()) }),
 	},
 	{
-		name: "agent", short: "Write the mesh's endpoints to the BPF ipcache map",
-		long: `Reads the remote clusters that --clustermesh-config has a file for, usually all
+		name: "agent", short: "Write the endpoints of the cluster and the mesh to the BPF ipcache map",
+		long: `Reads its own cluster from Kubernetes, or from the in-cluster cache with
+--datastore=etcd; it is one or the other, for as long as it runs. Without either
+it has remote clusters alone.
+
+Reads the remote clusters that --clustermesh-config has a file for, usually all
 from the local etcd that "waggle kvstoremesh" fills, and keeps a BPF map with the
 layout of Cilium's ipcache up to date. Within cilium-agent the same cells feed
 Cilium's own ipcache instead.`,
-		cells: cells.Agent,
+		cells: cell.Group(cells.Agent, datastoreMetricsCell),
 		// What a list brings in is mostly kept, so that a smaller share of garbage
 		// costs little more work: of 500,000 endpoints a twelfth of the processor
 		// time for 50 MiB (see waggle bench ingest).

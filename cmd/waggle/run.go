@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/cilium/hive/shell"
 	"github.com/spf13/cobra"
@@ -60,8 +61,11 @@ func newStatusCmd() *cobra.Command {
 are connected and synced, and how much one knows of the other. LAG is the number
 of keys by which that differs from what the remote cluster's etcd holds.
 
+Below that it shows where each agent has its own cluster's state from, which
+replica of the cache it reads, and since when it does, or doesn't.
+
 With --shell-sock-path it shows what single processes, KVStoreMeshes or agents,
-say of their remote clusters.`,
+say of the same.`,
 		GroupID: groupTools,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -82,7 +86,12 @@ say of their remote clusters.`,
 				return err
 			}
 			defer status.Close()
-			return run.Print(cmd.OutOrStdout(), status.Rows(context.Background()))
+			out := cmd.OutOrStdout()
+			if err := run.Print(out, status.Rows(context.Background())); err != nil {
+				return err
+			}
+			fmt.Fprintln(out)
+			return run.PrintDatastores(out, status.Datastores(), time.Now())
 		},
 	}
 	cmd.Flags().StringVar(&dir, "run-dir", dir, "Directory of the run")

@@ -168,12 +168,23 @@ func shorten(err error) string {
 	return err.Error()
 }
 
-// PrintProcess writes what one process says of its remote clusters, for
-// processes that aren't part of a run.
+// PrintProcess writes what one process says of its own cluster's state, if it is an
+// agent, and of its remote clusters, for processes that aren't part of a run.
 func PrintProcess(w io.Writer, socket string) error {
 	known, err := remoteClusters(socket)
 	if err != nil {
 		return err
+	}
+	own, found, err := datastoreOf(socket)
+	if err != nil {
+		return err
+	}
+	if found {
+		row := Datastore{Cluster: own.Name, Datastore: own, Problem: own.Trouble()}
+		if err := PrintDatastores(w, []Datastore{row}, time.Now()); err != nil || len(known) == 0 {
+			return err
+		}
+		fmt.Fprintln(w)
 	}
 	var rows []Row
 	for _, remote := range sortedKeys(known) {
