@@ -23,7 +23,12 @@ type Agent struct {
 	state.Tables
 	// Datapath is its map.
 	Datapath *ipcache.Datapath
-	health   statedb.Table[healthtypes.Status]
+	// Backends are the replicas of the cache by the addresses, host:port, that
+	// they have in Kubernetes, where no address is one of this machine's. They are
+	// to be set before the start, of an agent of NewLocalAgent.
+	Backends map[string]*Cache
+
+	health statedb.Table[healthtypes.Status]
 }
 
 // NewAgent makes an agent that takes in the clusters of the directory, if there is

@@ -4,6 +4,8 @@
 package mesh
 
 import (
+	"context"
+	"net"
 	"strings"
 	"testing"
 
@@ -91,6 +93,14 @@ func (c *Cache) Heal() {
 // to another pod.
 func (c *Cache) Lead(other *Cache) { c.relay.Aim(other.Address()) }
 
+// dial connects to a replica of the cache.
+func (a *Agent) dial(ctx context.Context, address string) (net.Conn, error) {
+	if replica, ok := a.Backends[address]; ok {
+		address = replica.Address()
+	}
+	return new(net.Dialer).DialContext(ctx, "tcp", address)
+}
+
 // NewLocalAgent makes an agent of the cluster that reads its own cluster's state from
 // the replicas of its cache, and remote clusters from the directory if there is one.
 // The flags may name other places. Its node decides which replica it prefers.
@@ -111,9 +121,12 @@ func (c *Cluster) NewLocalAgent(t testing.TB, node string, remotes *Directory, r
 	if remotes != nil {
 		own["clustermesh-config"] = remotes.Path
 	}
-	a := &Agent{}
+	a := &Agent{Backends: map[string]*Cache{}}
 	a.Hive = NewHive(t, c.Flags(append([]Flags{own}, flags...)...), cells.Agent,
-		cell.Provide(func() inclustercache.NodeName { return inclustercache.NodeName(node) }),
+		cell.Provide(
+			func() inclustercache.NodeName { return inclustercache.NodeName(node) },
+			func() inclustercache.Dialer { return a.dial },
+		),
 		cell.Invoke(a.use))
 	return a
 }

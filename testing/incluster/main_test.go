@@ -1,0 +1,26 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+// Package incluster tests the in-cluster cache and the agents that read it as they
+// run: on a real kube-apiserver, with real etcds, in the hives of the programs.
+//
+//	rig_test.go       the cluster, its cache, and an agent
+//	load_test.go      what changes in the cluster meanwhile
+//	truth_test.go     what the agent's tables should hold
+//	faults_test.go    what goes wrong
+//	service_test.go   a cache that is named as a Service
+package incluster
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// Started by the init functions of packages that etcd and upstream import.
+		goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"),
+		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"),
+	)
+}
