@@ -221,6 +221,28 @@ spec:
 	}, got)
 }
 
+// Every service can be read back by those who read the cluster's etcd, whatever its
+// kind: one that is refused would be missing there.
+func TestConvertClusterServiceIsReadable(t *testing.T) {
+	origin := &state.Origin{Cluster: "default"}
+	for name, spec := range map[string]string{
+		"cluster IP":   "{clusterIP: 10.96.0.7, ports: [{name: http, port: 80, protocol: TCP}]}",
+		"headless":     "{clusterIP: None, clusterIPs: [None]}",
+		"no address":   "{type: ExternalName, externalName: example.com}",
+		"not assigned": "{clusterIP: '', ports: [{port: 80}]}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			service := parse[slim_corev1.Service](t, "{metadata: {name: web, namespace: foo}, spec: "+spec+"}")
+			row := convertClusterService(origin, service, nil)
+			value, err := wire.MarshalService(row)
+			require.NoError(t, err)
+			got, err := wire.DecodeService(wire.ServiceKey("foo", "web"), value)
+			require.NoError(t, err, string(value))
+			require.Len(t, got.Frontends, map[bool]int{true: 1}[name == "cluster IP"])
+		})
+	}
+}
+
 func TestConvertClusterService(t *testing.T) {
 	origin := &state.Origin{Cluster: "cluster3", ClusterID: 3}
 	slice, ok := convertBackends(parse[slim_discoveryv1.EndpointSlice](t, `

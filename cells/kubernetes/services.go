@@ -149,6 +149,9 @@ func convertClusterService(origin *state.Origin, svc *slim_corev1.Service, backe
 	shared.Annotations = map[string]string{annotation.GlobalService: "true"}
 	row, _ := watchers.DefaultClusterServiceConverter{}.Convert(&shared,
 		func(string, string) []*k8s.Endpoints { return backends })
+	// A service without an address (of type ExternalName) would have an empty one,
+	// for which readers refuse all of it.
+	delete(row.Frontends, "")
 	row.Cluster, row.ClusterID = origin.Cluster, origin.ClusterID
 	row.Shared = annotation.GetAnnotationShared(svc)
 	row.IncludeExternal = annotation.GetAnnotationIncludeExternal(svc)
