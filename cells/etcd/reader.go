@@ -77,6 +77,8 @@ type Reader struct {
 	absentAt int64
 	events   []Event
 	seed     seed
+	// confirmPatience is the constant, but in tests.
+	confirmPatience time.Duration
 
 	synced        atomic.Bool
 	entries       atomic.Int64
@@ -115,7 +117,7 @@ func NewReader(cfg ReaderConfig, observer Observer) *Reader {
 	if cfg.RelistJitter == 0 {
 		cfg.RelistJitter = time.Second
 	}
-	r := &Reader{cfg: cfg, observer: observer, memory: passthrough{}, wake: make(chan struct{}, 1)}
+	r := &Reader{cfg: cfg, observer: observer, memory: passthrough{}, wake: make(chan struct{}, 1), confirmPatience: confirmPatience}
 	if !cfg.Passthrough {
 		r.memory = newMirror()
 	}

@@ -27,7 +27,7 @@ const (
 	// caught up, before the prefix is listed. Etcd doesn't say so while another watch
 	// of the same stream begins in the future, until the next write of any key; and
 	// proxies never may.
-	confirmPatience = 3 * time.Second
+	confirmPatience = 10 * time.Second
 )
 
 // Position is how far a Reader is at one etcd, to be kept for Reader.Seed: all
@@ -157,7 +157,7 @@ func (r *Reader) mustRelist(reason Relisted) {
 func (r *Reader) resumes(revision int64) {
 	if r.seed.waits {
 		r.seed.until = revision
-		r.seed.deadline = time.Now().Add(confirmPatience)
+		r.seed.deadline = time.Now().Add(r.confirmPatience)
 	}
 }
 

@@ -168,6 +168,7 @@ func TestResumeIsNotConfirmed(t *testing.T) {
 	client.etcd.Watch(ctx, "future", clientv3.WithRev(1000))
 
 	r, second := resumed(cfg, first)
+	r.confirmPatience = 100 * time.Millisecond
 	startReader(t, r, client)
 	require.Eventually(t, r.Synced, patience, tick)
 	require.Eventually(t, func() bool { return r.Start() == Start{Relisted: RelistedUnconfirmed} }, patience, tick)
