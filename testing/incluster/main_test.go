@@ -12,12 +12,18 @@
 package incluster
 
 import (
+	"fmt"
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(beAgent) != "" {
+		fmt.Fprintln(os.Stderr, runAgent())
+		os.Exit(1)
+	}
 	goleak.VerifyTestMain(m,
 		// Started by the init functions of packages that etcd and upstream import.
 		goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"),

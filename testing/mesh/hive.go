@@ -55,6 +55,15 @@ func (h *Hive) Start() {
 	h.running = next
 }
 
+// Args are its flags, for another process that is to be the same.
+func (h *Hive) Args() []string {
+	var args []string
+	for name, value := range h.flags {
+		args = append(args, "--"+name+"="+value)
+	}
+	return args
+}
+
 // Stop stops the hive, if it runs.
 func (h *Hive) Stop() {
 	h.t.Helper()
