@@ -278,7 +278,9 @@ func TestLayoutChanges(t *testing.T) {
 	stop := f.run(h, plainConfig)
 	f.eventuallySynced()
 	stop()
-	watch := f.local.Etcd().Watch(t.Context(), "cilium/cache/", clientv3.WithPrefix())
+	now, err := f.local.Etcd().Get(t.Context(), "cilium/")
+	require.NoError(t, err)
+	watch := f.local.Etcd().Watch(t.Context(), "cilium/cache/", clientv3.WithPrefix(), clientv3.WithRev(now.Header.Revision+1))
 	f.run(h, cachedConfig)
 	f.eventually("cilium/cache/nodes/v1/c/", map[string]string{"node1": "value of nodes", "only-cache": "x"})
 	for seen := 0; seen < 2; {

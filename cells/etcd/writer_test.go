@@ -162,7 +162,9 @@ func TestWriterRestart(t *testing.T) {
 	stop()
 
 	c := clientAt(t, ttl, server.URL())
-	watched := c.etcd.Watch(t.Context(), "p/", clientv3.WithPrefix())
+	before, err := c.etcd.Get(t.Context(), "p/")
+	require.NoError(t, err)
+	watched := c.etcd.Watch(t.Context(), "p/", clientv3.WithPrefix(), clientv3.WithRev(before.Header.Revision+1))
 	w = startWriter(t, c)
 	s = w.Scope(leased("p/", nil))
 	require.NoError(t, s.Load(t.Context()))
@@ -327,7 +329,7 @@ func TestWriterEtcdLost(t *testing.T) {
 				p.set(second)
 				p.cut()
 				direct := clientAt(t, time.Minute, second.URL())
-				canary := direct.etcd.Watch(t.Context(), "synced/p", clientv3.WithFilterDelete())
+				canary := direct.etcd.Watch(t.Context(), "synced/p", clientv3.WithRev(1), clientv3.WithFilterDelete())
 				eventuallyContent(t, direct, "p/", want)
 				eventuallyContent(t, direct, "synced/", map[string]string{"p": "done"})
 
