@@ -31,7 +31,8 @@ serviceexports. With the ConfigMap cilium-config among them, cluster name and ID
 are as in the real cluster.
 
 Each cluster has an etcd, an exporter, a KVStoreMesh and an agent, each a process
-of its own on loopback that may be killed and comes back. Edits of the manifests
+of its own on loopback that may be killed and comes back. The first one also has an
+in-cluster cache, from which its agent has what is its own. Edits of the manifests
 are followed, and reported with the time they took to reach the other clusters'
 maps. Ctrl-C ends everything and cleans up.`,
 		Example: `  waggle run testdata/meshes/meadow`,
@@ -61,8 +62,8 @@ func newStatusCmd() *cobra.Command {
 are connected and synced, and how much one knows of the other. LAG is the number
 of keys by which that differs from what the remote cluster's etcd holds.
 
-Below that it shows where each agent has its own cluster's state from, which
-replica of the cache it reads, and since when it does, or doesn't.
+Below that it shows where the agent of a cluster with an in-cluster cache has its
+own cluster's state from: which replica it reads, and since when it does, or doesn't.
 
 With --shell-sock-path it shows what single processes, KVStoreMeshes or agents,
 say of the same.`,

@@ -23,10 +23,14 @@ type Datastore struct {
 	Problem string
 }
 
-// Datastores asks all agents of a run.
+// Datastores asks those agents of a run that have their own cluster's state: in the
+// clusters with an in-cluster cache.
 func (s *Status) Datastores() []Datastore {
 	var out []Datastore
 	for _, place := range s.layout.Clusters {
+		if !place.has(partCache) {
+			continue
+		}
 		row, found, err := datastoreOf(place.Shells[partAgent])
 		switch {
 		case err != nil:

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -26,18 +27,22 @@ type Place struct {
 	Cluster Cluster
 	// Etcd is the address of the cluster's etcd.
 	Etcd string
+	// Cache is that of its in-cluster cache's, if it has one: its agent then has its
+	// own cluster's state as well, from there.
+	Cache string `json:",omitempty"`
 	// Shells are the sockets of the processes' shells, by part.
 	Shells map[string]string
 	// Logs are their logs.
 	Logs map[string]string
 }
 
-// Parts are the processes of each cluster, in the order in which they start.
-var Parts = []string{partEtcd, partExporter, partKVStoreMesh, partAgent}
+// Parts are the processes of a cluster, in the order in which they start.
+var Parts = []string{partEtcd, partExporter, partCache, partKVStoreMesh, partAgent}
 
 const (
 	partEtcd        = "etcd"
 	partExporter    = "clustermesh"
+	partCache       = "incluster-cache"
 	partKVStoreMesh = "kvstoremesh"
 	partAgent       = "agent"
 
@@ -60,19 +65,30 @@ func ReadLayout(dir string) (Layout, error) {
 	return layout, nil
 }
 
+// has says whether the cluster has such a process.
+func (p Place) has(part string) bool { return part != partCache || p.Cache != "" }
+
 // prepare makes the files of a run: the layout, and for each cluster the etcd
 // configurations of the remote clusters, as they would be mounted from a Secret.
 // KVStoreMesh connects to the remote etcds, the agent finds all in the local one.
+// The first cluster has an in-cluster cache, to show one.
 func prepare(dir string, clusters []Cluster) (Layout, error) {
 	layout := Layout{Dir: dir}
-	for _, cluster := range clusters {
-		port, err := freePort()
-		if err != nil {
+	for i, cluster := range clusters {
+		place := Place{Cluster: cluster, Shells: map[string]string{}, Logs: map[string]string{}}
+		var err error
+		if place.Etcd, err = freeURL(); err != nil {
 			return layout, err
 		}
-		place := Place{Cluster: cluster, Etcd: fmt.Sprintf("http://127.0.0.1:%d", port),
-			Shells: map[string]string{}, Logs: map[string]string{}}
+		if i == 0 {
+			if place.Cache, err = freeURL(); err != nil {
+				return layout, err
+			}
+		}
 		for _, part := range Parts {
+			if !place.has(part) {
+				continue
+			}
 			place.Shells[part] = filepath.Join(dir, cluster.Name, part+".sock")
 			place.Logs[part] = filepath.Join(dir, cluster.Name, part+".log")
 		}
@@ -119,10 +135,16 @@ func (l Layout) pins() string {
 const maxSocketPath = 107
 
 // checkSockets says whether the kernel takes the paths of the shells' sockets.
-// Without its shell a process runs, and nobody can ask it.
+// Without its shell a process runs, and nobody can ask it; a cache doesn't run
+// without its etcd's.
 func (l Layout) checkSockets() error {
 	for _, place := range l.Clusters {
-		for _, socket := range place.Shells {
+		sockets := slices.Collect(maps.Values(place.Shells))
+		if place.has(partCache) {
+			// Its etcd's own, in a directory with a random name: see arguments.
+			sockets = append(sockets, filepath.Join(l.Dir, "waggle-etcd-4294967295", "etcd.sock"))
+		}
+		for _, socket := range sockets {
 			if len(socket) > maxSocketPath {
 				return fmt.Errorf("--run-dir=%q is too long by %d characters for the socket %q: give a shorter one",
 					l.Dir, len(socket)-maxSocketPath, socket)
@@ -137,13 +159,13 @@ func (l Layout) remotes(of Place) []Place {
 	return slices.DeleteFunc(slices.Clone(l.Clusters), func(p Place) bool { return p.Cluster.Name == of.Cluster.Name })
 }
 
-// freePort finds a port of loopback that is free now. It stays the etcd's over
+// freeURL finds a port of loopback that is free now. It stays an etcd's over
 // restarts, so that it must be known to those who connect.
-func freePort() (int, error) {
+func freeURL() (string, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return 0, fmt.Errorf("finding a free port: %w", err)
+		return "", fmt.Errorf("finding a free port: %w", err)
 	}
 	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port, nil
+	return "http://" + listener.Addr().String(), nil
 }

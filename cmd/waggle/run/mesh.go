@@ -29,10 +29,15 @@ func newMesh(layout Layout, backend string, ended func(string, int, error), star
 	m := &mesh{layout: layout}
 	for _, part := range Parts { // all etcds first
 		for _, place := range layout.Clusters {
+			if !place.has(part) {
+				continue
+			}
 			m.processes = append(m.processes, &process{
 				name: place.Cluster.Name + "/" + part,
 				args: layout.arguments(place, part, backend),
-				log:  place.Logs[part], ended: ended, started: started,
+				// What a process that is killed leaves there goes with the run.
+				env: []string{"TMPDIR=" + layout.Dir},
+				log: place.Logs[part], ended: ended, started: started,
 			})
 		}
 	}
@@ -58,11 +63,19 @@ func (l Layout) arguments(p Place, part, backend string) []string {
 			"--enable-cilium-endpoint-slice="+strconv.FormatBool(p.Cluster.EndpointSlices),
 			"--clustermesh-enable-mcs-api="+strconv.FormatBool(p.Cluster.MCSAPI),
 			"--kvstore-opt=etcd.address="+p.Etcd)
+	case partCache:
+		return append(args,
+			"--k8s-manifests="+p.Cluster.Manifests,
+			"--enable-cilium-endpoint-slice="+strconv.FormatBool(p.Cluster.EndpointSlices),
+			"--listen-client-urls="+p.Cache)
 	case partKVStoreMesh:
 		return append(args,
 			"--clustermesh-config="+l.meshConfig(p, part),
 			"--kvstore-opt=etcd.address="+p.Etcd)
 	default:
+		if p.Cache != "" {
+			args = append(args, "--datastore=etcd", "--kvstore-opt=etcd.address="+p.Cache)
+		}
 		return append(args,
 			"--clustermesh-config="+l.meshConfig(p, part),
 			"--ipcache-backend="+backend,

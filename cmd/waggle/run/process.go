@@ -24,6 +24,7 @@ const stopPatience = 10 * time.Second
 type process struct {
 	name string // "cluster/part"
 	args []string
+	env  []string // beside our own environment
 	log  string
 	// ended is told when the process ended by itself, and started when it was
 	// started again.
@@ -80,6 +81,7 @@ func (p *process) once(ctx context.Context, output *os.File, again bool) (reason
 		return nil, fmt.Errorf("starting %s: %w", p.name, err)
 	}
 	cmd := exec.CommandContext(ctx, self, p.args...)
+	cmd.Env = append(os.Environ(), p.env...)
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopPatience

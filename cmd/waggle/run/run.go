@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 	"github.com/cilium/cilium/pkg/lock/lockfile"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/ipcache"
 )
 
@@ -153,7 +155,8 @@ func empty(dir string) error {
 // tell is the story: up, synced, proved, and then what happens.
 func (s *story) tell(ctx context.Context) error {
 	layout := s.mesh.layout
-	s.say("Starting %d clusters, each with its own etcd, exporter, KVStoreMesh and agent.", len(layout.Clusters))
+	s.say("Starting %d clusters, each with its own etcd, exporter, KVStoreMesh and agent; %s also has an in-cluster cache.",
+		len(layout.Clusters), layout.Clusters[0].Cluster.Name)
 	for _, place := range layout.Clusters {
 		if place.Cluster.NoNamespaces {
 			s.say("%s has no Namespaces (kubectl get namespaces -o yaml): only its nodes will be exported, since nothing else is known to be in a global namespace.",
@@ -188,6 +191,9 @@ func (s *story) tell(ctx context.Context) error {
 	if err := s.prove(ctx, truths); err != nil {
 		return ignoreStop(ctx, err)
 	}
+	if err := s.proveCache(ctx, truths[0]); err != nil {
+		return ignoreStop(ctx, err)
+	}
 	s.reportDatapath()
 	if s.Once {
 		return nil
@@ -196,8 +202,12 @@ func (s *story) tell(ctx context.Context) error {
 
 	group, ctx := errgroup.WithContext(ctx)
 	for _, t := range truths {
+		readers := layout.remotes(t.place)
+		if t.place.has(partCache) {
+			readers = append(readers, t.place)
+		}
 		group.Go(func() error {
-			return followEdits(ctx, t, layout.remotes(t.place), func(text string) { s.say("%s", text) })
+			return followEdits(ctx, t, readers, func(text string) { s.say("%s", text) })
 		})
 	}
 	group.Go(func() error { return s.followRestarts(ctx) })
@@ -209,11 +219,15 @@ func (s *story) settle(ctx context.Context) ([]Row, error) {
 	last := ""
 	for {
 		rows := s.status.Rows(ctx)
-		if Settled(rows) {
+		own := s.status.Datastores()
+		if Settled(rows) && !slices.ContainsFunc(own, func(d Datastore) bool { return !d.Connected || !d.Ready }) {
 			s.progress("")
 			return rows, nil
 		}
 		synced, problem := 0, ""
+		for _, row := range own {
+			problem = row.Problem
+		}
 		for _, row := range rows {
 			if row.Synced && row.Lag == 0 {
 				synced++
@@ -244,21 +258,46 @@ func (s *story) prove(ctx context.Context, truths []*truth) error {
 		s.say("There is no pod to look up: the first cluster has none, or there is only one cluster.")
 		return nil
 	}
+	entry, err := find(ctx, row, target)
+	if err != nil {
+		return err
+	}
+	e := row.Endpoint()
+	s.say("End to end: pod %s/%s of %s, as %s's map has it:\n  %s\n", e.Namespace, e.Pod,
+		source.place.Cluster.Name, target.Cluster.Name, entry.text)
+	return nil
+}
+
+// proveCache looks the same pod up in the map of its own cluster, which has it from
+// the in-cluster cache.
+func (s *story) proveCache(ctx context.Context, source *truth) error {
+	row, ok := source.example()
+	if !ok || !source.place.has(partCache) {
+		return nil
+	}
+	entry, err := find(ctx, row, source.place)
+	if err != nil {
+		return err
+	}
+	e := row.Endpoint()
+	s.say("From the in-cluster cache: the same pod %s/%s, as %s's own map has it:\n  %s\n", e.Namespace, e.Pod,
+		source.place.Cluster.Name, entry.text)
+	return nil
+}
+
+// find waits until a cluster's map has an endpoint.
+func find(ctx context.Context, row *state.Endpoint, target Place) (entry mapEntry, err error) {
 	want := wanted{addr: row.Prefix().Addr(), identity: fmt.Sprint(row.Identity())}
-	var entry mapEntry
 	ctx, cancel := context.WithTimeout(ctx, editPatience)
 	defer cancel()
 	if err := poll(ctx, func() (found bool) {
 		entry, _ = lookup(target.Shells[partAgent], want.addr)
 		return want.matches(entry)
 	}); err != nil {
-		return fmt.Errorf("%s's map says %q of %s, and its manifests say identity %s: %w",
+		return entry, fmt.Errorf("%s's map says %q of %s, and the manifests say identity %s: %w",
 			target.Cluster.Name, entry.text, want.addr, want.identity, err)
 	}
-	e := row.Endpoint()
-	s.say("End to end: pod %s/%s of %s, as %s's map has it:\n  %s\n", e.Namespace, e.Pod,
-		source.place.Cluster.Name, target.Cluster.Name, entry.text)
-	return nil
+	return entry, nil
 }
 
 // reportDatapath says which map the agents write to.
@@ -354,6 +393,10 @@ func (s *story) show(rows []Row) error {
 		return err
 	}
 	fmt.Fprint(s.Out, "(lag: keys by which the cluster differs from what the remote's etcd holds)\n\n")
+	if err := PrintDatastores(s.Out, s.status.Datastores(), time.Now()); err != nil {
+		return err
+	}
+	fmt.Fprint(s.Out, "(this cluster's agent also has what is its own, from the etcd of its in-cluster cache)\n\n")
 	return nil
 }
 

@@ -59,6 +59,25 @@ func TestPrepareRefusesLongRunDir(t *testing.T) {
 	require.ErrorContains(t, err, "--run-dir")
 }
 
+// The first cluster has a cache, and its agent reads that; the others have neither.
+func TestPrepareCache(t *testing.T) {
+	layout, err := prepare(t.TempDir(), []Cluster{{Name: "amber", ID: 1}, {Name: "birch", ID: 2}})
+	require.NoError(t, err)
+	first, second := layout.Clusters[0], layout.Clusters[1]
+	require.NotEmpty(t, first.Cache)
+	require.NotEqual(t, first.Etcd, first.Cache)
+	require.Empty(t, second.Cache)
+	require.Contains(t, layout.arguments(first, partCache, "memory"), "--listen-client-urls="+first.Cache)
+	require.Subset(t, layout.arguments(first, partAgent, "memory"), []string{"--datastore=etcd", "--kvstore-opt=etcd.address=" + first.Cache})
+	require.NotContains(t, layout.arguments(second, partAgent, "memory"), "--datastore=etcd")
+	var names []string
+	for _, p := range newMesh(layout, "memory", nil, nil).processes {
+		names = append(names, p.name)
+	}
+	require.Contains(t, names, "amber/incluster-cache")
+	require.NotContains(t, names, "birch/incluster-cache")
+}
+
 func TestPinsOfRunsDiffer(t *testing.T) {
 	a, b := Layout{Dir: "/a"}.pins(), Layout{Dir: "/b"}.pins()
 	require.NotEqual(t, a, b)
