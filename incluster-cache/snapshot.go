@@ -32,10 +32,12 @@ import (
 //	        entriesEnd, and their number
 //	    the xxHash (64 bits) of all of that
 //
-// Numbers are varints, the hash has its eight bytes in little-endian order. Compressed,
-// it is an eighth of its size, for half of the time that writing it takes
-// (BenchmarkSnapshot): /var/run is memory on most nodes, and that of 100,000 endpoints
-// would be 25 MB.
+// Numbers are varints, the hash has its eight bytes in little-endian order.
+//
+// Compressed, that of 100,000 endpoints is 2.6 MB instead of 21, and /var/run is memory
+// on most nodes. Writing it takes 0.18 s of a core and 3.4 MB, since it goes from the
+// tables to the file row by row; reading and checking it takes 0.1 s, and then as long
+// as the tables take for as many rows of a list, 0.9 s (BenchmarkSnapshot).
 //
 // Another version is another file: there is no reading of older ones, since all that
 // a snapshot spares is a list.

@@ -187,7 +187,7 @@ func (s *snapshots) report() {
 		case start.Resumed:
 			started[resource] = "resumed"
 		case start.Relisted != "":
-			started[resource] = "relisted: " + string(start.Relisted)
+			started[resource] = "relisted-" + string(start.Relisted)
 		}
 	}
 	s.log.Info("Went on from the snapshot", "resources", started)

@@ -245,12 +245,17 @@ func BenchmarkSnapshotFormat(b *testing.B) {
 	content := held{wire.Endpoints: endpointEntries(b, count)}
 	header := headerOf(wire.Endpoints)
 	raw := encoded(b, header, content)
+	plain := 0
+	for _, e := range content[wire.Endpoints] {
+		plain += len(e.Key) + len(e.Value)
+	}
 	b.Run("write", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			require.NoError(b, writeSnapshot(io.Discard, header, content.entries))
 		}
 		b.ReportMetric(float64(len(raw))/count, "bytes/endpoint")
+		b.ReportMetric(float64(plain)/count, "plain-bytes/endpoint")
 	})
 	b.Run("check", func(b *testing.B) {
 		b.ReportAllocs()

@@ -26,6 +26,8 @@ type memory interface {
 	stale(events []Event, max int) (out []Event, more bool)
 	// forget makes the next list emit these keys (nil: all) even if unchanged.
 	forget(keys []string)
+	// remember notes a key's value that the Observer has already.
+	remember(key string, value []byte)
 	// size is the number of keys that are remembered.
 	size() int
 }
@@ -69,6 +71,8 @@ func (passthrough) stale(events []Event, _ int) ([]Event, bool) { return events,
 
 func (passthrough) forget([]string) {}
 
+func (passthrough) remember(string, []byte) {}
+
 func (passthrough) size() int { return 0 }
 
 // mirror is the memory of all keys: for each one, a hash of the last value. It
@@ -98,6 +102,11 @@ func newMirror() *mirror { return &mirror{keys: newKeyMap[mirrored]()} }
 func (m *mirror) beginList() { m.pass++ }
 
 func (m *mirror) size() int { return m.keys.len() }
+
+func (m *mirror) remember(key string, value []byte) {
+	known, _ := m.keys.put(key)
+	*known = mirrored{hash: xxhash.Sum64(value), pass: m.pass}
+}
 
 func (m *mirror) page(events []Event, prefixLen int, kvs []*mvccpb.KeyValue) []Event {
 	for _, kv := range kvs {

@@ -116,7 +116,7 @@ func (r *Reader) Seed(at Position) {
 // not what the etcd has at the Position, a list will tell, but a watch can't. Nothing
 // of value is kept. A Reader with Passthrough remembers nothing.
 func (r *Reader) Remember(key string, value []byte) {
-	r.memory.put(r.events[:0], []byte(key), value)
+	r.memory.remember(key, value)
 	r.entries.Store(int64(r.memory.size()))
 }
 

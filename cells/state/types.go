@@ -160,7 +160,7 @@ type Snapshot struct {
 	Created time.Time
 	Bytes   int64
 	// Restored is how many entries the start had from it, and Started what became of
-	// them: "resumed", or "relisted" and why.
+	// them: "resumed", or "relisted-" and why (etcd.Relisted).
 	Restored int
 	Started  map[wire.Resource]string
 	// Discarded is why the one that there was at the start wasn't used.

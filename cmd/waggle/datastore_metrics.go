@@ -41,6 +41,13 @@ type datastoreMetrics struct {
 	Entries metric.Vec[metric.Gauge]
 	// Refused counts values that weren't taken in, by reason.
 	Refused metric.Vec[metric.Gauge]
+	// Snapshot is when the one on disk was written, in seconds since 1970, and
+	// SnapshotBytes its size.
+	Snapshot, SnapshotBytes metric.Gauge
+	// Restored are the entries that the start had from one, and Started is 1 for what
+	// became of each resource of it: resumed, or why it was listed.
+	Restored metric.Gauge
+	Started  metric.Vec[metric.Gauge]
 }
 
 func newDatastoreMetrics() *datastoreMetrics {
@@ -53,6 +60,11 @@ func newDatastoreMetrics() *datastoreMetrics {
 		Failures:  metric.NewGauge(opts("failures", "How often the connection to the datastore was lost since the start")),
 		Entries:   metric.NewGaugeVec(opts("entries", "What the tables hold of this cluster"), []string{"resource"}),
 		Refused:   metric.NewGaugeVec(opts("refused", "Values of this cluster that were not taken in since the start"), []string{"reason"}),
+
+		Snapshot:      metric.NewGauge(opts("snapshot_timestamp_seconds", "When the snapshot on disk was written")),
+		SnapshotBytes: metric.NewGauge(opts("snapshot_bytes", "Size of the snapshot on disk")),
+		Restored:      metric.NewGauge(opts("restored_entries", "What the start had from a snapshot")),
+		Started:       metric.NewGaugeVec(opts("started", "How a restored resource went on: resumed, or why it was listed"), []string{"resource", "how"}),
 	}
 }
 
@@ -86,5 +98,13 @@ func (m *datastoreMetrics) set(row *state.Datastore) {
 	}
 	for reason, n := range row.Refused {
 		m.Refused.WithLabelValues(string(reason)).Set(float64(n))
+	}
+	if snapshot := &row.Snapshot; !snapshot.Created.IsZero() {
+		m.Snapshot.Set(float64(snapshot.Created.Unix()))
+		m.SnapshotBytes.Set(float64(snapshot.Bytes))
+		m.Restored.Set(float64(snapshot.Restored))
+		for resource, how := range snapshot.Started {
+			m.Started.WithLabelValues(string(resource), how).Set(1)
+		}
 	}
 }

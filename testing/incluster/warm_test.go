@@ -34,8 +34,8 @@ func TestWarmStart(t *testing.T) {
 		"with a snapshot that is cut off":  {meanwhile: (*warmScene).cutOff, discarded: "torn"},
 		"with a snapshot of flipped bytes": {meanwhile: (*warmScene).flip, discarded: "torn"},
 		"with another cluster's snapshot":  {meanwhile: (*warmScene).swap, discarded: `of cluster "elsewhere", ID 0, and this is "default"`},
-		"at an etcd that was compacted":    {meanwhile: (*warmScene).compact, restored: true, started: "relisted: compacted"},
-		"at another etcd":                  {meanwhile: (*warmScene).renew, restored: true, started: "relisted: other-etcd"},
+		"at an etcd that was compacted":    {meanwhile: (*warmScene).compact, restored: true, started: "relisted-compacted"},
+		"at another etcd":                  {meanwhile: (*warmScene).renew, restored: true, started: "relisted-other-etcd"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := r.warmScene(t)
