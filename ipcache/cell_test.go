@@ -31,7 +31,7 @@ import (
 )
 
 // patience bounds what is waited for; nothing ordinarily takes a second.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // running is a hive with the Cell and the tables it reads.
 type running struct {

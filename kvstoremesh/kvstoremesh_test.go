@@ -30,7 +30,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience, tick = 20 * time.Second, 5 * time.Millisecond
+const patience, tick = time.Minute, 5 * time.Millisecond
 
 // fixture is a source's etcd and a KVStoreMesh on an etcd of its own.
 type fixture struct {

@@ -239,7 +239,7 @@ func TestHerdOfReaders(t *testing.T) {
 	opts := DefaultOptions
 	opts.PageBytes = 1 << 14 // some hundred keys: many pages
 
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	var group errgroup.Group
 	followed := make(chan *Reader, readers)

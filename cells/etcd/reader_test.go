@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	)
 }
 
-const patience, tick = 20 * time.Second, 5 * time.Millisecond
+const patience, tick = time.Minute, 5 * time.Millisecond
 
 func startServer(t testing.TB, cfg ServerConfig) *Server {
 	t.Helper()

@@ -70,7 +70,7 @@ func TestScript(t *testing.T) {
 		return &script.Engine{Cmds: cmds, RetryInterval: 10 * time.Millisecond, MaxRetryInterval: 200 * time.Millisecond}
 	}
 
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	scripttest.Test(t, ctx, setup, nil, "testdata/*.txtar")
 }

@@ -282,7 +282,7 @@ func (p *pair) differences(ctx context.Context) (map[string]string, error) {
 
 // TestFidelity runs the scripts of testdata/fidelity on both sides.
 func TestFidelity(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	setup := func(t testing.TB, args []string) *script.Engine {
 		return &script.Engine{Cmds: newPair(t, args).commands(), RetryInterval: 10 * time.Millisecond, MaxRetryInterval: 200 * time.Millisecond}

@@ -102,7 +102,7 @@ func setupWith(t testing.TB, args []string, cells ...cell.Cell) *script.Engine {
 }
 
 func runScripts(t *testing.T, setup func(testing.TB, []string) *script.Engine, pattern string) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	scripttest.Test(t, ctx, setup, nil, pattern)
 }

@@ -30,7 +30,7 @@ import (
 
 const (
 	// patience is how long a condition may take; it only matters for failures.
-	patience = 20 * time.Second
+	patience = time.Minute
 	tick     = 2 * time.Millisecond
 )
 

@@ -17,7 +17,7 @@ import (
 )
 
 // patience bounds what is waited for; upstream's reconnects take seconds.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // do is a command without arguments that can't fail by itself.
 func do(summary string, what func()) script.Cmd {

@@ -71,7 +71,7 @@ func (p path) String() string {
 func TestPaths(t *testing.T) {
 	for _, p := range paths {
 		t.Run(p.String(), func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 			t.Cleanup(cancel)
 			scripttest.Test(t, ctx, p.engine, nil, "testdata/*.txtar")
 		})
