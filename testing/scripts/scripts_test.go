@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 
 // scriptTimeout bounds one script. One whose condition never comes true takes as
 // long; one that succeeds takes a few seconds.
-const scriptTimeout = 45 * time.Second
+const scriptTimeout = 2 * time.Minute
 
 // faults is the probability of the runs with faults: one message in 50 is lost
 // with its connection. At one in 20 connections end sooner than they can be used.
