@@ -23,11 +23,11 @@ import (
 const (
 	// backoffFirst and backoffLast bound the pauses between two rounds through all
 	// replicas. Agents that lost a replica together must not come back together:
-	// each pause is at random between nothing and twice what the back-off says.
+	// each pause is at random between nothing and twice what the back-off says. Of
+	// 5,000 agents without any replica 1,000 knock in a second, at a port that is
+	// closed.
 	backoffFirst = 500 * time.Millisecond
-	backoffLast  = 30 * time.Second
-	// steady is how long a replica is read for the next loss to be a new one.
-	steady = 10 * time.Second
+	backoffLast  = 5 * time.Second
 )
 
 // follower keeps the tables up with the cache: it reads one replica at a time, and
@@ -81,9 +81,10 @@ func (f *follower) run(ctx context.Context, health cell.Health) error {
 type outcome int
 
 const (
-	// failed: no replica could be read, or not for long.
+	// failed: no replica could be read.
 	failed outcome = iota
-	// lost: one was read for a while.
+	// lost: one was, and the next loss is a new one. Should it be lost again and again,
+	// the jitter of lists is longer than the connections, and none is made.
 	lost
 	// moved: the next round has something to read.
 	moved
@@ -114,7 +115,6 @@ func (f *follower) round(ctx context.Context) outcome {
 
 // session reads one replica for as long as that lasts.
 func (f *follower) session(ctx context.Context, conn *connection) outcome {
-	began := time.Now()
 	f.last = ""
 	f.directory.answered()
 	f.source.connected(conn.address, conn.seen.etcdID, conn.config)
@@ -129,9 +129,6 @@ func (f *follower) session(ctx context.Context, conn *connection) outcome {
 	f.source.lost(fmt.Errorf("reading %s: %w", conn.address, err))
 	f.last = conn.address
 	f.directory.follow()
-	if time.Since(began) < steady {
-		return failed
-	}
 	return lost
 }
 

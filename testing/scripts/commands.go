@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -117,7 +118,8 @@ func (m *Mesh) newPart(s *script.State, kind, name string, args []string) (*part
 	case agent:
 		rest, _, local := cutFlag(args, "local")
 		args = rest
-		flags = append(flags, "--ipcache-backend=memory", "--bpf-map-dir="+m.bpfDir+"-"+name)
+		flags = append(flags, "--ipcache-backend=memory", "--bpf-map-dir="+m.bpfDir+"-"+name,
+			"--state-dir="+filepath.Join(c.dir, "state"), "--incluster-cache-relist-jitter=10ms")
 		if rest, etcdName, cached := cutFlag(args, "cache"); cached {
 			args = rest
 			if etcdName == "" {
@@ -143,7 +145,9 @@ func (m *Mesh) newPart(s *script.State, kind, name string, args []string) (*part
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("making the directory of configurations: %w", err)
 		}
-		flags = append(flags, "--clustermesh-config="+dir)
+		if kind == kvstoremesh || c.id != "0" { // a cluster without an ID is in no mesh
+			flags = append(flags, "--clustermesh-config="+dir)
+		}
 	}
 	if p, ok := m.parts[full]; ok && p.hive != nil {
 		return nil, fmt.Errorf("%s runs already", full)
