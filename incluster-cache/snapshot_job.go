@@ -65,7 +65,7 @@ type snapshots struct {
 	writer   *state.Writer
 	program  string
 
-	// What follows belongs to the job.
+	// What follows belongs to the job, and before that to restore.
 	written []ingest.SavedPosition
 }
 
@@ -115,6 +115,9 @@ func (s *snapshots) apply(loaded *loadedSnapshot) (entries int, err error) {
 	})
 	if err != nil {
 		return entries, err
+	}
+	if loaded.header.Program == s.program {
+		s.written = loaded.header.Resources // so it isn't written again as it is
 	}
 	for _, at := range loaded.header.Resources {
 		if loaded.header.Program != s.program {

@@ -69,7 +69,7 @@ type SavedPosition struct {
 func (h *handler) save() *Saved {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	saved := &Saved{tables: h.options.Writer.Tables(), origin: h.origin, waiting: h.held.waiting(nil)}
+	saved := &Saved{tables: h.options.Writer.Tables()}
 	for _, s := range h.streams {
 		if !s.enabled {
 			continue
@@ -82,7 +82,8 @@ func (h *handler) save() *Saved {
 	if len(saved.positions) == 0 {
 		return nil
 	}
-	saved.txn = h.options.Writer.ReadTxn()
+	// The origin is set, before there are any streams.
+	saved.origin, saved.waiting, saved.txn = h.origin, h.held.waiting(nil), h.options.Writer.ReadTxn()
 	return saved
 }
 
