@@ -5,11 +5,12 @@ package etcd
 
 import (
 	"context"
+	"maps"
+	"math/rand/v2"
 	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/peer"
 )
@@ -26,12 +27,13 @@ const (
 // ListBound bounds how many lists an etcd serves at once, so that agents which
 // come back together, a replica having died, are served one after the other, each
 // in the time that a list takes, and not all at once in the time that all take:
-// the memory for pages is bounded, and so is what watches and writes wait for.
+// the memory for pages is bounded, and so is what watches and writes wait for
+// (BenchmarkHerd).
 //
 // A list is all of its pages. It takes a place with its first one and keeps it up
 // to the last, so that a large one, once begun, isn't held up by others that begin
 // (its revision would be compacted away). Who finds no place is put off for about
-// as long as those before it will take (see postpone), rather than left waiting:
+// as long as those who wait will take (see turn), rather than left waiting:
 // a request that waits has a deadline, and costs memory here.
 //
 // Any read of a range is a list. Reads of single keys, watches and writes are
@@ -48,11 +50,13 @@ type ListBound struct {
 	// up. Clients that can't be told apart (over a Unix socket) may share a list's
 	// identity; they have a time each.
 	between map[listID][]openList
-	// duration is how long a list takes, smoothed; pace spreads those who are put
-	// off over the time in which places become free.
+	// duration is how long a list takes, smoothed.
 	duration time.Duration
-	pace     *rate.Limiter
-	stats    ListStats
+	// waiting has those who were put off and not yet admitted, and when they are
+	// forgotten; see turn.
+	waiting map[listID]time.Time
+	sweep   time.Time // when to look for those to forget
+	stats   ListStats
 }
 
 // listID tells which list a page is of.
@@ -79,12 +83,10 @@ type ListStats struct {
 
 // NewListBound makes a bound of so many lists, at least one.
 func NewListBound(limit int) *ListBound {
-	b := &ListBound{
-		limit: max(1, limit), now: time.Now,
-		between: make(map[listID][]openList), duration: firstGuess,
+	return &ListBound{
+		limit: max(1, limit), now: time.Now, duration: firstGuess,
+		between: make(map[listID][]openList), waiting: make(map[listID]time.Time),
 	}
-	b.pace = rate.NewLimiter(b.rate(), 1)
-	return b
 }
 
 // ServerOption is for ServerConfig.GRPC.
@@ -140,8 +142,9 @@ func (b *ListBound) admit(id listID) (openList, error) {
 	}
 	if b.open >= b.limit {
 		b.stats.Postponed++
-		return openList{}, postpone(b.limit, b.turn(now))
+		return openList{}, postpone(b.limit, b.turn(id, now))
 	}
+	delete(b.waiting, id)
 	b.open++
 	b.stats.Peak = max(b.stats.Peak, b.open)
 	return openList{began: now}, nil
@@ -164,9 +167,7 @@ func (b *ListBound) end(list openList, read bool) {
 		return
 	}
 	b.stats.Ended++
-	now := b.now()
-	b.duration += (now.Sub(list.began) - b.duration) / 8
-	b.pace.SetLimitAt(now, b.rate())
+	b.duration += (b.now().Sub(list.began) - b.duration) / 8
 }
 
 // giveUp frees the places of lists that nobody has continued.
@@ -190,18 +191,17 @@ func (b *ListBound) setBetween(id listID, lists []openList) {
 	b.between[id] = lists
 }
 
-// rate is how many lists end in a second while all places are taken.
-func (b *ListBound) rate() rate.Limit {
-	return rate.Limit(float64(b.limit) / max(b.duration, time.Millisecond).Seconds())
-}
-
-// turn is how long somebody who is put off now should stay away: each is given the
-// turn after that of the one before, at the rate at which places become free.
-func (b *ListBound) turn(now time.Time) time.Duration {
-	turn := b.pace.ReserveN(now, 1)
-	delay := turn.DelayFrom(now)
-	if delay > maxPostponement {
-		turn.CancelAt(now)
+// turn is how long somebody who is put off now should stay away: a random part of
+// the time in which all who wait can be served, so that they come back spread over
+// it, about as fast as places become free. Who comes too early, the estimate having
+// been too low, is given another part of what is left, and isn't counted twice.
+func (b *ListBound) turn(id listID, now time.Time) time.Duration {
+	if now.After(b.sweep) {
+		maps.DeleteFunc(b.waiting, func(_ listID, until time.Time) bool { return until.Before(now) })
+		b.sweep = now.Add(maxPostponement)
 	}
-	return min(max(delay, b.duration/2, minPostponement), maxPostponement)
+	b.waiting[id] = now.Add(2 * maxPostponement) // or it has gone elsewhere
+	each := b.duration / time.Duration(b.limit)
+	delay := each + time.Duration(rand.Float64()*float64(each)*float64(len(b.waiting)))
+	return min(max(delay, minPostponement), maxPostponement)
 }

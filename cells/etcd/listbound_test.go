@@ -102,25 +102,45 @@ func TestListBoundPassesOthers(t *testing.T) {
 	}
 }
 
-// Each who is put off is given a later turn, at the rate at which lists end.
+// Those who are put off come back spread over the time that all of them take; who is
+// put off again is still counted once.
 func TestListBoundSpreadsTurns(t *testing.T) {
-	bound := NewListBound(4)
+	const limit, callers = 4, 400
+	bound := NewListBound(limit)
 	now := time.Now()
 	bound.now = func() time.Time { return now }
-	for range 4 {
+	for range limit {
 		require.NoError(t, newCaller(bound, 1).list(0, true))
 	}
-	var last time.Duration
-	for i := range 1000 {
-		delay := requirePostponed(t, newCaller(bound, i+2).list(0, true))
-		require.GreaterOrEqual(t, delay, last)
-		require.LessOrEqual(t, delay, maxPostponement)
-		last = delay
+	each := firstGuess / limit
+	for round := range 3 {
+		var sum time.Duration
+		for i := range callers {
+			delay := requirePostponed(t, newCaller(bound, i+2).list(0, true))
+			require.LessOrEqual(t, delay, (callers+1)*each)
+			sum += delay
+		}
+		if round > 0 { // all of them wait
+			require.InDelta(t, float64(callers)/2, float64(sum/each)/callers, callers/8)
+		}
 	}
-	require.InDelta(t, 1000*firstGuess.Seconds()/4, last.Seconds(), 1)
-	for i := range 1000 {
-		require.LessOrEqual(t, requirePostponed(t, newCaller(bound, i+2).list(0, true)), maxPostponement)
+	require.Len(t, bound.waiting, callers)
+
+	// Who is admitted waits no more, and who never comes back is forgotten.
+	for range limit {
+		require.NoError(t, newCaller(bound, 1).list(7, false))
 	}
+	require.NoError(t, newCaller(bound, 2).list(0, false))
+	require.Len(t, bound.waiting, callers-1)
+	for i := range limit {
+		require.NoError(t, newCaller(bound, i+2).list(0, true))
+	}
+	now = now.Add(3 * maxPostponement)
+	for i := range limit {
+		_ = newCaller(bound, i+2).list(7, true) // they go on
+	}
+	requirePostponed(t, newCaller(bound, 1).list(0, true))
+	require.Len(t, bound.waiting, 1)
 }
 
 // An error that only looks like one isn't a postponement: a message that is too
