@@ -23,6 +23,9 @@ type InClusterConfig struct {
 	Config
 	// Agents is their number, and that of nodes.
 	Agents int
+	// Bare is how many of them only open the watches that an agent has: what serves
+	// them has the same work, and the machine less.
+	Bare int
 	// Pods is how many pods there are at the start, and all the time about as many.
 	Pods int
 	// Rate is the number of changes of pods per second, and ServicesRate that of
@@ -76,6 +79,8 @@ func (c InClusterConfig) validate() error {
 	switch {
 	case c.Agents < 1:
 		return errors.New("there must be at least one agent")
+	case c.Bare < 0 || c.Bare >= c.Agents:
+		return fmt.Errorf("%d of %d agents bare: at least one must have tables", c.Bare, c.Agents)
 	case uint64(c.Agents)+otherFiles > files.Max:
 		return fmt.Errorf("%d agents: a process may have only %d files open (ulimit -Hn)", c.Agents, files.Max)
 	case c.Rate <= 0 || c.ServicesRate < 0 || c.Duration < time.Second:
@@ -123,7 +128,7 @@ func InCluster(ctx context.Context, config InClusterConfig) (*InClusterReport, e
 		return nil, err
 	}
 	report := &InClusterReport{
-		Head: head, Agents: config.Agents, Pods: config.Pods, Rate: config.Rate, ServicesRate: config.ServicesRate,
+		Head: head, Agents: config.Agents, Bare: config.Bare, Pods: config.Pods, Rate: config.Rate, ServicesRate: config.ServicesRate,
 		Seconds: config.Duration.Seconds(), EndpointSlices: config.EndpointSlices,
 	}
 	b.expect(config.Rounds * (len(inClusterModes) - 1 + len(config.waits())))
@@ -234,6 +239,11 @@ func (r *inCluster) carry(ctx context.Context, wait time.Duration) (f InClusterF
 			return f, err
 		}
 		defer agents.close()
+		for _, p := range agents.processes {
+			alive, stop := whileAlive(ctx, p)
+			defer stop()
+			ctx = alive
+		}
 		f.SyncSeconds = time.Since(began).Seconds()
 		after, err := cpuOfParts(parts)
 		if err != nil {

@@ -16,8 +16,10 @@ import (
 
 // agents are the processes that the agents of a round are in. There may be none.
 type agents struct {
+	// processes are those of agents with tables, and after them those of bare ones.
 	processes []*process.Process
-	sockets   []string
+	// sockets are those of agents with tables.
+	sockets []string
 }
 
 // askAgentsAgain is the time between two questions to the agents of a process. It
@@ -29,7 +31,8 @@ const askAgentsAgain = 50 * time.Millisecond
 var agentsEnvironment = []string{"GOGC=400"}
 
 // startAgents starts the agents, each of the processes when the one before it has
-// all, and waits until all agents have what the world is made of.
+// all, and waits until all agents have what the world is made of, and bare ones
+// their watches.
 func (r *inCluster) startAgents(ctx context.Context, flags ...string) (_ *agents, err error) {
 	a := &agents{}
 	defer func() {
@@ -37,19 +40,36 @@ func (r *inCluster) startAgents(ctx context.Context, flags ...string) (_ *agents
 			a.close()
 		}
 	}()
-	for left := r.config.Agents; left > 0; left -= agentsOfProcess {
+	start := func(count int, bare bool) (string, error) {
 		name := r.part(fmt.Sprintf("agents-%d", len(a.processes)+1))
 		socket := filepath.Join(r.dir, name+".sock")
 		argv := append([]string{r.config.Program, "bench", "agents", "--socket=" + socket,
-			"--agents=" + strconv.Itoa(min(left, agentsOfProcess)),
+			"--agents=" + strconv.Itoa(count), "--bare=" + strconv.FormatBool(bare),
 			"--enable-cilium-endpoint-slice=" + strconv.FormatBool(r.config.EndpointSlices)}, flags...)
 		p, err := process.Start(name, r.dir, argv, agentsEnvironment)
+		if err == nil {
+			a.processes = append(a.processes, p)
+		}
+		return socket, err
+	}
+	for left := r.config.Agents - r.config.Bare; left > 0; left -= agentsOfProcess {
+		socket, err := start(min(left, agentsOfProcess), false)
 		if err != nil {
 			return nil, err
 		}
-		a.processes, a.sockets = append(a.processes, p), append(a.sockets, socket)
-		if err := a.awaitOne(ctx, len(a.processes)-1, r.world.book); err != nil {
+		a.sockets = append(a.sockets, socket)
+		if err := a.awaitOne(ctx, len(a.sockets)-1, r.world.book); err != nil {
 			return nil, err
+		}
+	}
+	if r.config.Bare > 0 {
+		socket, err := start(r.config.Bare, true)
+		if err != nil {
+			return nil, err
+		}
+		p := a.processes[len(a.processes)-1]
+		if err := untilAgents(ctx, p, socket, func(s follower.AgentsStatus) bool { return s.Bare == r.config.Bare }); err != nil {
+			return nil, fmt.Errorf("waiting until all bare agents watch: %w", err)
 		}
 	}
 	return a, nil
@@ -63,7 +83,7 @@ func (a *agents) close() {
 
 // await waits until all agents have all that the book says.
 func (a *agents) await(ctx context.Context, book *book) error {
-	for i := range a.processes {
+	for i := range a.sockets {
 		if err := a.awaitOne(ctx, i, book); err != nil {
 			return err
 		}
@@ -73,21 +93,29 @@ func (a *agents) await(ctx context.Context, book *book) error {
 
 func (a *agents) awaitOne(ctx context.Context, i int, book *book) error {
 	sum, rows := book.content()
-	alive, stop := whileAlive(ctx, a.processes[i])
-	defer stop()
 	var last follower.AgentsStatus
+	err := untilAgents(ctx, a.processes[i], a.sockets[i], func(s follower.AgentsStatus) bool {
+		last = s
+		return s.Having(sum, rows) == len(s.Sums)
+	})
+	if err != nil {
+		return fmt.Errorf("waiting until all agents have all %d rows (%d of %d have; rows: %v): %w",
+			rows, last.Having(sum, rows), len(last.Sums), last.Rows, err)
+	}
+	return nil
+}
+
+// untilAgents asks the agents of a process until the answer is right.
+func untilAgents(ctx context.Context, p *process.Process, socket string, right func(follower.AgentsStatus) bool) error {
+	alive, stop := whileAlive(ctx, p)
+	defer stop()
 	for {
-		status, err := follower.AskAgents(alive, a.sockets[i])
-		if err == nil {
-			last = status
-			if last.Having(sum, rows) == len(last.Sums) {
-				return nil
-			}
+		if status, err := follower.AskAgents(alive, socket); err == nil && right(status) {
+			return nil
 		}
 		select {
 		case <-alive.Done():
-			return fmt.Errorf("waiting until all agents of %s have all %d rows (%d of %d have; rows: %v): %w\n%s", a.processes[i].Name(),
-				rows, last.Having(sum, rows), len(last.Sums), last.Rows, context.Cause(alive), a.processes[i].LogTail())
+			return fmt.Errorf("%s: %w\n%s", p.Name(), context.Cause(alive), p.LogTail())
 		case <-time.After(askAgentsAgain):
 		}
 	}

@@ -112,7 +112,8 @@ type InClusterRound struct {
 // "curve" has what the wait between commits makes of the cache.
 type InClusterReport struct {
 	Head
-	Agents, Pods       int
+	// Agents are all of them, and Bare those without tables.
+	Agents, Bare, Pods int
 	Rate, ServicesRate float64
 	// Seconds is how long changes were made.
 	Seconds        float64
@@ -252,7 +253,7 @@ func (r *InClusterReport) MarshalJSON() ([]byte, error) {
 	delete(out, "sources")
 	delete(out, "allowed")
 	out["parameters"] = map[string]any{
-		"agents": r.Agents, "pods": r.Pods, "rate": r.Rate, "services_rate": r.ServicesRate, "seconds": r.Seconds,
+		"agents": r.Agents, "bare": r.Bare, "pods": r.Pods, "rate": r.Rate, "services_rate": r.ServicesRate, "seconds": r.Seconds,
 		"wait_ms": r.wait(Cache).Seconds() * 1000, "endpoint_slices": r.EndpointSlices, "seed": r.Mesh.Seed,
 	}
 	for _, mode := range r.Modes() {
@@ -274,8 +275,8 @@ func (r *InClusterReport) WriteText(w io.Writer) error {
 	if r.EndpointSlices {
 		objects = "CiliumEndpointSlices"
 	}
-	fmt.Fprintf(w, "%s: %d agents, %d pods as %s, %g changes/s of pods and %g/s of services for %g s, seed %d\n",
-		r.Benchmark, r.Agents, r.Pods, objects, r.Rate, r.ServicesRate, r.Seconds, r.Mesh.Seed)
+	fmt.Fprintf(w, "%s: %d agents (%d of them bare), %d pods as %s, %g changes/s of pods and %g/s of services for %g s, seed %d\n",
+		r.Benchmark, r.Agents, r.Bare, r.Pods, objects, r.Rate, r.ServicesRate, r.Seconds, r.Mesh.Seed)
 	r.writeMachine(w)
 	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
 	for _, mode := range r.Modes() {

@@ -19,7 +19,7 @@ import (
 )
 
 // inClusterOf measures few agents of a small cluster.
-func inClusterOf(t *testing.T, endpointSlices bool, waits ...time.Duration) *InClusterReport {
+func inClusterOf(t *testing.T, endpointSlices bool, bare int, waits ...time.Duration) *InClusterReport {
 	t.Helper()
 	kubernetes, err := kubeapi.Build(t.Context())
 	if err != nil {
@@ -30,7 +30,7 @@ func inClusterOf(t *testing.T, endpointSlices bool, waits ...time.Duration) *InC
 	}
 	report, err := InCluster(t.Context(), InClusterConfig{
 		Config: Config{Rounds: 1, Timeout: 3 * time.Minute, Program: os.Args[0], Log: hivetest.Logger(t)},
-		Agents: 3, Pods: 120, Rate: 40, ServicesRate: 10, Duration: 2 * time.Second, Drain: time.Minute,
+		Agents: 3 + bare, Bare: bare, Pods: 120, Rate: 40, ServicesRate: 10, Duration: 2 * time.Second, Drain: time.Minute,
 		Wait: 20 * time.Millisecond, Waits: waits, EndpointSlices: endpointSlices, KubernetesProgram: kubernetes,
 	})
 	require.NoError(t, err) // it says whether each agent has what was written
@@ -41,7 +41,7 @@ func inClusterOf(t *testing.T, endpointSlices bool, waits ...time.Duration) *InC
 // figures agree with each other. It says nothing about cost.
 func TestInCluster(t *testing.T) {
 	t.Parallel()
-	report := inClusterOf(t, false, 0)
+	report := inClusterOf(t, false, 0, 0)
 	require.Equal(t, inClusterModes, report.Modes())
 	require.Len(t, report.Rounds, 2+2)
 	watches := map[string]int{Idle: 0, CRD: 3, Cache: 1}
@@ -82,11 +82,11 @@ func TestInCluster(t *testing.T) {
 }
 
 // TestInClusterEndpointSlices is the same with slices, in which writes of pods
-// are combined.
+// are combined, and with bare agents beside the others.
 func TestInClusterEndpointSlices(t *testing.T) {
 	t.Parallel()
-	report := inClusterOf(t, true)
-	for mode, watches := range map[string]int{CRD: 3, Cache: 1} {
+	report := inClusterOf(t, true, 2)
+	for mode, watches := range map[string]int{CRD: 3 + 2, Cache: 1} {
 		f := report.Median(mode)
 		require.Equal(t, 3*f.Writes, f.Delivered)
 		require.Equal(t, watches, f.Watches["ciliumendpointslices"])
@@ -140,6 +140,7 @@ func TestInClusterIsRefused(t *testing.T) {
 	require.NoError(t, config.validate())
 	for want, change := range map[string]func(*InClusterConfig){
 		"at least one agent":         func(c *InClusterConfig) { c.Agents = 0 },
+		"at least one must have":     func(c *InClusterConfig) { c.Bare = 1 },
 		"files open (ulimit -Hn)":    func(c *InClusterConfig) { c.Agents = 1 << 40 },
 		"rate must be positive":      func(c *InClusterConfig) { c.Rate = 0 },
 		"that of services not":       func(c *InClusterConfig) { c.ServicesRate = -1 },

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/waggle-mesh/waggle/bench/page"
+	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
 	"github.com/waggle-mesh/waggle/ipcache"
 )
 
@@ -43,6 +44,8 @@ type SuiteConfig struct {
 	KVStoreMeshes int
 	// Exported is the number of endpoints of Export.
 	Exported int
+	// InClusterAgents is the number of agents of InCluster.
+	InClusterAgents int
 	// ScaleClusters is the number of clusters of Scale, with the consumer's own, each
 	// as large as in a mesh of 511.
 	ScaleClusters int
@@ -70,8 +73,8 @@ type step struct {
 }
 
 // Suite runs all benchmarks one after the other. One that this machine can't do is
-// left out: those with a BPF map where that isn't permitted, and Export without
-// the program of the kube-apiserver.
+// left out: those with a BPF map where that isn't permitted, and Export and
+// InCluster without the program of the kube-apiserver.
 func Suite(ctx context.Context, config SuiteConfig) (*SuiteReport, error) {
 	suite := &SuiteReport{Reports: map[string]OneReport{}, Skipped: map[string]string{}}
 	var (
@@ -142,6 +145,9 @@ func (c SuiteConfig) steps() (steps []step) {
 	if c.Exported > 0 {
 		add("export", c.export)
 	}
+	if c.InClusterAgents > 0 {
+		add("incluster", c.inCluster)
+	}
 	if c.ScaleClusters > 0 {
 		add("scale", c.scale)
 	}
@@ -158,6 +164,16 @@ func (c SuiteConfig) export(ctx context.Context) (OneReport, error) {
 	one := c.Config
 	one.Mesh = Mesh{Clusters: 1, Endpoints: c.Exported, Nodes: max(1, c.Exported/20), Identities: max(1, c.Exported/20), Seed: c.Mesh.Seed}
 	return Export(ctx, ExportConfig{Config: one, Modes: []string{CES}, Rate: 100, Duration: c.Duration, Drain: time.Minute})
+}
+
+func (c SuiteConfig) inCluster(ctx context.Context) (OneReport, error) {
+	if _, err := peerProgram("", c.Program, apiServerProgram); err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoAPIServer, err)
+	}
+	return InCluster(ctx, InClusterConfig{
+		Config: c.Config, Agents: c.InClusterAgents, Pods: 500, Rate: 100, ServicesRate: 5, Duration: c.Duration, Drain: time.Minute,
+		Wait: inclustercache.DefaultConfig.CommitDelay,
+	})
 }
 
 // scale is a part of the largest mesh: so many of 511 clusters, of 50,000 nodes and

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/cilium/pkg/hive"
@@ -38,6 +39,8 @@ type AgentsConfig struct {
 	Datastore  string
 	Kubeconfig string
 	KVStoreOpt string
+	// Bare has bare agents: see runBare.
+	Bare bool
 	// Slices reads CiliumEndpointSlices.
 	Slices bool
 	// Socket is the path of the Unix socket to serve at.
@@ -50,6 +53,7 @@ func (c *AgentsConfig) Register(flags *pflag.FlagSet) {
 	flags.StringVar(&c.Datastore, "datastore", inclustercache.DatastoreKubernetes, "Where the cluster's state is read from, as of an agent")
 	flags.StringVar(&c.KVStoreOpt, "kvstore-opt", "", "Key-value store options")
 	flags.StringVar(&c.Kubeconfig, "k8s-kubeconfig-path", "", "Absolute path of the kubernetes kubeconfig file")
+	flags.BoolVar(&c.Bare, "bare", false, "Only open the watches that an agent has")
 	flags.BoolVar(&c.Slices, "enable-cilium-endpoint-slice", false, "Read CiliumEndpointSlices instead of CiliumEndpoints")
 	flags.StringVar(&c.Socket, "socket", "", "Path of the socket to tell what has arrived")
 }
@@ -60,6 +64,8 @@ type AgentsStatus struct {
 	Sums []Mark
 	// Rows are their numbers, by agent.
 	Rows []int
+	// Bare is the number of bare agents that have all their watches.
+	Bare int
 }
 
 // Having is the number of agents that have so many rows with that sum.
@@ -81,6 +87,15 @@ const agentsStartingAtOnce = 8
 // nothing behind the tables but what notes when a row changed. It returns nil
 // when ctx ends, and before that the first error of an agent that couldn't start.
 func RunAgents(ctx context.Context, log *slog.Logger, config AgentsConfig) (err error) {
+	if config.Bare {
+		var opened atomic.Int64
+		status := newServer(config.Socket, func() any { return AgentsStatus{Bare: int(opened.Load())} })
+		if err := status.Start(ctx); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, status.Stop(ctx)) }()
+		return runBare(ctx, log, config, func() { opened.Add(1) })
+	}
 	all := make([]*agent, config.Agents)
 	for i := range all {
 		all[i] = &agent{rows: map[Object]Mark{}}

@@ -11,6 +11,7 @@
 //	status.go    what it says
 //	readers.go   many readers of one etcd in place of one agent
 //	agents.go    many agents of one cluster, each with its own tables
+//	bare.go      many agents without what they do with what they are sent
 //	mark.go      what a row says, as a number
 //	arrivals.go  when rows arrived in the agents' tables
 //	meshes.go    the side that reads of many KVStoreMeshes, in their place

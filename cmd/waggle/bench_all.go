@@ -21,7 +21,7 @@ func newBenchAllCmd() *cobra.Command {
 		Long: `Runs "bench kvstoremesh" with a quarter, a half and all of the clusters, "bench
 churn" at each rate, and each of the others once. What this machine can't do is
 left out: "bench ingest" and "bench scale" where BPF maps can't be used, and "bench
-export" without bin/kube-apiserver beside this program. With -o html the report is
+export" and "bench incluster" without bin/kube-apiserver beside this program. With -o html the report is
 one file that needs no other.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -41,6 +41,7 @@ one file that needs no other.`,
 	flags.IntVar(&config.KVStoreMeshes, "kvstoremeshes", 20, "Number of KVStoreMeshes of rollout; 0 leaves it out")
 	flags.IntVar(&config.Agents, "agents", 100, "Number of agents of fanout; 0 leaves it out")
 	flags.IntVar(&config.Exported, "exported", 500, "Number of endpoints of export; 0 leaves it out")
+	flags.IntVar(&config.InClusterAgents, "incluster-agents", 30, "Number of agents of incluster; 0 leaves it out")
 	flags.IntVar(&config.ScaleClusters, "scale-clusters", 16, "Number of clusters of scale; 0 leaves it out")
 	return cmd
 }
