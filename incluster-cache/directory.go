@@ -80,7 +80,7 @@ func (d *directory) open(ctx context.Context) error {
 	if !fresh {
 		return nil
 	}
-	err = d.ask(ctx)
+	err = d.askPaced(ctx)
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
@@ -107,7 +107,6 @@ func (d *directory) replicas() []replica {
 
 // ask asks the API server for the backends of all Services.
 func (d *directory) ask(ctx context.Context) error {
-	d.nextAsk = time.Now().Add(rand.N(2 * d.backoff.Step()))
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	changed := false
@@ -123,6 +122,12 @@ func (d *directory) ask(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// askPaced is ask where nothing answers, and says when it may be done again.
+func (d *directory) askPaced(ctx context.Context) error {
+	d.nextAsk = time.Now().Add(rand.N(2 * d.backoff.Step()))
+	return d.ask(ctx)
+}
+
 // failed is called when no known replica answers. It asks the API server again,
 // unless it did a short while ago; the error says why nothing came of it.
 func (d *directory) failed(ctx context.Context) error {
@@ -132,7 +137,7 @@ func (d *directory) failed(ctx context.Context) error {
 	if len(d.named) == 0 || time.Now().Before(d.nextAsk) {
 		return nil
 	}
-	if err := d.ask(ctx); err != nil {
+	if err := d.askPaced(ctx); err != nil {
 		return fmt.Errorf("looking for other replicas: %w", err)
 	}
 	return nil

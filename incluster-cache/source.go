@@ -32,7 +32,12 @@ type source struct {
 	backend   string
 	failures  uint64
 	lastError string
+	// told is when which kind of error was logged, since it was last there.
+	told map[string]time.Time
 }
+
+// tellInterval is how often the log says again that nothing is read.
+const tellInterval = time.Minute
 
 // newSource makes the row.
 func newSource(log *slog.Logger, writer *state.Writer, cluster wire.ClusterInfo, now time.Time) *source {
@@ -77,19 +82,33 @@ func (s *source) lost(err error) {
 	if s.isThere {
 		s.isThere, s.since, s.backend = false, time.Now(), ""
 		s.failures++
+		s.told = nil
 	}
-	refused := new(RefusedError)
-	text := err.Error()
-	if text != s.lastError {
-		if errors.As(err, &refused) {
-			s.log.Error("Refusing a cache", "backend", refused.Backend, "error", refused.Err)
-		} else {
-			s.log.Warn("This cluster's state isn't being read, what is known stays in force", "error", err)
-		}
-	}
-	s.lastError = text
+	s.tell(err)
+	s.lastError = err.Error()
 	s.publish("")
 	s.health.Degraded(s.absence(), err)
+}
+
+// tell logs why nothing is read: what is new at once, and what is known once in a
+// while. That a connection was refused is the same whichever ports were tried.
+func (s *source) tell(err error) {
+	refused, kind := new(RefusedError), "connection"
+	if errors.As(err, &refused) {
+		kind = refused.Error()
+	}
+	if last, ok := s.told[kind]; ok && time.Since(last) < tellInterval {
+		return
+	}
+	if s.told == nil {
+		s.told = map[string]time.Time{}
+	}
+	s.told[kind] = time.Now()
+	if kind == "connection" {
+		s.log.Warn("This cluster's state isn't being read, what is known stays in force", "error", err)
+	} else {
+		s.log.Error("Refusing a cache", "backend", refused.Backend, "error", refused.Err)
+	}
 }
 
 // absence says since when nothing is read, and what that means.
