@@ -195,7 +195,7 @@ func (c *churn) startFollower(ctx context.Context, local *etcdProcess) (*process
 	p, err := process.Start(name, c.dir, []string{c.config.Program, "bench", "follow",
 		"--cluster-name=" + localName, "--cluster-id=" + strconv.Itoa(localID),
 		fmt.Sprintf("--max-connected-clusters=%d", c.config.Mesh.MaxConnectedClusters()),
-		"--clustermesh-config=" + configs, "--ipcache-backend=memory",
+		"--clustermesh-config=" + configs, "--ipcache-backend=memory", "--state-dir=",
 		"--follow-socket=" + socket, "--follow-run=" + strconv.Itoa(c.run)}, nil)
 	if err != nil {
 		return nil, "", err

@@ -45,12 +45,13 @@ func newMapWatch(log *slog.Logger) (*mapWatch, error) {
 }
 
 // agent is the command line of our agent. It is asked for nothing that the one of
-// a user doesn't have but a map of its own.
+// a user doesn't have but a map of its own,
+// and to keep nothing.
 func (b *benchmark) agent(watch *mapWatch, configs string, more ...string) []string {
 	return append([]string{b.config.Program, "agent",
 		"--cluster-name=" + localName, "--cluster-id=" + strconv.Itoa(localID),
 		fmt.Sprintf("--max-connected-clusters=%d", b.config.Mesh.MaxConnectedClusters()),
-		"--clustermesh-config=" + configs, "--health-port=0",
+		"--clustermesh-config=" + configs, "--health-port=0", "--state-dir=",
 		"--ipcache-backend=bpf", "--bpf-root=" + watch.root, "--bpf-map-dir=" + watch.dir,
 	}, more...)
 }

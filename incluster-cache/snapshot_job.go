@@ -84,8 +84,13 @@ func (s *snapshots) restore() {
 		return
 	case errors.Is(err, ErrSnapshotTorn), errors.Is(err, ErrSnapshotVersion), errors.Is(err, ErrSnapshotForeign):
 		s.log.Warn("Discarding the snapshot, this cluster's state will be listed", "path", s.file.path, "error", err)
-		if err := s.file.discard(); err != nil {
-			s.log.Warn("Removing the snapshot failed", "error", err)
+		// One that is torn is of no use to anybody. Others are whole, and may be somebody's:
+		// of an agent that was given this directory, or whose cluster's name this one was
+		// given, by mistake. They stay until there is something to put in their place.
+		if errors.Is(err, ErrSnapshotTorn) {
+			if err := s.file.discard(); err != nil {
+				s.log.Warn("Removing the snapshot failed", "error", err)
+			}
 		}
 		s.publish(func(row *state.Snapshot) { row.Discarded = err.Error() })
 		return

@@ -78,12 +78,24 @@ func TestSnapshotIsHandedOn(t *testing.T) {
 	require.Equal(t, 1, row().Restored)
 	require.Zero(t, third.write(silent{}), "what can't be vouched for isn't kept")
 
-	// What is another cluster's is taken away.
+	// What is another cluster's isn't used, and stays that one's.
 	fourth, row := nextProcess(t, dir, "build 1", wire.ClusterInfo{Name: "swarm", ID: 7})
 	fourth.restore()
 	require.Zero(t, fourth.local.Counts())
 	require.Contains(t, row().Discarded, `"swarm"`)
 	require.Contains(t, row().Discarded, first.file.path)
+	after, err := os.Stat(first.file.path)
+	require.NoError(t, err)
+	require.True(t, os.SameFile(written, after))
+	fifth, row := nextProcess(t, dir, "build 1", hive)
+	fifth.restore()
+	require.Equal(t, 1, row().Restored)
+
+	// One that is torn is nobody's.
+	require.NoError(t, os.Truncate(first.file.path, written.Size()-1))
+	sixth, row := nextProcess(t, dir, "build 1", hive)
+	sixth.restore()
+	require.NotEmpty(t, row().Discarded)
 	require.Empty(t, names(t, dir))
 }
 

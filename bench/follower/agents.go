@@ -188,13 +188,13 @@ func (a *agent) run(ctx context.Context, log *slog.Logger, config AgentsConfig, 
 	h.RegisterFlags(flags)
 	for name, value := range map[string]string{
 		"datastore":                    config.Datastore,
-		"datastore-snapshot-interval":  "0", // of many in one process, each would be another one's
+		"state-dir":                    "", // many in one process; and the default is a real agent's
 		"k8s-kubeconfig-path":          config.Kubeconfig,
 		"kvstore-opt":                  config.KVStoreOpt,
 		"enable-cilium-endpoint-slice": strconv.FormatBool(config.Slices),
 	} {
-		if value == "" {
-			continue // a map has no empty one
+		if name == "kvstore-opt" && value == "" {
+			continue // a map has no empty value
 		}
 		if err := flags.Set(name, value); err != nil {
 			return fmt.Errorf("setting --%s: %w", name, err)

@@ -39,6 +39,7 @@ func (c *Cluster) NewAgent(t testing.TB, remotes *Directory, flags ...Flags) *Ag
 	a := &Agent{}
 	own := Flags{
 		"ipcache-backend": ipcache.BackendMemory,
+		"state-dir":       t.TempDir(), // the default is a real agent's
 		// Tests may run in a pod, whose cluster is none of the mesh's.
 		"enable-k8s": "false",
 	}

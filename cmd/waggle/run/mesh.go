@@ -78,6 +78,8 @@ func (l Layout) arguments(p Place, part, backend string) []string {
 		}
 		return append(args,
 			"--clustermesh-config="+l.meshConfig(p, part),
+			// The default is a real agent's, whose snapshot isn't to be touched.
+			"--state-dir="+filepath.Join(l.Dir, p.Cluster.Name, "state"),
 			"--ipcache-backend="+backend,
 			"--bpf-map-dir="+filepath.Join(l.pins(), p.Cluster.Name),
 			"--bpf-ipcache-map-max=65536") // a trial's map; the default takes more kernel memory

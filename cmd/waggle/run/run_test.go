@@ -6,6 +6,7 @@ package run
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,6 +77,24 @@ func TestPrepareCache(t *testing.T) {
 	}
 	require.Contains(t, names, "amber/incluster-cache")
 	require.NotContains(t, names, "birch/incluster-cache")
+}
+
+// Everything that a run writes is in its directory, so that a real agent of the machine
+// keeps what is its own: the agents' default state directory is that agent's.
+func TestArgumentsStayInRunDir(t *testing.T) {
+	dir := t.TempDir()
+	layout, err := prepare(dir, []Cluster{{Name: "amber", ID: 1}, {Name: "birch", ID: 2}})
+	require.NoError(t, err)
+	states := map[string]bool{}
+	for _, place := range layout.Clusters {
+		args := layout.arguments(place, partAgent, "memory")
+		at := slices.IndexFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--state-dir=") })
+		require.GreaterOrEqual(t, at, 0, args)
+		state := strings.TrimPrefix(args[at], "--state-dir=")
+		require.True(t, strings.HasPrefix(state, dir+"/"), state)
+		require.False(t, states[state], "each has its own")
+		states[state] = true
+	}
 }
 
 func TestPinsOfRunsDiffer(t *testing.T) {
