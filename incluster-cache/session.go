@@ -55,6 +55,10 @@ type connection struct {
 	config wire.CacheConfig
 }
 
+// complete says whether the replica had all that it offers when it was looked at. Its
+// config is there before anything else is.
+func (c *connection) complete() bool { return c.seen.has(c.config.Resources) }
+
 // connect makes one connection to a replica, and looks at what answers there. The
 // connection is never made anew by itself: what answers at an address may be another
 // etcd by then, even that of another cluster, and the tables are not to hear of it
@@ -110,32 +114,74 @@ type sighting struct {
 	etcdID   uint64
 	revision int64
 	// raw is the cache's config, nil if there is none; others are the names of
-	// other clusters whose cache it says it is.
+	// other clusters whose cache it says it is, in that case.
 	raw    []byte
 	others []string
+	// canaries are the resources of which all is there.
+	canaries []wire.Resource
+}
+
+// has says whether all of these resources is there.
+func (s *sighting) has(resources []wire.Resource) bool {
+	return !slices.ContainsFunc(resources, func(r wire.Resource) bool { return !slices.Contains(s.canaries, r) })
 }
 
 // look reads what a replica says about itself. It doesn't wait for one that refuses
 // the connection, as etcd's client would: there are others.
+//
+// It is one transaction: a read of a range outside of one is taken for a list, and put
+// off while agents that come together list (etcd.ListBound).
 func look(ctx context.Context, client *etcd.Client, cluster string) (sighting, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	resp, err := pb.NewKVClient(client.Etcd().ActiveConnection()).Range(ctx, &pb.RangeRequest{
-		Key: []byte(wire.CacheConfigPrefix), RangeEnd: []byte(clientv3.GetPrefixRangeEnd(wire.CacheConfigPrefix)), Serializable: true,
-	}, grpc.WaitForReady(false))
+	resp, err := pb.NewKVClient(client.Etcd().ActiveConnection()).Txn(ctx, lookRequest(cluster), grpc.WaitForReady(false))
 	if err != nil {
 		return sighting{}, rpctypes.Error(err)
 	}
 	seen := sighting{etcdID: resp.Header.ClusterId, revision: resp.Header.Revision}
-	for _, kv := range resp.Kvs {
-		name := strings.TrimPrefix(string(kv.Key), wire.CacheConfigPrefix)
-		if name == cluster {
-			seen.raw = kv.Value
-		} else {
-			seen.others = append(seen.others, name)
+	first, rest := resp.Responses[0].GetResponseRange().GetKvs(), resp.Responses[1:]
+	if !resp.Succeeded {
+		for _, kv := range first {
+			seen.others = append(seen.others, strings.TrimPrefix(string(kv.Key), wire.CacheConfigPrefix))
+		}
+		return seen, nil
+	}
+	seen.raw = first[0].Value
+	for i, canary := range rest {
+		if len(canary.GetResponseRange().GetKvs()) > 0 {
+			seen.canaries = append(seen.canaries, wire.CacheResources[i])
 		}
 	}
 	return seen, nil
+}
+
+// othersNamed is how many other clusters are named in the reason for a refusal.
+const othersNamed = 3
+
+// lookRequest asks for the config and the canaries, or, where there is no config, for
+// those of other clusters. Nothing of it waits for the etcd's consensus.
+func lookRequest(cluster string) *pb.TxnRequest {
+	get := func(request pb.RangeRequest) *pb.RequestOp {
+		request.Serializable = true
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &request}}
+	}
+	config := []byte(wire.CacheConfigKey(cluster))
+	request := &pb.TxnRequest{
+		Compare: []*pb.Compare{{
+			Key: config, Target: pb.Compare_VERSION, Result: pb.Compare_GREATER,
+			TargetUnion: &pb.Compare_Version{Version: 0},
+		}},
+		Success: []*pb.RequestOp{get(pb.RangeRequest{Key: config})},
+		Failure: []*pb.RequestOp{get(pb.RangeRequest{
+			Key:      []byte(wire.CacheConfigPrefix),
+			RangeEnd: []byte(clientv3.GetPrefixRangeEnd(wire.CacheConfigPrefix)),
+			KeysOnly: true, Limit: othersNamed,
+		})},
+	}
+	for _, r := range wire.CacheResources {
+		request.Success = append(request.Success, get(pb.RangeRequest{Key: []byte(wire.CanaryKey(r, cluster, false)), KeysOnly: true}))
+	}
+	return request
 }
 
 // admit says whether a replica is one of this cluster's cache, and has what it
