@@ -164,7 +164,7 @@ func TestOtherCluster(t *testing.T) {
 
 // datastore is the row of an agent that has one.
 func datastore(t require.TestingT, agent *mesh.Agent) *state.Datastore {
-	row, _, found := agent.Tables.Datastore.Get(agent.DB.ReadTxn(), state.TheDatastore())
+	row, _, found := agent.Datastore.Get(agent.DB.ReadTxn(), state.TheDatastore())
 	require.True(t, found)
 	return row
 }

@@ -39,7 +39,7 @@ func (f snapshotFile) write(header snapshotHeader, entries func(wire.Resource, f
 	if err != nil {
 		return 0, fmt.Errorf("writing snapshot: %w", err)
 	}
-	defer pending.Cleanup() // nothing, once it is in its place
+	defer func() { _ = pending.Cleanup() }() // nothing is left to clean, once it is in its place
 	if err := writeSnapshot(pending, header, entries); err != nil {
 		return 0, fmt.Errorf("writing snapshot %q: %w", f.path, err)
 	}

@@ -12,15 +12,14 @@ import (
 	"github.com/waggle-mesh/waggle/cells/state"
 )
 
-// Object names an object of a benchmark's cluster, and Mark one state of it: both
-// are hashes. Who writes an object and who has its row work out the same ones,
-// whatever way the object takes between them, so that nothing needs to be put
-// into it for the sake of being measured. The sum of the Marks of all rows says
-// whether two tables are equal.
-type (
-	Object uint64
-	Mark   uint64
-)
+// Object names an object of a benchmark's cluster: a hash. Who writes an object and
+// who has its row work out the same one, whatever way the object takes between them,
+// so that nothing needs to be put into it for the sake of being measured.
+type Object uint64
+
+// Mark is one state of an Object, worked out in the same way. The sum of the Marks of
+// all rows says whether two tables are equal.
+type Mark uint64
 
 // Gone is the state of an object that was deleted.
 func (o Object) Gone() Mark { return o.in(0) }

@@ -41,7 +41,7 @@ func (o *observer[T]) restore(reader *etcd.Reader, entries []Entry) (restored in
 		value, err := o.decodeValue(e.Key, e.Value)
 		if err != nil {
 			// The Reader isn't told of it, so that a list brings it again.
-			o.handler.refuse(o.resource, e.Key, err)
+			_ = o.handler.refuse(o.resource, e.Key, err)
 			continue
 		}
 		reader.Remember(e.Key, e.Value)

@@ -77,7 +77,7 @@ func content(agent *mesh.Agent) map[string]any {
 		return "node " + row.Cluster + "/" + row.Name, []any{row.Node, *row.Origin}
 	})
 	collect(rows, txn, agent.Services, func(row *state.Service) (string, any) {
-		return "service " + row.Service.String(), []any{*row.Service, *row.Origin}
+		return "service " + row.String(), []any{*row.Service, *row.Origin}
 	})
 	collect(rows, txn, agent.ServiceExports, func(row *state.ServiceExport) (string, any) {
 		return "export " + row.Namespace + "/" + row.Name, *row.ServiceExport
