@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -411,11 +412,20 @@ func (p *position) anchorAt(kv *mvccpb.KeyValue) {
 func (r *Reader) watch(ctx context.Context, client *Client, generation uint64, changed <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
+	after := r.position.revision
+	from := after + 1
+	if r.cfg.Progress > 0 {
+		// The next revision may not be there yet: as long as a watch of a stream
+		// begins in the future, etcd doesn't tell the others of that stream how far
+		// they are. So this one begins where it is, and deliver leaves that out.
+		from = after
+	}
 	responses := client.etcd.Watch(ctx, r.cfg.Prefix, clientv3.WithPrefix(),
-		clientv3.WithRev(r.position.revision+1), clientv3.WithProgressNotify())
+		clientv3.WithRev(from), clientv3.WithProgressNotify())
 	var canary clientv3.WatchChan
 	if !r.complete {
-		canary = client.etcd.Watch(ctx, r.cfg.Canary, clientv3.WithRev(r.absentAt+1), clientv3.WithFilterDelete())
+		// It wasn't there at that revision, which is no more in the future either.
+		canary = client.etcd.Watch(ctx, r.cfg.Canary, clientv3.WithRev(r.absentAt), clientv3.WithFilterDelete())
 	}
 	progress := r.progress()
 	defer progress.stop()
@@ -460,6 +470,12 @@ func (r *Reader) watch(ctx context.Context, client *Client, generation uint64, c
 				r.position.revision = 0
 				r.mustRelist(RelistedOtherEtcd)
 				return fmt.Errorf("watching %q: %w", r.cfg.Prefix, ErrOtherEtcd)
+			}
+			if n := len(resp.Events); n > 0 && resp.Events[0].Kv.ModRevision <= after {
+				resp.Events = slices.DeleteFunc(resp.Events, func(ev *clientv3.Event) bool { return ev.Kv.ModRevision <= after })
+				if len(resp.Events) == 0 {
+					continue // it is no notification of progress
+				}
 			}
 			r.deliver(ctx, &resp)
 		}

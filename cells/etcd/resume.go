@@ -25,8 +25,8 @@ const (
 	confirmInterval = 50 * time.Millisecond
 	// confirmPatience is how long a resumed watch may leave it open whether it has
 	// caught up, before the prefix is listed. Etcd doesn't say so while another watch
-	// of the same stream begins in the future, until the next write of any key; and
-	// proxies never may.
+	// of the same stream begins in the future, until the next write of any key (see
+	// Reader.watch); and proxies never may.
 	confirmPatience = 10 * time.Second
 )
 

@@ -175,6 +175,37 @@ func TestResumeIsNotConfirmed(t *testing.T) {
 	second.has(t, map[string]string{"a": "1"})
 }
 
+// TestResumeBesideAnother resumes where nothing is written any more, and one of two
+// watches begins at what the etcd has last: the other learns how far it is all the same.
+func TestResumeBesideAnother(t *testing.T) {
+	client := newTestClient(t, ClientConfig{Endpoints: []string{startServer(t, ServerConfig{}).URL()}})
+	var (
+		before []*keeper
+		cfgs   []ReaderConfig
+	)
+	want := map[string]string{"a": "1"}
+	for _, prefix := range []string{"p/", "q/"} {
+		put(t, client, prefix+"a", "1")
+		k, cfg := newKeeper(map[string]string{}), resumeConfig(t, prefix)
+		stop := startReader(t, NewReader(cfg, k), client)
+		k.has(t, want)
+		stop()
+		before, cfgs = append(before, k), append(cfgs, cfg)
+	}
+	require.Less(t, before[0].at.Revision, before[1].at.Revision)
+	// The one that is up to date comes first, and is confirmed by itself.
+	last, _ := resumed(cfgs[1], before[1])
+	startReader(t, last, client)
+	require.Eventually(t, last.Synced, patience, tick)
+	r, after := resumed(cfgs[0], before[0])
+	startReader(t, r, client)
+	require.Eventually(t, r.Synced, patience, tick)
+	require.Equal(t, Start{Resumed: true}, r.Start())
+	require.Zero(t, r.Lists())
+	put(t, client, "p/b", "1")
+	after.has(t, map[string]string{"a": "1", "b": "1"})
+}
+
 // TestResumeAwaitsTheCanary reaches an etcd that is another one, and not complete.
 func TestResumeAwaitsTheCanary(t *testing.T) {
 	client := newTestClient(t, ClientConfig{Endpoints: []string{startServer(t, ServerConfig{}).URL()}})
