@@ -99,7 +99,8 @@ func registerDatastore(p datastoreParams) {
 
 func (p *datastoreParams) registerEtcd() {
 	f := &follower{
-		log: p.Log, cluster: p.Cluster, node: p.node(), dial: dialAddress, rebalance: p.Config.Rebalance,
+		log: p.Log, cluster: p.Cluster, node: p.node(), dial: dialAddress,
+		rebalance: p.Config.Rebalance, filling: newFilling,
 		source: newSource(p.Log, p.Writer, p.Cluster, time.Now()),
 		local: ingest.NewLocal(ingest.Options{
 			Log: p.Log, Writer: p.Writer, Local: p.Cluster, RelistJitter: p.Config.RelistJitter,

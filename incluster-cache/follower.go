@@ -28,6 +28,15 @@ const (
 	// closed.
 	backoffFirst = 500 * time.Millisecond
 	backoffLast  = 5 * time.Second
+	// fillingFirst and fillingLast bound the pauses between two looks for a complete
+	// replica while one is read that isn't, each at random as above. Of 5,000 agents
+	// whose only replica takes a minute to fill some 170 connect to others in a second.
+	fillingFirst = time.Second
+	fillingLast  = 30 * time.Second
+	// changeJitter is the longest wait before a connection is made anew because the
+	// cache has said something else about itself, which all agents of a replica hear
+	// at once.
+	changeJitter = 5 * time.Second
 )
 
 // follower keeps the tables up with the cache: it reads one replica at a time, and
@@ -43,6 +52,8 @@ type follower struct {
 	// rebalance is the mean time between two looks for a replica that the node
 	// prefers; 0 is never.
 	rebalance time.Duration
+	// filling makes the pauses between two looks for a complete replica.
+	filling func() wait.Backoff
 
 	// What follows belongs to the job.
 	//
@@ -56,6 +67,10 @@ func newBackoff() wait.Backoff {
 	return wait.Backoff{Duration: backoffFirst, Factor: 2, Steps: 20, Cap: backoffLast}
 }
 
+func newFilling() wait.Backoff {
+	return wait.Backoff{Duration: fillingFirst, Factor: 2, Steps: 20, Cap: fillingLast}
+}
+
 // run is the job. It ends with ctx only.
 func (f *follower) run(ctx context.Context, health cell.Health) error {
 	f.source.reportTo(health)
@@ -64,13 +79,19 @@ func (f *follower) run(ctx context.Context, health cell.Health) error {
 	}
 	backoff := newBackoff()
 	for ctx.Err() == nil {
+		var pause time.Duration
 		switch f.round(ctx) {
 		case moved:
 			continue
+		case changed:
+			pause = rand.N(changeJitter)
 		case lost:
 			backoff = newBackoff()
+			fallthrough
+		case failed:
+			pause = rand.N(2 * backoff.Step())
 		}
-		if !sleep(ctx, rand.N(2*backoff.Step())) {
+		if !sleep(ctx, pause) {
 			break
 		}
 	}
@@ -88,29 +109,67 @@ const (
 	lost
 	// moved: the next round has something to read.
 	moved
+	// changed: the replica has to be looked at again, as all that read it know.
+	changed
 )
 
-// round tries the replicas in the order of preference, and reads the first that
-// can be.
+// round tries the replicas in the order of preference, and reads the first that can
+// be and is complete: else the first that can be. What that lacks it will have, and
+// nothing is taken away before it does.
 func (f *follower) round(ctx context.Context) outcome {
 	if conn := f.next; conn != nil {
 		f.next = nil
 		return f.session(ctx, conn)
 	}
-	for _, r := range f.order() {
-		conn, err := f.connect(ctx, r)
-		if err == nil {
-			return f.session(ctx, conn)
-		}
-		if ctx.Err() != nil {
-			return failed
-		}
-		f.source.lost(err)
+	conn := f.choose(ctx, f.order(), f.source.lost)
+	if conn != nil {
+		return f.session(ctx, conn)
+	}
+	if ctx.Err() != nil {
+		return failed
 	}
 	if err := f.directory.failed(ctx); err != nil && ctx.Err() == nil {
 		f.source.lost(err)
 	}
 	return failed
+}
+
+// choose connects to the first of the replicas that is complete, or else to the first
+// that may be read; nil if there is none, or ctx ends. Each failure is told.
+func (f *follower) choose(ctx context.Context, order []replica, failure func(error)) (chosen *connection) {
+	leave := func() {
+		if chosen != nil {
+			f.leave(chosen)
+		}
+	}
+	for _, r := range order {
+		conn, err := f.connect(ctx, r)
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				f.leave(conn)
+			}
+			leave()
+			return nil
+		case err != nil:
+			failure(err)
+		case conn.complete():
+			leave()
+			return conn
+		case chosen == nil:
+			chosen = conn
+		default:
+			f.leave(conn)
+		}
+	}
+	return chosen
+}
+
+// leave closes a connection that isn't read.
+func (f *follower) leave(conn *connection) {
+	if err := conn.client.Close(); err != nil {
+		f.log.Debug("Closing a connection to the cache failed", "backend", conn.address, "error", err)
+	}
 }
 
 // session reads one replica for as long as that lasts.
@@ -122,13 +181,16 @@ func (f *follower) session(ctx context.Context, conn *connection) outcome {
 	switch {
 	case ctx.Err() != nil:
 		return failed
-	case errors.Is(err, errPreferred), errors.Is(err, errConfigChanged):
+	case errors.Is(err, errPreferred):
 		f.source.leaving(err)
 		return moved
+	case errors.Is(err, errConfigChanged):
+		f.source.leaving(err)
+		return changed
 	}
 	f.source.lost(fmt.Errorf("reading %s: %w", conn.address, err))
 	f.last = conn.address
-	f.directory.follow()
+	f.follow(conn)
 	return lost
 }
 
@@ -151,6 +213,43 @@ func (f *follower) order() []replica {
 	return order
 }
 
+// follow takes over what the cache says of its own Services, once the tables have
+// what this replica has of them: before, they may say less than the API server did.
+func (f *follower) follow(conn *connection) {
+	if f.local.Has(wire.Services, conn.seen.etcdID, conn.seen.revision) {
+		f.directory.follow()
+	}
+}
+
+// awaitComplete waits until the replica that is read has all that it offers, which
+// is false, or until another has, which is then connected as the next one. It is
+// false as well when ctx ends.
+func (f *follower) awaitComplete(ctx context.Context, conn *connection) bool {
+	filling := f.filling()
+	for now := *conn; !now.complete(); {
+		if !sleep(ctx, rand.N(2*filling.Step())) {
+			return false
+		}
+		var err error
+		if now.seen, err = look(ctx, conn.client, f.cluster.Name); err != nil || now.complete() {
+			return false // a connection that is lost ends the session
+		}
+		others := slices.DeleteFunc(f.order(), func(r replica) bool { return r.address == conn.address })
+		next := f.choose(ctx, others, func(err error) {
+			f.log.Debug("A replica of the cache can't be read", "error", err)
+		})
+		switch {
+		case next == nil:
+		case next.complete():
+			f.next = next
+			return true
+		default:
+			f.leave(next)
+		}
+	}
+	return false
+}
+
 // preferOther waits until there is a replica to move to, which is then connected as
 // the next one; false when ctx ends. A replica that was restarted has nobody, as the
 // agents that it had read others by then: those whose first choice it is come to it,
@@ -161,7 +260,7 @@ func (f *follower) preferOther(ctx context.Context, conn *connection) bool {
 	}
 	for sleep(ctx, f.rebalance/2+rand.N(f.rebalance)) {
 		if slices.Contains(conn.config.Resources, wire.Services) {
-			f.directory.follow()
+			f.follow(conn)
 		} else if err := f.directory.ask(ctx); err != nil {
 			f.log.Info("Looking for other replicas of the cache failed", "error", err)
 		}
@@ -172,6 +271,10 @@ func (f *follower) preferOther(ctx context.Context, conn *connection) bool {
 		next, err := f.connect(ctx, order[0])
 		if err != nil {
 			f.log.Debug("The preferred replica of the cache can't be read", "error", err)
+			continue
+		}
+		if !next.complete() {
+			f.leave(next)
 			continue
 		}
 		f.next = next

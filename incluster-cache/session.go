@@ -4,6 +4,7 @@
 package inclustercache
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ const lookTimeout = 5 * time.Second
 var (
 	errConnectionLost = errors.New("connection lost")
 	errConfigChanged  = errors.New("the cache says something else about itself")
-	errPreferred      = errors.New("moving to the replica that this node prefers")
+	errPreferred      = errors.New("moving to a replica that is complete, or that this node prefers")
 	errSpent          = errors.New("a session has one connection")
 )
 
@@ -222,17 +223,12 @@ func (f *follower) read(ctx context.Context, conn *connection) error {
 		end(errConnectionLost)
 	})
 	watching.Go(func() {
-		key := wire.CacheConfigKey(f.cluster.Name)
-		for resp := range conn.client.Etcd().Watch(ctx, key, clientv3.WithRev(conn.seen.revision+1)) {
-			if err := resp.Err(); err != nil {
-				end(fmt.Errorf("watching the cache's config: %w", err))
-			} else if len(resp.Events) > 0 {
-				end(errConfigChanged)
-			}
+		if err := f.watchConfig(ctx, conn); err != nil {
+			end(err)
 		}
 	})
 	watching.Go(func() {
-		if f.preferOther(ctx, conn) {
+		if f.awaitComplete(ctx, conn) || f.preferOther(ctx, conn) {
 			end(errPreferred)
 		}
 	})
@@ -241,6 +237,53 @@ func (f *follower) read(ctx context.Context, conn *connection) error {
 		err = context.Cause(ctx)
 	}
 	return err
+}
+
+// watchConfig waits until the config is another than the one that was admitted, and
+// gives errConfigChanged or why it doesn't know; nil when ctx ends.
+//
+// It watches from the revision of the look, not from the next one, which may not be
+// there yet: as long as a watch of a stream begins in the future, etcd doesn't tell
+// the others of that stream, the Readers, how far they are.
+func (f *follower) watchConfig(ctx context.Context, conn *connection) error {
+	key, from := wire.CacheConfigKey(f.cluster.Name), conn.seen.revision
+	for {
+		err := watchValue(ctx, conn.client.Etcd(), key, from, conn.seen.raw)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, errConfigChanged):
+			return err
+		case !errors.Is(err, rpctypes.ErrCompacted):
+			return fmt.Errorf("watching the cache's config: %w", err)
+		}
+		seen, err := look(ctx, conn.client, f.cluster.Name)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return fmt.Errorf("looking at the cache's config again: %w", err)
+		case !bytes.Equal(seen.raw, conn.seen.raw):
+			return errConfigChanged
+		}
+		from = seen.revision
+	}
+}
+
+// watchValue watches one key until it has another value, which is errConfigChanged.
+// A cache that is started again, or whose etcd was away, writes the same once more.
+func watchValue(ctx context.Context, client *clientv3.Client, key string, from int64, value []byte) error {
+	for resp := range client.Watch(ctx, key, clientv3.WithRev(from)) {
+		if err := resp.Err(); err != nil {
+			return err
+		}
+		for _, ev := range resp.Events {
+			if ev.Type == clientv3.EventTypeDelete || !bytes.Equal(ev.Kv.Value, value) {
+				return errConfigChanged
+			}
+		}
+	}
+	return errors.New("watch ended")
 }
 
 // waitLost waits until the connection is no longer usable, or ctx ends.

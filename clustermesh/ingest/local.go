@@ -76,6 +76,16 @@ func (l *Local) Lacks(resources []wire.Resource) wire.Resource {
 	return ""
 }
 
+// Has says whether the tables have what the etcd of that ID had of a resource at a
+// revision; what came after it they may have as well. It is false while they are in
+// between two states.
+func (l *Local) Has(resource wire.Resource, etcdID uint64, revision int64) bool {
+	l.handler.mu.Lock()
+	defer l.handler.mu.Unlock()
+	s := l.handler.streamOf(resource)
+	return s != nil && s.enabled && s.position != nil && s.position.ClusterID == etcdID && s.position.Revision >= revision
+}
+
 // Save gives what is known, for a later process to Restore; nil while that is in
 // between two states of its etcd. It costs next to nothing, and may be called from any
 // goroutine.
