@@ -22,6 +22,7 @@ import (
 	"github.com/waggle-mesh/waggle/cells"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
+	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
 	"github.com/waggle-mesh/waggle/testing/mesh"
 )
 
@@ -125,6 +126,44 @@ func TestReplicas(t *testing.T) {
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		require.Equal(c, []string{"endpoints 10.0.0.1/32"}, follower.Gone())
 	}, patience, tick)
+}
+
+// TestPreferredReplica: an agent whose preferred replica is started later moves to it
+// once it has everything, and nothing of what is known is touched.
+func TestPreferredReplica(t *testing.T) {
+	objects := mesh.NewObjects(t)
+	cluster := &mesh.Cluster{Name: "default"}
+	late, there := cluster.NewCache(t, objects), cluster.NewCache(t, objects)
+	agent := cluster.NewLocalAgent(t, inclustercache.Preferring(late.Address(), there.Address()), nil,
+		[]*mesh.Cache{late, there}, mesh.Flags{"incluster-cache-rebalance-interval": "20ms"})
+	create(t, objects, "web-0", "10.0.0.1")
+	there.Start()
+	agent.Start()
+	arrives(t, agent, "10.0.0.1")
+	require.Equal(t, there.Address(), datastore(t, agent).Backend)
+	follower, revisions := agent.Follow(t), agent.Revisions()
+
+	late.Start()
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		row := datastore(c, agent)
+		require.True(c, row.Connected)
+		require.Equal(c, late.Address(), row.Backend)
+	}, patience, tick)
+	create(t, objects, "web-1", "10.0.0.2")
+	arrives(t, agent, "10.0.0.2")
+	require.Empty(t, follower.Gone())
+	now := agent.Revisions()
+	for row, revision := range revisions {
+		require.Equal(t, revision, now[row], row)
+	}
+	require.Zero(t, datastore(t, agent).Failures)
+
+	// When that one dies, the other is read again.
+	late.Kill()
+	create(t, objects, "web-2", "10.0.0.3")
+	arrives(t, agent, "10.0.0.3")
+	require.Equal(t, there.Address(), datastore(t, agent).Backend)
+	require.Empty(t, follower.Gone())
 }
 
 // TestOtherCluster: the cache of another cluster, or of another ID, is refused with

@@ -32,7 +32,7 @@ func TestIncompleteReplicaIsNotChosen(t *testing.T) {
 	full.complete(t, wire.CacheResources)
 
 	var dialled dials
-	f, row := newFollowerOf(t, preferring(filling, full), filling.url, full.url)
+	f, row := newFollowerOf(t, Preferring(filling.address, full.address), filling.url, full.url)
 	f.dial, f.rebalance = dialled.dial, 2*time.Millisecond
 	start(t, f, &complaints{})
 	require.Eventually(t, func() bool { return row().Connected && row().Ready }, patience, tick)
@@ -63,7 +63,7 @@ func TestIncompleteReplicaIsLeft(t *testing.T) {
 	full.complete(t, wire.CacheResources)
 
 	dialled := dials{shut: map[string]bool{full.address: true}}
-	f, row := newFollowerOf(t, preferring(filling, full), filling.url, full.url)
+	f, row := newFollowerOf(t, Preferring(filling.address, full.address), filling.url, full.url)
 	f.dial, f.filling = dialled.dial, soon
 	start(t, f, &complaints{})
 	filling.fill(t)
@@ -85,7 +85,7 @@ func TestIncompleteReplicaIsLeft(t *testing.T) {
 func TestFillingReplicaIsKept(t *testing.T) {
 	filling, other := newWritten(t), newWritten(t)
 	filling.announce(t, wire.CacheResources)
-	f, row := newFollowerOf(t, preferring(other, filling), filling.url, other.url)
+	f, row := newFollowerOf(t, Preferring(other.address, filling.address), filling.url, other.url)
 	f.filling = soon
 	start(t, f, &complaints{})
 	require.Eventually(t, func() bool { return row().Connected }, patience, tick)

@@ -47,6 +47,7 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/export"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 	"github.com/waggle-mesh/waggle/testing/kubeapi"
+	"github.com/waggle-mesh/waggle/testing/mesh"
 )
 
 // manifest is docs/incluster-cache.yaml, decoded strictly.
@@ -54,6 +55,8 @@ type manifest struct {
 	account    corev1.ServiceAccount
 	role       rbacv1.ClusterRole
 	binding    rbacv1.ClusterRoleBinding
+	agents     rbacv1.Role
+	toAgents   rbacv1.RoleBinding
 	service    corev1.Service
 	budget     policyv1.PodDisruptionBudget
 	deployment appsv1.Deployment
@@ -65,6 +68,7 @@ func readManifest(t testing.TB) (m manifest) {
 	require.NoError(t, err)
 	into := map[string]any{
 		"ServiceAccount": &m.account, "ClusterRole": &m.role, "ClusterRoleBinding": &m.binding,
+		"Role": &m.agents, "RoleBinding": &m.toAgents,
 		"Service": &m.service, "PodDisruptionBudget": &m.budget, "Deployment": &m.deployment,
 	}
 	documents := yaml.NewDocumentDecoder(io.NopCloser(bytes.NewReader(content)))
@@ -248,6 +252,49 @@ func TestClusterRole(t *testing.T) {
 	_, err = api.CoreV1().Services("default").Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "x"}}, metav1.CreateOptions{})
 	require.True(t, apierrors.IsForbidden(err), "%v", err)
 	_, err = api.CoreV1().Services("default").Get(ctx, "kubernetes", metav1.GetOptions{})
+	require.True(t, apierrors.IsForbidden(err), "%v", err)
+}
+
+// TestAgentRole has an agent look for its cache with the role of the manifest: that is
+// enough, and it is for that alone.
+func TestAgentRole(t *testing.T) {
+	server := kubeapi.Start(t)
+	m := readManifest(t)
+	ctx, subject := t.Context(), m.toAgents.Subjects[0]
+	require.Equal(t, m.agents.Name, m.toAgents.RoleRef.Name)
+	_, err := server.Kubernetes.CoreV1().ServiceAccounts(subject.Namespace).Create(ctx,
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: subject.Name}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	_, err = server.Kubernetes.RbacV1().Roles(m.agents.Namespace).Create(ctx, &m.agents, metav1.CreateOptions{})
+	require.NoError(t, err)
+	_, err = server.Kubernetes.RbacV1().RoleBindings(m.toAgents.Namespace).Create(ctx, &m.toAgents, metav1.CreateOptions{})
+	require.NoError(t, err)
+	_, err = server.Kubernetes.CoreV1().Services(m.service.Namespace).Create(ctx, &m.service, metav1.CreateOptions{})
+	require.NoError(t, err)
+	token, err := server.Kubernetes.CoreV1().ServiceAccounts(subject.Namespace).
+		CreateToken(ctx, subject.Name, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	require.NoError(t, err)
+
+	asks := &witness{watched: map[string]bool{}}
+	agent := (&mesh.Cluster{Name: "default"}).NewLocalAgent(t, "node-1", nil, nil, mesh.Flags{
+		"k8s-kubeconfig-path": asks.kubeconfig(t, server, token.Status.Token),
+		"kvstore-opt":         etcd.OptAddress + "=http://" + m.service.Name + "." + m.service.Namespace + ".svc",
+	})
+	agent.Start()
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		require.Contains(c, datastore(c, agent).LastError, "has no backend that is ready")
+	}, patience, tick)
+	watched, forbidden := asks.seen()
+	require.Empty(t, watched)
+	require.Empty(t, forbidden)
+
+	config := rest.AnonymousClientConfig(server.RESTConfig)
+	config.BearerToken = token.Status.Token
+	api, err := kubernetes.NewForConfig(config)
+	require.NoError(t, err)
+	_, err = api.CoreV1().Services(subject.Namespace).List(ctx, metav1.ListOptions{})
+	require.True(t, apierrors.IsForbidden(err), "%v", err)
+	_, err = api.DiscoveryV1().EndpointSlices("default").List(ctx, metav1.ListOptions{})
 	require.True(t, apierrors.IsForbidden(err), "%v", err)
 }
 

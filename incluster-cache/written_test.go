@@ -6,7 +6,6 @@ package inclustercache
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -113,16 +112,6 @@ func start(t *testing.T, f *follower, health cell.Health) (stop func()) {
 	stop = func() { cancel(); running.Wait() }
 	t.Cleanup(stop)
 	return stop
-}
-
-// preferring is the name of a node that prefers the first of two replicas.
-func preferring(first, second written) string {
-	replicas := []replica{{address: first.address}, {address: second.address}}
-	for i := 0; ; i++ {
-		if node := fmt.Sprintf("node-%d", i); ranked(node, replicas)[0] == replicas[0] {
-			return node
-		}
-	}
 }
 
 // dials counts the connections to each address, and refuses those that are shut.
