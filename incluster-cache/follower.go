@@ -230,9 +230,12 @@ func (f *follower) awaitComplete(ctx context.Context, conn *connection) bool {
 		if !sleep(ctx, rand.N(2*filling.Step())) {
 			return false
 		}
-		var err error
-		if now.seen, err = look(ctx, conn.client, f.cluster.Name); err != nil || now.complete() {
-			return false // a connection that is lost ends the session
+		seen, err := look(ctx, conn.client, f.cluster.Name)
+		if err != nil {
+			// One that is filling may be busy. If the connection is lost, ctx ends.
+			f.log.Debug("Looking at the replica that is read failed", "backend", conn.address, "error", err)
+		} else if now.seen = seen; now.complete() {
+			return false
 		}
 		others := slices.DeleteFunc(f.order(), func(r replica) bool { return r.address == conn.address })
 		next := f.choose(ctx, others, func(err error) {

@@ -4,12 +4,18 @@
 package inclustercache
 
 import (
+	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
@@ -54,9 +60,17 @@ func TestIncompleteReplicaIsNotChosen(t *testing.T) {
 }
 
 // TestIncompleteReplicaIsLeft: where no other replica answers, one that is filling is
-// read, and left for one that is complete, if that comes first.
+// read, and left for one that is complete, if that comes first; even if the one that
+// is filling is too busy to say how far it is.
 func TestIncompleteReplicaIsLeft(t *testing.T) {
-	filling, full := newWritten(t), newWritten(t)
+	var busy atomic.Bool
+	filling, full := newWritten(t, grpc.ChainUnaryInterceptor(
+		func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			if _, look := req.(*pb.TxnRequest); look && busy.Load() {
+				return nil, status.Error(codes.DeadlineExceeded, "busy")
+			}
+			return handle(ctx, req)
+		})), newWritten(t)
 	filling.announce(t, wire.CacheResources)
 	full.announce(t, wire.CacheResources)
 	full.fill(t)
@@ -71,6 +85,7 @@ func TestIncompleteReplicaIsLeft(t *testing.T) {
 		return row().Backend == filling.address && row().Resources[wire.Services].Entries == 1
 	}, patience, tick)
 	require.False(t, row().Ready)
+	busy.Store(true)
 	before := dialled.to(full.address)
 	require.Eventually(t, func() bool { return dialled.to(full.address) > before+3 }, patience, tick)
 	require.Equal(t, filling.address, row().Backend)
