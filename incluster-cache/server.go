@@ -35,6 +35,10 @@ var ServerCell = cell.Module(
 		func(cfg Config) export.Options {
 			return export.Options{Resources: cfg.offer(), AllNamespaces: true, AllServices: true, NamedPorts: true}
 		},
+		// What is in force stays in force while the cache is dead and an external etcd
+		// isn't: no key is on a lease, whose end would have every agent drop everything.
+		// The next process takes away what has gone meanwhile.
+		func() etcd.WriterOptions { return etcd.WriterOptions{Permanent: true} },
 		// How many agents list at once.
 		func(cfg Config) *etcd.ListBound { return etcd.NewListBound(cfg.MaxConcurrentLists) },
 		func(bound *etcd.ListBound) etcd.ServerOptions {

@@ -67,13 +67,23 @@ func newLocalClient(p clientParams) *Client {
 	return c
 }
 
-func newLocalWriter(jobs job.Group, lc cell.Lifecycle, log *slog.Logger, client *Client) *Writer {
-	w := NewWriter(log, client)
-	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error {
-		w.configure(client.cfg) // known since the client's own start
+type writerParams struct {
+	cell.In
+
+	Log       *slog.Logger
+	Lifecycle cell.Lifecycle
+	Jobs      job.Group
+	Client    *Client
+	Options   WriterOptions `optional:"true"`
+}
+
+func newLocalWriter(p writerParams) *Writer {
+	w := newWriter(p.Log, p.Client, p.Options)
+	p.Lifecycle.Append(cell.Hook{OnStart: func(cell.HookContext) error {
+		w.configure(p.Client.cfg) // known since the client's own start
 		return nil
 	}})
-	jobs.Add(
+	p.Jobs.Add(
 		job.OneShot("etcd-writer", func(ctx context.Context, _ cell.Health) error { return w.Run(ctx) }),
 		job.Timer("etcd-writer-health", w.reportHealth(), time.Second),
 	)

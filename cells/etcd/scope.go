@@ -26,7 +26,8 @@ type ScopeConfig struct {
 	// OnComplete is called, from the Writer's Run, each time that all that was
 	// applied before a Complete is in etcd, canary included. It must not block.
 	OnComplete func()
-	// Lease puts the keys on leases, so that they vanish when nobody keeps them.
+	// Lease puts the keys on leases, so that they vanish when nobody keeps them; but
+	// for those of a Writer that is Permanent.
 	Lease bool
 	// Refill is called, from the Writer's Run, when etcd has lost keys: the owner
 	// is to Apply them again (nil: everything) and then to call Complete, or
@@ -88,6 +89,7 @@ func (r record) lost() bool { return r.flags&recordLost != 0 }
 // may hold another's only if it is never loaded, completed or dropped as a whole:
 // so do those of the heartbeat and of cluster configs, which are single keys.
 func (w *Writer) Scope(cfg ScopeConfig) *Scope {
+	cfg.Lease = cfg.Lease && !w.options.Permanent
 	s := &Scope{w: w, cfg: cfg, records: newKeyMap[record]()}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -195,7 +197,7 @@ func (s *Scope) learnCanary(resp *pb.RangeResponse) {
 		return
 	}
 	canary, _ := s.w.canaries.records.put(s.cfg.Canary)
-	*canary = s.w.adopt(resp.Kvs[0].Lease, xxhash.Sum64(resp.Kvs[0].Value), true, 0)
+	*canary = s.w.adopt(resp.Kvs[0].Lease, xxhash.Sum64(resp.Kvs[0].Value), s.w.canaries.cfg.Lease, 0)
 }
 
 // learn takes note of a key that was found in etcd, unless it is known. The lock

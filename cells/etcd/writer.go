@@ -43,8 +43,9 @@ const (
 //
 // The memory it takes is bounded by the number of keys, not of operations.
 type Writer struct {
-	log    *slog.Logger
-	client *Client
+	log     *slog.Logger
+	client  *Client
+	options WriterOptions
 	// keeping ends the leases' keep-alives; the leases live on in etcd until
 	// their TTL, for a successor to adopt.
 	keeping     context.Context
@@ -93,11 +94,22 @@ type WriterStats struct {
 	LastError string
 }
 
+// WriterOptions are a hive's for its Writer; a hive that has none has the zero ones.
+type WriterOptions struct {
+	// Permanent has no key on a lease, whatever the Scopes say: what was written stays
+	// while nobody keeps it, and the next process deletes what has gone since.
+	Permanent bool
+}
+
 // NewWriter makes a Writer. Nothing is written until Run.
 func NewWriter(log *slog.Logger, client *Client) *Writer {
+	return newWriter(log, client, WriterOptions{})
+}
+
+func newWriter(log *slog.Logger, client *Client, options WriterOptions) *Writer {
 	keeping, stop := context.WithCancel(context.Background())
 	w := &Writer{
-		log: log, client: client, keeping: keeping, stopKeeping: stop,
+		log: log, client: client, options: options, keeping: keeping, stopKeeping: stop,
 		wake:     make(chan struct{}, 1),
 		plan:     newPlan(),
 		leases:   newLeasePool(log, client),
