@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cilium/cilium/pkg/dial"
 	"github.com/cilium/cilium/pkg/k8s/client"
@@ -57,18 +58,22 @@ type ServiceBackends struct {
 // hive's clientset is off, and doesn't keep a start from succeeding while the API
 // server is away. It is safe for concurrent use.
 type ServiceReader struct {
-	clients func() ([]slim_clientset.Interface, error)
+	connect func() ([]slim_clientset.Interface, error)
+
+	mu sync.Mutex
+	// clients are those of the API servers; nil until connect has succeeded.
+	clients []slim_clientset.Interface
+	// first is the one that is asked first: which has answered last.
+	first int
 }
 
 // newServiceReader uses the hive's clientset where that is on.
 func newServiceReader(clientset client.Clientset) *ServiceReader {
 	if clientset.IsEnabled() {
-		return &ServiceReader{clients: func() ([]slim_clientset.Interface, error) {
-			return []slim_clientset.Interface{clientset.Slim()}, nil
-		}}
+		return &ServiceReader{clients: []slim_clientset.Interface{clientset.Slim()}}
 	}
 	cfg := clientset.Config()
-	return &ServiceReader{clients: sync.OnceValues(func() ([]slim_clientset.Interface, error) { return slimClients(cfg) })}
+	return &ServiceReader{connect: func() ([]slim_clientset.Interface, error) { return slimClients(cfg) }}
 }
 
 // errNotConfigured is why a ServiceReader can't ask anybody.
@@ -77,57 +82,118 @@ var errNotConfigured = errors.New("no API server is configured: give --k8s-kubec
 // slimClients gives a client for each API server that the flags name, by the same
 // rules as upstream's clientset, in random order.
 func slimClients(cfg client.Config) ([]slim_clientset.Interface, error) {
-	var (
-		rc  *rest.Config
-		err error
-	)
-	if cfg.K8sKubeConfigPath != "" {
-		rc, err = clientcmd.BuildConfigFromFlags("", cfg.K8sKubeConfigPath)
-	} else if rc, err = rest.InClusterConfig(); errors.Is(err, rest.ErrNotInCluster) {
-		err = errNotConfigured
-		if len(cfg.K8sAPIServerURLs) > 0 { // in plain text, as for upstream
-			rc, err = &rest.Config{}, nil
-		}
-	}
+	configs, err := restConfigs(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("configuring a client of Kubernetes: %w", err)
 	}
-	hosts := []string{rc.Host}
-	if cfg.K8sKubeConfigPath == "" && len(cfg.K8sAPIServerURLs) > 0 {
-		hosts = slices.Clone(cfg.K8sAPIServerURLs)
-	}
-	rand.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
-	var clients []slim_clientset.Interface
-	for _, host := range hosts {
-		of := rest.CopyConfig(rc)
-		of.Host = host
-		of.UserAgent = "waggle-service-reader"
-		of.ContentType = "application/vnd.kubernetes.protobuf"
-		slim, err := slim_clientset.NewForConfig(of)
+	rand.Shuffle(len(configs), func(i, j int) { configs[i], configs[j] = configs[j], configs[i] })
+	clients := make([]slim_clientset.Interface, 0, len(configs))
+	for _, rc := range configs {
+		rc.UserAgent = "waggle-service-reader"
+		rc.ContentType = "application/vnd.kubernetes.protobuf"
+		slim, err := slim_clientset.NewForConfig(rc)
 		if err != nil {
-			return nil, fmt.Errorf("creating a client of Kubernetes at %q: %w", host, err)
+			return nil, fmt.Errorf("creating a client of Kubernetes at %q: %w", rc.Host, err)
 		}
 		clients = append(clients, slim)
 	}
 	return clients, nil
 }
 
+// restConfigs are those of the API servers. A kubeconfig comes before addresses, and
+// these before what a pod is told. The pod's credentials are for https alone.
+func restConfigs(cfg client.Config) ([]*rest.Config, error) {
+	if cfg.K8sKubeConfigPath != "" {
+		rc, err := clientcmd.BuildConfigFromFlags("", cfg.K8sKubeConfigPath)
+		return []*rest.Config{rc}, err
+	}
+	var hosts []string
+	if cfg.K8sAPIServer != "" {
+		hosts = []string{withScheme("http", cfg.K8sAPIServer)}
+	} else {
+		for _, host := range cfg.K8sAPIServerURLs {
+			if host != "" {
+				hosts = append(hosts, withScheme("https", host))
+			}
+		}
+	}
+	if len(hosts) == 0 {
+		rc, err := rest.InClusterConfig()
+		if errors.Is(err, rest.ErrNotInCluster) {
+			err = errNotConfigured
+		}
+		return []*rest.Config{rc}, err
+	}
+	var configs []*rest.Config
+	for _, host := range hosts {
+		rc := &rest.Config{}
+		if strings.HasPrefix(host, "https://") {
+			var err error
+			if rc, err = rest.InClusterConfig(); err != nil {
+				return nil, fmt.Errorf("%q needs a pod's credentials: %w", host, err)
+			}
+		}
+		rc.Host = host
+		configs = append(configs, rc)
+	}
+	return configs, nil
+}
+
+// withScheme adds the scheme that upstream's client takes where none is given.
+func withScheme(scheme, host string) string {
+	if strings.HasPrefix(host, "http://") || strings.HasPrefix(host, "https://") {
+		return host
+	}
+	return scheme + "://" + host
+}
+
 // Backends asks for the ready backends of a Service's port, with two requests that
 // an API server answers from its memory. None is no error.
+//
+// Of several API servers each is asked until one answers, beginning with the one that
+// did last. What is left of ctx's time is shared among those that weren't asked yet, so
+// that one which takes packets and says nothing doesn't keep the others from being asked.
 func (r *ServiceReader) Backends(ctx context.Context, service ServiceName, port uint16) (ServiceBackends, error) {
-	clients, err := r.clients()
+	clients, first, err := r.connected()
 	if err != nil {
 		return ServiceBackends{}, err
 	}
 	var errs []error
-	for _, slim := range clients {
-		backends, err := readBackends(ctx, slim, service, port)
+	for i := range clients {
+		at := (first + i) % len(clients)
+		backends, err := askOne(ctx, clients[at], len(clients)-i, service, port)
 		if err == nil {
+			r.mu.Lock()
+			r.first = at
+			r.mu.Unlock()
 			return backends, nil
 		}
 		errs = append(errs, err)
 	}
 	return ServiceBackends{}, fmt.Errorf("reading the backends of service %s: %w", service, errors.Join(errs...))
+}
+
+// connected gives the clients, and which to ask first. A configuration that isn't good
+// is read again the next time: a kubeconfig may be mounted late.
+func (r *ServiceReader) connected() (clients []slim_clientset.Interface, first int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.clients == nil {
+		if r.clients, err = r.connect(); err != nil {
+			return nil, 0, err
+		}
+	}
+	return r.clients, r.first, nil
+}
+
+// askOne asks one API server, of so many that are left.
+func askOne(ctx context.Context, slim slim_clientset.Interface, left int, service ServiceName, port uint16) (ServiceBackends, error) {
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
+		defer cancel()
+	}
+	return readBackends(ctx, slim, service, port)
 }
 
 func readBackends(ctx context.Context, slim slim_clientset.Interface, service ServiceName, port uint16) (ServiceBackends, error) {
