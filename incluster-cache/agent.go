@@ -119,7 +119,13 @@ func (p *datastoreParams) registerEtcd() {
 		}
 		if s := p.snapshots(f.local); s != nil {
 			s.restore() // before anything else has a look at the tables
-			p.Jobs.Add(job.OneShot("snapshot", s.run))
+			p.Jobs.Add(
+				job.OneShot("snapshot", s.run),
+				job.OneShot("expire-restored", func(ctx context.Context, _ cell.Health) error {
+					f.local.ExpireRestored(ctx)
+					return nil
+				}),
+			)
 		}
 		p.Jobs.Add(job.OneShot("follow-cache", f.run))
 		return nil

@@ -32,7 +32,7 @@ type handler struct {
 	own bool
 	log *slog.Logger
 
-	// These change between Runs only.
+	// These change between Runs only, and under mu as well: save reads them at any time.
 	layout    layout
 	streams   []*stream
 	origin    *state.Origin
@@ -174,6 +174,8 @@ func (h *handler) adopt(ctx context.Context, from offer) {
 
 // prepare makes the Readers of a layout.
 func (h *handler) prepare(next layout) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.layout = next
 	if h.own {
 		h.origin = h.options.Writer.Origin(h.cluster, next.clusterID, state.SourceLocal)
@@ -182,13 +184,13 @@ func (h *handler) prepare(next layout) {
 		h.origin = h.options.Writer.Origin(h.cluster, next.clusterID, state.SourceClusterMesh)
 		h.validator = wire.NewValidator(h.cluster, next.clusterID, h.options.Local.MaxConnectedClusters)
 	}
-	h.setStreams([]*stream{
+	h.streams = []*stream{
 		newStream(h, wire.Identities, h.identityCodec()),
 		newStream(h, wire.Nodes, h.nodeCodec()),
 		newStream(h, wire.Endpoints, h.endpointCodec()),
 		newStream(h, wire.Services, h.serviceCodec()),
 		newStream(h, wire.ServiceExports, h.serviceExportCodec()),
-	})
+	}
 }
 
 func (h *handler) setStreams(streams []*stream) {

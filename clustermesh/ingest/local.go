@@ -107,6 +107,12 @@ func (l *Local) Resume(at SavedPosition) error {
 	return l.handler.resumeAt(at)
 }
 
+// ExpireRestored applies the restored endpoints whose identity hasn't come, once they
+// have waited for Options.HoldTimeout from its call on, or returns when ctx ends. It is
+// for after the last Restore, beside Run: the cache may be away, and no Run begin, for
+// as long as it likes.
+func (l *Local) ExpireRestored(ctx context.Context) { l.handler.expireRestored(ctx) }
+
 // prepare makes the Readers before Run does.
 func (l *Local) prepare() {
 	if l.handler.streams == nil {

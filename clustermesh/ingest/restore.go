@@ -4,6 +4,7 @@
 package ingest
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -24,8 +25,24 @@ func (h *handler) restore(resource wire.Resource, entries []Entry) error {
 	if s == nil {
 		return fmt.Errorf("restoring %s: they have no table", resource)
 	}
+	h.mu.Lock()
+	s.enabled = true // until the source says otherwise: nothing counts as complete before
+	h.mu.Unlock()
 	s.restored += s.restore(entries)
 	return nil
+}
+
+// expireRestored waits for as long as an endpoint may be held back, and applies those
+// that were restored and still are: without a Run nobody else does. Those of a Run that
+// has begun meanwhile have deadlines of their own.
+func (h *handler) expireRestored(ctx context.Context) {
+	timer := time.NewTimer(h.options.HoldTimeout)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+		h.tick(time.Now())
+	}
 }
 
 // restore applies entries in one transaction. It doesn't touch the status, by which
