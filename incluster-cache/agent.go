@@ -153,8 +153,12 @@ func (p *datastoreParams) snapshots(local *ingest.Local) *snapshots {
 	if p.Config.StateDir == "" || p.Snapshots.Interval == 0 {
 		return nil
 	}
+	program, err := programID(runningProgram)
+	if err != nil {
+		p.Log.Warn("What is restored from a snapshot will be listed as well", "error", err)
+	}
 	return &snapshots{log: p.Log, file: newSnapshotFile(p.Config.StateDir), interval: p.Snapshots.Interval,
-		cluster: p.Cluster, local: local, writer: p.Writer, program: program()}
+		cluster: p.Cluster, local: local, writer: p.Writer, program: program}
 }
 
 func (p *datastoreParams) node() string {

@@ -25,4 +25,5 @@
 //	snapshot.go   an agent's state on disk: the format; pure
 //	snapshot_file.go   its file, replaced as a whole
 //	snapshot_job.go    when it is written and restored
+//	program.go    which build has written it
 package inclustercache

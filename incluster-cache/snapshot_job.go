@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -125,8 +124,8 @@ func (s *snapshots) apply(loaded *loadedSnapshot) (entries int, err error) {
 		s.written = loaded.header.Resources // so it isn't written again as it is
 	}
 	for _, at := range loaded.header.Resources {
-		if loaded.header.Program != s.program {
-			// See snapshotHeader. What is restored stays until a list has told the
+		if s.program == "" || loaded.header.Program != s.program {
+			// See snapshotHeader, and programID. What is restored stays until a list has told the
 			// difference.
 			at = ingest.SavedPosition{Resource: at.Resource}
 		}
@@ -207,20 +206,4 @@ func (s *snapshots) publish(fn func(*state.Snapshot)) {
 	tx := s.writer.Begin()
 	tx.UpdateDatastore(func(row *state.Datastore) { fn(&row.Snapshot) })
 	tx.Commit()
-}
-
-// program is the build that runs, to tell it from others.
-func program() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
-	}
-	id := info.Main.Version
-	for _, setting := range info.Settings {
-		switch setting.Key {
-		case "vcs.revision", "vcs.modified", "-tags":
-			id += " " + setting.Value
-		}
-	}
-	return id
 }

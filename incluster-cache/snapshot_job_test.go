@@ -78,6 +78,12 @@ func TestSnapshotIsHandedOn(t *testing.T) {
 	require.Equal(t, 1, row().Restored)
 	require.Zero(t, third.write(silent{}), "what can't be vouched for isn't kept")
 
+	// So does one that doesn't know what it is.
+	unknown, _ := nextProcess(t, dir, "", hive)
+	unknown.restore()
+	require.Equal(t, 1, unknown.local.Counts().Nodes)
+	require.Nil(t, unknown.local.Save())
+
 	// What is another cluster's isn't used, and stays that one's.
 	fourth, row := nextProcess(t, dir, "build 1", wire.ClusterInfo{Name: "swarm", ID: 7})
 	fourth.restore()
