@@ -37,8 +37,7 @@ func (r *rig) agentFirst(t *testing.T) {
 	}, patience, tick)
 	initialized, _ := s.agent.Endpoints.Initialized(s.agent.DB.ReadTxn())
 	require.False(t, initialized)
-	require.Equal(t, everywhere(1), s.watches(t), "the reference alone")
-	s.follow()
+	s.watchedBy(1) // the reference alone
 	s.replicas[0].Start()
 	s.arrives()
 	stop()
@@ -83,22 +82,20 @@ func (s *scene) apiServerAway() {
 			require.Contains(c, there, row)
 		}
 	}, patience, tick)
-	s.follow()
-	require.True(s, s.datastore(s).Connected)
+	s.still() // it is another process
+	require.EventuallyWithT(s, func(c *assert.CollectT) { require.True(c, s.datastore(c).Connected) }, patience, tick)
 	require.NoError(s, s.Restart(s.Context()))
 	s.arrives()
 }
 
 // cacheAway keeps the cache away for as long as a fall-back would take to begin.
 func (s *scene) cacheAway() {
-	require.Equal(s, everywhere(1+replicaCount), s.watches(s))
+	s.watchedBy(1 + replicaCount)
 	for _, replica := range s.replicas {
 		replica.Kill()
 	}
 	s.away()
-	require.EventuallyWithT(s, func(c *assert.CollectT) {
-		require.Equal(c, everywhere(1), s.watches(c))
-	}, patience, tick)
+	s.watchedBy(1)
 	entries, lists := s.agent.Endpoints.NumObjects(s.agent.DB.ReadTxn()), s.requests()
 	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(tick) {
 		require.Equal(s, everywhere(1), s.watches(s), "the agent watches nothing")
@@ -109,7 +106,14 @@ func (s *scene) cacheAway() {
 		replica.Start()
 	}
 	s.arrives()
-	require.Equal(s, everywhere(1+replicaCount), s.watches(s))
+	s.watchedBy(1 + replicaCount)
+}
+
+// watchedBy waits until the API server serves so many watches of each resource: it is
+// told of those that end, and counts them, in its own time.
+func (s *scene) watchedBy(n int) {
+	s.Helper()
+	require.EventuallyWithT(s, func(c *assert.CollectT) { require.Equal(c, everywhere(n), s.watches(c)) }, patience, tick)
 }
 
 func (s *scene) connectionsBreak() {

@@ -9,6 +9,8 @@
 //	truth_test.go     what the agent's tables should hold
 //	faults_test.go    what goes wrong
 //	service_test.go   a cache that is named as a Service
+//	warm_test.go      an agent that is killed, and what the next one begins with
+//	process_test.go   an agent in a process of its own
 package incluster
 
 import (

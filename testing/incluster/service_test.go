@@ -43,6 +43,7 @@ func TestService(t *testing.T) {
 		"kvstore-opt":                        fmt.Sprintf("etcd.address=http://%s.%s.svc", cacheService, namespace),
 		"incluster-cache-rebalance-interval": "500ms",
 	})
+	s.agent.FollowEach(t)
 	s.agent.Backends = addresses
 	s.agent.Start()
 	s.requireTruth()
@@ -71,7 +72,6 @@ func TestService(t *testing.T) {
 	s.arrives()
 
 	// The replica goes, and its address from the Service.
-	s.follow()
 	preferred.Kill()
 	r.setCacheBackends(t, 1-index)
 	s.arrives()

@@ -41,8 +41,9 @@ func TestWarmStart(t *testing.T) {
 			s := r.warmScene(t)
 			stop := s.load.run(t)
 			doomed := s.load.addPod(t)
+			s.cached(doomed)
 			s.victim.kept()
-			s.victim.kept() // the cache may have been a moment behind
+			s.victim.kept() // the agent may have been a moment behind
 			s.victim.kill()
 			// Nobody will tell of this but history, or what isn't in a list.
 			require.NoError(t, s.load.clients.DeleteEndpoint(t.Context(), &doomed))
@@ -50,7 +51,6 @@ func TestWarmStart(t *testing.T) {
 				test.meanwhile(s)
 			}
 			s.agent.Start()
-			s.follow()
 			snapshot := s.datastore(t).Snapshot
 			if test.restored {
 				require.Greater(t, snapshot.Restored, len(s.load.stays()))
@@ -69,6 +69,8 @@ func TestWarmStart(t *testing.T) {
 			if !test.restored {
 				return
 			}
+			// It was restored, since it was seen to go.
+			require.Contains(t, s.agent.Followers()[0].Gone(), "endpoints "+doomed.Prefix.String())
 			require.EventuallyWithT(t, func(c *assert.CollectT) {
 				started := s.datastore(c).Snapshot.Started
 				require.Equal(c, test.started, started[wire.Endpoints])
@@ -92,6 +94,7 @@ func (r *rig) warmScene(t *testing.T) *warmScene {
 	s.victim = startVictim(t, s.agent, "node-1")
 	// The one that comes after it has the same directory.
 	s.agent = r.cluster.NewLocalAgent(t, "node-1", nil, s.replicas, r.flags(), mesh.Flags{"state-dir": s.victim.dir})
+	s.agent.FollowEach(t)
 	return s
 }
 
@@ -141,6 +144,18 @@ func (s *warmScene) compact() {
 	require.NoError(s, err)
 	_, err = client.Compact(s.Context(), resp.Header.Revision)
 	require.NoError(s, err)
+}
+
+// cached waits until the cache has a pod.
+func (s *warmScene) cached(pod wire.Endpoint) {
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{s.replicas[0].URL()}})
+	require.NoError(s, err)
+	defer client.Close()
+	key := wire.StatePrefix(wire.Endpoints, s.cluster.Name) + wire.EndpointKey(pod.Prefix)
+	require.Eventually(s, func() bool {
+		resp, err := client.Get(context.Background(), key)
+		return err == nil && len(resp.Kvs) == 1
+	}, patience, tick)
 }
 
 // settled waits until a pod that is created now is in the etcd.

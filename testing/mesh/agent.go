@@ -29,7 +29,17 @@ type Agent struct {
 	Backends map[string]*Cache
 
 	health statedb.Table[healthtypes.Status]
+	// followed is the test for which each start is followed, see FollowEach.
+	followed  testing.TB
+	followers []*Follower
 }
+
+// FollowEach has the tables of each start followed from before anything fills them,
+// until the test ends.
+func (a *Agent) FollowEach(t testing.TB) { a.followed = t }
+
+// Followers are those of FollowEach, one for each start.
+func (a *Agent) Followers() []*Follower { return a.followers }
 
 // NewAgent makes an agent that takes in the clusters of the directory, if there is
 // one, usually from the cluster's own etcd; it is to be started. The map is in memory unless
@@ -53,6 +63,9 @@ func (c *Cluster) NewAgent(t testing.TB, remotes *Directory, flags ...Flags) *Ag
 // use takes what a hive that starts has.
 func (a *Agent) use(db *statedb.DB, writer *state.Writer, datapath *ipcache.Datapath, health statedb.Table[healthtypes.Status]) {
 	a.DB, a.Tables, a.Datapath, a.health = db, writer.Tables(), datapath, health
+	if a.followed != nil {
+		a.followers = append(a.followers, a.Follow(a.followed))
+	}
 }
 
 // Health is what one of the agent's jobs says of itself, by the last part of its
