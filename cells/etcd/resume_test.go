@@ -274,7 +274,7 @@ func TestResumeAgainstModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		run++
 		m := &resumeModel{T: rt, clients: clients, cfg: resumeConfig(t, fmt.Sprintf("p%d/", run)),
-			source: []map[string]string{{}, {}}, history: make([][]moment, 2)}
+			source: []map[string]string{{}, {}}, history: [][]moment{{{}}, {{}}}}
 		for range rapid.IntRange(1, 4).Draw(rt, "restarts") {
 			m.away()
 			stop := m.start()
@@ -302,7 +302,7 @@ type resumeModel struct {
 	clients  []*Client
 	current  int
 	source   []map[string]string // what each etcd has
-	history  [][]moment          // what each had, since each revision
+	history  [][]moment          // what each had, since each revision; nothing at first
 	cfg      ReaderConfig
 	reader   *Reader
 	observer *keeper
@@ -391,7 +391,7 @@ func (m *resumeModel) check() {
 	m.observer.mu.Lock()
 	defer m.observer.mu.Unlock()
 	for key := range m.observer.deleted {
-		gone := len(m.history[m.current]) == 0
+		gone := false
 		for _, moment := range m.history[m.current][m.gone:] {
 			if _, there := moment.content[key]; !there {
 				gone = true
