@@ -65,7 +65,7 @@ func TestMistakes(t *testing.T) {
 		"agent/start c1 --cluster-id=1 --nonsense=1":                   "unknown flag: --nonsense",
 		"agent/start c1 --cluster-id=1\nagent/start c1":                "c1/agent runs already",
 		"agent/restart c1":                                             "there is no c1/agent",
-		"agent/start c1 --cluster-id=0":                                "cluster",
+		"agent/start c1 --cluster-id=256":                              "cluster",
 		"mesh/connect c1 c2":                                           "there is no etcd \"c2\"",
 		"mesh/disconnect c1 c2":                                        "wasn't connected",
 		"net/cut c1/agent/c2":                                          "there is no link \"c1/agent/c2\"",
