@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -163,6 +164,34 @@ func (*Namespace) TableHeader() []string { return []string{"Name", "Annotations"
 // TableRow gives the values of the columns.
 func (n *Namespace) TableRow() []string {
 	return []string{n.Name, formatPairs(n.Annotations), formatPairs(n.Labels)}
+}
+
+// TableHeader names the columns for `db/show`.
+func (*Workload) TableHeader() []string {
+	return []string{"Namespace", "Pod", "Sync", "Scope", "Problem"}
+}
+
+// TableRow gives the values of the columns; what the pod doesn't say is empty.
+func (w *Workload) TableRow() []string {
+	sync, scope := "", ""
+	if w.SyncFrom != filter.Unset {
+		sync = strconv.FormatBool(w.Sync)
+	}
+	if w.ScopeFrom != filter.Unset {
+		scope = formatScope(w.Scope)
+	}
+	return []string{w.Namespace, w.Pod, sync, scope, w.Problem}
+}
+
+// TableHeader names the columns for `db/show`.
+func (*Export) TableHeader() []string {
+	return []string{"Resource", "Mode", "Region", "Pushed", "OnDemand", "NotGlobal", "Refused", "Synced"}
+}
+
+// TableRow gives the values of the columns.
+func (e *Export) TableRow() []string {
+	return []string{string(e.Resource), string(e.Mode), e.Region, strconv.Itoa(e.Pushed), strconv.Itoa(e.OnDemand),
+		strconv.Itoa(e.NotGlobal), strconv.Itoa(e.Refused), strconv.FormatBool(e.Synced)}
 }
 
 // TableHeader names the columns for `db/show`.

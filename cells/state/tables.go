@@ -10,6 +10,8 @@ import (
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/statedb"
 	"github.com/cilium/statedb/index"
+
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
 // Names of the tables, as `db/show` knows them.
@@ -20,6 +22,8 @@ const (
 	ServiceTable       = "services"
 	ServiceExportTable = "service-exports"
 	NamespaceTable     = "namespaces"
+	WorkloadTable      = "workloads"
+	ExportTable        = "exports"
 	RemoteClusterTable = "remote-clusters"
 	DatastoreTable     = "datastore"
 )
@@ -34,6 +38,8 @@ type Tables struct {
 	Services       statedb.Table[*Service]
 	ServiceExports statedb.Table[*ServiceExport]
 	Namespaces     statedb.Table[*Namespace]
+	Workloads      statedb.Table[*Workload]
+	Exports        statedb.Table[*Export]
 	RemoteClusters statedb.Table[*RemoteCluster]
 	Datastore      statedb.Table[*Datastore]
 }
@@ -52,16 +58,17 @@ var (
 		FromString: parsePrefixKey,
 		Unique:     true,
 	}
-	// endpointByNamespace has local rows only: the exporter re-decides the
-	// endpoints of a namespace, and what is remote is none of its business.
-	endpointByNamespace = statedb.Index[*Endpoint, string]{
-		Name: "namespace",
+	// endpointByPod has local rows only, as "namespace/pod": the exporter re-decides
+	// the endpoints of a pod, or of a namespace, and what is remote is none of its
+	// business.
+	endpointByPod = statedb.Index[*Endpoint, string]{
+		Name: "pod",
 		FromObject: func(e *Endpoint) index.KeySet {
 			s := e.shared.Value()
 			if s.origin == nil || s.origin.Source != SourceLocal || s.namespace == "" {
 				return index.KeySet{}
 			}
-			return index.NewKeySet(index.String(s.namespace))
+			return index.NewKeySet(index.String(podKey(s.namespace, e.pod)))
 		},
 		FromKey:    index.String,
 		FromString: index.FromString,
@@ -111,6 +118,22 @@ var (
 		FromString: index.FromString,
 		Unique:     true,
 	}
+	workloadByPod = statedb.Index[*Workload, string]{
+		Name: "pod",
+		FromObject: func(w *Workload) index.KeySet {
+			return index.NewKeySet(index.String(podKey(w.Namespace, w.Pod)))
+		},
+		FromKey:    index.String,
+		FromString: index.FromString,
+		Unique:     true,
+	}
+	exportByResource = statedb.Index[*Export, string]{
+		Name:       "resource",
+		FromObject: func(e *Export) index.KeySet { return index.NewKeySet(index.String(string(e.Resource))) },
+		FromKey:    index.String,
+		FromString: index.FromString,
+		Unique:     true,
+	}
 	remoteClusterByName = statedb.Index[*RemoteCluster, string]{
 		Name:       "name",
 		FromObject: func(r *RemoteCluster) index.KeySet { return index.NewKeySet(index.String(r.Name)) },
@@ -133,9 +156,16 @@ func EndpointByPrefix(prefix netip.Prefix) statedb.Query[*Endpoint] {
 	return endpointByPrefix.Query(prefix)
 }
 
-// LocalEndpointsByNamespace asks for this cluster's endpoints in a namespace.
+// LocalEndpointsByNamespace asks for this cluster's endpoints in a namespace; it is
+// for Table.Prefix.
 func LocalEndpointsByNamespace(namespace string) statedb.Query[*Endpoint] {
-	return endpointByNamespace.Query(namespace)
+	return endpointByPod.Query(podKey(namespace, ""))
+}
+
+// LocalEndpointsByPod asks for the endpoints of a pod of this cluster, one for each
+// of its addresses.
+func LocalEndpointsByPod(namespace, pod string) statedb.Query[*Endpoint] {
+	return endpointByPod.Query(podKey(namespace, pod))
 }
 
 // IdentityByID asks for one identity.
@@ -179,6 +209,16 @@ func ServiceExportsByNamespace(cluster, namespace string) statedb.Query[*Service
 // NamespaceByName asks for one namespace.
 func NamespaceByName(name string) statedb.Query[*Namespace] { return namespaceByName.Query(name) }
 
+// WorkloadByPod asks for what one pod says about itself.
+func WorkloadByPod(namespace, pod string) statedb.Query[*Workload] {
+	return workloadByPod.Query(podKey(namespace, pod))
+}
+
+// ExportByResource asks for the row of one resource.
+func ExportByResource(resource wire.Resource) statedb.Query[*Export] {
+	return exportByResource.Query(string(resource))
+}
+
 // RemoteClusterByName asks for one remote cluster.
 func RemoteClusterByName(name string) statedb.Query[*RemoteCluster] {
 	return remoteClusterByName.Query(name)
@@ -186,6 +226,8 @@ func RemoteClusterByName(name string) statedb.Query[*RemoteCluster] {
 
 // TheDatastore asks for the one row of the table "datastore".
 func TheDatastore() statedb.Query[*Datastore] { return datastoreByName.Query(DatastoreTable) }
+
+func podKey(namespace, pod string) string { return namespace + "/" + pod }
 
 func objectKey(cluster, namespace, name string) string {
 	return cluster + "/" + namespace + "/" + name
@@ -230,12 +272,14 @@ type tables struct {
 	services       statedb.RWTable[*Service]
 	serviceExports statedb.RWTable[*ServiceExport]
 	namespaces     statedb.RWTable[*Namespace]
+	workloads      statedb.RWTable[*Workload]
+	exports        statedb.RWTable[*Export]
 	remoteClusters statedb.RWTable[*RemoteCluster]
 	datastore      statedb.RWTable[*Datastore]
 }
 
 func newTables(db *statedb.DB) (t tables, err error) {
-	if t.endpoints, err = statedb.NewTable(db, EndpointTable, endpointByPrefix, endpointByNamespace); err != nil {
+	if t.endpoints, err = statedb.NewTable(db, EndpointTable, endpointByPrefix, endpointByPod); err != nil {
 		return t, fmt.Errorf("registering table %q: %w", EndpointTable, err)
 	}
 	if t.identities, err = statedb.NewTable(db, IdentityTable, identityByID, identityByCluster); err != nil {
@@ -253,6 +297,12 @@ func newTables(db *statedb.DB) (t tables, err error) {
 	if t.namespaces, err = statedb.NewTable(db, NamespaceTable, namespaceByName); err != nil {
 		return t, fmt.Errorf("registering table %q: %w", NamespaceTable, err)
 	}
+	if t.workloads, err = statedb.NewTable(db, WorkloadTable, workloadByPod); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", WorkloadTable, err)
+	}
+	if t.exports, err = statedb.NewTable(db, ExportTable, exportByResource); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", ExportTable, err)
+	}
 	if t.remoteClusters, err = statedb.NewTable(db, RemoteClusterTable, remoteClusterByName); err != nil {
 		return t, fmt.Errorf("registering table %q: %w", RemoteClusterTable, err)
 	}
@@ -264,5 +314,5 @@ func newTables(db *statedb.DB) (t tables, err error) {
 
 func (t *tables) all() []statedb.TableMeta {
 	return []statedb.TableMeta{t.endpoints, t.identities, t.nodes, t.services,
-		t.serviceExports, t.namespaces, t.remoteClusters, t.datastore}
+		t.serviceExports, t.namespaces, t.workloads, t.exports, t.remoteClusters, t.datastore}
 }

@@ -235,6 +235,34 @@ func (tx *Txn) DeleteNamespace(name string) {
 	}
 }
 
+// UpsertWorkload makes or updates what a pod says about itself.
+func (tx *Txn) UpsertWorkload(workload Workload) {
+	old, _, found := tx.w.tables.workloads.Get(tx.wtxn, WorkloadByPod(workload.Namespace, workload.Pod))
+	if found && *old == workload {
+		return
+	}
+	_, _, err := tx.w.tables.workloads.Insert(tx.wtxn, &workload)
+	must(err)
+}
+
+// DeleteWorkload removes what a pod says about itself.
+func (tx *Txn) DeleteWorkload(namespace, pod string) {
+	if old, _, found := tx.w.tables.workloads.Get(tx.wtxn, WorkloadByPod(namespace, pod)); found {
+		_, _, err := tx.w.tables.workloads.Delete(tx.wtxn, old)
+		must(err)
+	}
+}
+
+// UpsertExport makes or updates the row of a resource.
+func (tx *Txn) UpsertExport(export Export) {
+	old, _, found := tx.w.tables.exports.Get(tx.wtxn, ExportByResource(export.Resource))
+	if found && *old == export {
+		return
+	}
+	_, _, err := tx.w.tables.exports.Insert(tx.wtxn, &export)
+	must(err)
+}
+
 // UpdateRemoteCluster applies fn to a copy of the row (its maps are copies too,
 // and never nil), which is new and has just its name when there is none yet.
 func (tx *Txn) UpdateRemoteCluster(name string, fn func(*RemoteCluster)) {

@@ -24,6 +24,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -99,6 +100,28 @@ type Namespace struct {
 	Labels      map[string]string
 }
 
+// Workload is a row of the table "workloads": a local pod that says something about
+// how far it is synced, be it malformed. Pods that say nothing have no row; nor has
+// any while nobody asks for what pods say.
+type Workload struct {
+	Namespace, Pod string
+	filter.Workload
+}
+
+// Export is a row of the table "exports": what became of one resource of this
+// cluster on the way into its etcd, and by which rules.
+type Export struct {
+	Resource wire.Resource
+	// Mode and Region are the exporter's flags.
+	Mode   filter.SyncMode
+	Region string
+	// Pushed and OnDemand count keys in etcd, NotGlobal the rows that are kept at
+	// home by their namespace, and Refused those that can't be encoded.
+	Pushed, OnDemand, NotGlobal, Refused int
+	// Synced: all that the cluster had at the start is in etcd, canary included.
+	Synced bool
+}
+
 // RemoteCluster is a row of the table "remote-clusters": what is known about
 // the life of one remote cluster, for status, health and metrics.
 type RemoteCluster struct {
@@ -134,6 +157,9 @@ type ResourceState struct {
 	Enabled bool // the source offers it
 	Synced  bool // the source said that it is complete, and we have it all
 	Entries int
+	// Skipped counts what the source has and isn't taken, being regional in another
+	// region.
+	Skipped int
 }
 
 // Datastore is the one row of the table "datastore": where this cluster's own
@@ -168,8 +194,11 @@ type Snapshot struct {
 }
 
 // Namespaces names the table of namespaces where a resource is asked for; it is
-// never on the wire.
-const Namespaces wire.Resource = "namespaces"
+// never on the wire. Workloads likewise.
+const (
+	Namespaces wire.Resource = "namespaces"
+	Workloads  wire.Resource = "workloads"
+)
 
 // Counts says how much of the tables one source holds.
 type Counts struct {
@@ -199,6 +228,8 @@ type Counts struct {
 //	tx.UpsertServiceExport(origin, *wire.ServiceExport)  tx.DeleteServiceExport(…)
 //	tx.DeleteOrigin(origin, resource)            every row and claim of it
 //	tx.UpsertNamespace(Namespace)                tx.DeleteNamespace(name)
+//	tx.UpsertWorkload(Workload)                  tx.DeleteWorkload(namespace, pod)
+//	tx.UpsertExport(Export)
 //	tx.UpdateRemoteCluster(name, func(*RemoteCluster))   copies the row, then applies fn; inserts if absent
 //	tx.DeleteRemoteCluster(name)
 //	tx.UpdateDatastore(func(*Datastore))         the same with the one row of the datastore

@@ -50,6 +50,8 @@ func (w *Writer) Tables() Tables {
 		Services:       w.tables.services,
 		ServiceExports: w.tables.serviceExports,
 		Namespaces:     w.tables.namespaces,
+		Workloads:      w.tables.workloads,
+		Exports:        w.tables.exports,
 		RemoteClusters: w.tables.remoteClusters,
 		Datastore:      w.tables.datastore,
 	}
@@ -77,7 +79,7 @@ func (w *Writer) Begin() *Txn {
 	return &Txn{w: w, wtxn: w.db.WriteTxn(w.metas...)}
 }
 
-// RegisterInitializer makes the tables of these resources (Namespaces included)
+// RegisterInitializer makes the tables of these resources (Namespaces and Workloads included)
 // count as initialized only once the returned function was called in a Txn that
 // is committed; calling it again does nothing. It is for constructors: after
 // the start readers may have seen the table as initialized. A resource that has
@@ -100,6 +102,8 @@ func (w *Writer) RegisterInitializer(name string, resources ...wire.Resource) fu
 			done = append(done, w.tables.serviceExports.RegisterInitializer(wtxn, name))
 		case Namespaces:
 			done = append(done, w.tables.namespaces.RegisterInitializer(wtxn, name))
+		case Workloads:
+			done = append(done, w.tables.workloads.RegisterInitializer(wtxn, name))
 		}
 	}
 	// statedb remembers a mark even when its transaction is aborted, so the

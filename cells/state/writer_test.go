@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/statedb"
 	"github.com/stretchr/testify/require"
 
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -35,6 +36,8 @@ func writeOneOfEach(tx *Txn, origin *Origin) {
 	})
 	tx.UpsertServiceExport(origin, &wire.ServiceExport{Cluster: "red", Namespace: "default", Name: "web"})
 	tx.UpsertNamespace(Namespace{Name: "default", Labels: map[string]string{"a": "b"}})
+	tx.UpsertWorkload(Workload{Namespace: "default", Pod: "web", Workload: filter.Workload{Sync: true, SyncFrom: filter.AsLabel}})
+	tx.UpsertExport(Export{Resource: wire.Endpoints, Mode: filter.SyncOptIn, Pushed: 1})
 }
 
 // revisions are those of all tables.
@@ -226,14 +229,14 @@ func TestQueries(t *testing.T) {
 	require.Len(t, statedb.Collect(f.tables.Services.Prefix(txn, ServicesByNamespace("red", "a"))), 1)
 	require.Len(t, statedb.Collect(f.tables.ServiceExports.Prefix(txn, ServiceExportsByNamespace("red", "a"))), 1)
 
-	locals := statedb.Collect(f.tables.Endpoints.List(txn, LocalEndpointsByNamespace("default")))
+	locals := statedb.Collect(f.tables.Endpoints.Prefix(txn, LocalEndpointsByNamespace("default")))
 	require.Len(t, locals, 1)
 	require.Equal(t, "web", locals[0].Pod())
 
 	f.upsert(f.local, Owner{}, endpoint("fd00::1", 3, "db"))
 	txn = f.db.ReadTxn()
-	require.Len(t, statedb.Collect(f.tables.Endpoints.List(txn, LocalEndpointsByNamespace("default"))), 2)
-	require.Empty(t, statedb.Collect(f.tables.Endpoints.List(txn, LocalEndpointsByNamespace("default2"))))
+	require.Len(t, statedb.Collect(f.tables.Endpoints.Prefix(txn, LocalEndpointsByNamespace("default"))), 2)
+	require.Empty(t, statedb.Collect(f.tables.Endpoints.Prefix(txn, LocalEndpointsByNamespace("default2"))))
 }
 
 // TestRowsKeepNoBuffer writes from strings in one buffer, as a decoder that

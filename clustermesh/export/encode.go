@@ -54,7 +54,7 @@ func endpointCodec(namedPorts bool) *codec[*state.Endpoint] {
 			return state.EndpointByPrefix(prefix), err == nil
 		},
 		inNamespace: func(table statedb.Table[*state.Endpoint], txn statedb.ReadTxn, namespace string) iter.Seq2[*state.Endpoint, statedb.Revision] {
-			return table.List(txn, state.LocalEndpointsByNamespace(namespace))
+			return table.Prefix(txn, state.LocalEndpointsByNamespace(namespace))
 		},
 	}
 }

@@ -6,6 +6,9 @@
 // concerns and nothing else, when that changes.
 //
 //	namespace.go  which namespaces export at all
+//	workload.go   what a pod says about itself
+//	decide.go     where an endpoint, an identity, a service goes, of a source
+//	region.go     what is left out on the way to another region, by a consumer
 package filter
 
 import (
