@@ -9,6 +9,7 @@
 //	workload.go   what a pod says about itself
 //	decide.go     where an endpoint, an identity, a service goes, of a source
 //	region.go     what is left out on the way to another region, by a consumer
+//	explain.go    the same decisions with their reasons, rule by rule
 package filter
 
 import (

@@ -74,6 +74,14 @@ const (
 	ScopeRegional
 )
 
+// String is the scope as people write it, on a pod for instance.
+func (s Scope) String() string {
+	if s == ScopeRegional {
+		return scopeRegional
+	}
+	return "global"
+}
+
 // NamedPort is a container port that policy refers to by name.
 type NamedPort struct {
 	Name     string
