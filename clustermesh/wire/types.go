@@ -12,6 +12,7 @@
 //	endpoint.go, identity.go, node.go, service.go, config.go    the codecs
 //	cacheconfig.go    what an in-cluster cache says about itself; our addition
 //	endpoint_usual.go    the fast way through the values that arrive by the 100,000
+//	endpoint_scope.go    an endpoint's scope, without the rest of it
 //	node_usual.go        the same for nodes
 //	address.go    between net.IP and netip, so that an address has one form
 //	validate.go   what a remote cluster may claim
