@@ -12,6 +12,7 @@ import (
 	"github.com/waggle-mesh/waggle/cells/kubernetes"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/export"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
@@ -35,7 +36,9 @@ var Exporter = cell.Module(
 // ExporterParts is Exporter without the flags and the client that a host's hive,
 // or a test with a fake client, brings along.
 var ExporterParts = cell.Group(
-	kubernetes.Cell,      // Kubernetes → tables
+	kubernetes.Cell,           // Kubernetes → tables
+	cell.Provide(podMetadata), // of pods only what the filters ask for, and only if they do
+	cell.Invoke(validateWorkloadPolicy),
 	state.Cell,           // the tables
 	etcd.Cell,            // client and Writer of the local etcd
 	export.Cell,          // tables → cilium/state/…
@@ -128,4 +131,14 @@ func validateCluster(lc cell.Lifecycle, cluster wire.ClusterInfo) {
 // validateCacheCluster is validateCluster for a cluster that may be in no mesh.
 func validateCacheCluster(lc cell.Lifecycle, cluster wire.ClusterInfo) {
 	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error { return wire.ValidateCacheCluster(cluster) }})
+}
+
+// validateWorkloadPolicy refuses a sync mode that there isn't.
+func validateWorkloadPolicy(lc cell.Lifecycle, policy filter.WorkloadPolicy) {
+	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error { return policy.Validate() }})
+}
+
+// podMetadata has pods read where what they say makes a difference.
+func podMetadata(policy filter.WorkloadPolicy, config export.Config) kubernetes.PodMetadata {
+	return kubernetes.PodMetadata(policy.ReadsPods(config.ClusterRegion))
 }

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/cilium/cilium/pkg/k8s/client"
 	"github.com/cilium/hive/cell"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,28 +25,25 @@ const crdPollInterval = time.Second
 
 // apiServer reads one kind from the API server.
 type apiServer struct {
-	log       *slog.Logger
-	clientset client.Clientset
-	kind      *kind
+	log      *slog.Logger
+	kind     *kind
+	upstream *cache.ListWatch // of the clientset
 }
 
 // run lists and watches until ctx ends. client-go's reflector deals with
 // expired revisions, dropped connections and back-off.
 func (s *apiServer) run(ctx context.Context, health cell.Health) error {
-	upstream := s.kind.listWatch(s.clientset, s.kind.selector)
-	if s.kind.custom {
-		if !s.awaitCRD(ctx, health, upstream) {
-			return nil
-		}
+	if s.kind.custom && !s.awaitCRD(ctx, health) {
+		return nil
 	}
 	observed := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
-			list, err := upstream.ListWithContext(ctx, opts)
+			list, err := s.upstream.ListWithContext(ctx, opts)
 			s.observe(ctx, health, "list", err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
-			w, err := upstream.WatchWithContext(ctx, opts)
+			w, err := s.upstream.WatchWithContext(ctx, opts)
 			s.observe(ctx, health, "watch", err)
 			return w, err
 		},
@@ -61,10 +57,10 @@ func (s *apiServer) run(ctx context.Context, health cell.Health) error {
 
 // awaitCRD waits until the API server has the kind; false when ctx ended first.
 // Other errors are left to the reflector.
-func (s *apiServer) awaitCRD(ctx context.Context, health cell.Health, upstream *cache.ListWatch) bool {
+func (s *apiServer) awaitCRD(ctx context.Context, health cell.Health) bool {
 	var ticker *time.Ticker
 	for {
-		_, err := upstream.ListWithContext(ctx, metav1.ListOptions{Limit: 1})
+		_, err := s.upstream.ListWithContext(ctx, metav1.ListOptions{Limit: 1})
 		if !apierrors.IsNotFound(err) {
 			return ctx.Err() == nil
 		}

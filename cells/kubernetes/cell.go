@@ -17,7 +17,7 @@
 //	reflector.go     objects → pending changes; coalesces by object
 //	applier.go       pending changes → transactions; marks tables initialized
 //	nodes.go, identities.go, endpoints.go, endpointslices.go, services.go,
-//	serviceexports.go, namespaces.go      what an object says, as pure functions
+//	serviceexports.go, namespaces.go, pods.go      what an object says, as pure functions
 //	servicereader.go    the backends of one Service, when asked
 //	problems.go      what is wrong with objects: logged, counted, never fatal
 package kubernetes
@@ -87,7 +87,8 @@ type Options struct {
 	// Optional: without a Kubernetes to read from nothing is read, instead of the
 	// start failing.
 	Optional bool
-	// Resources are the tables to fill (state.Namespaces included), nil for all:
+	// Resources are the tables to fill (state.Namespaces and state.Workloads included,
+	// the latter only with PodMetadata), nil for all:
 	// of what fills no other table nothing is read. Service exports need services.
 	Resources []wire.Resource
 }
@@ -95,6 +96,11 @@ type Options struct {
 func (o Options) reads(resource wire.Resource) bool {
 	return o.Resources == nil || slices.Contains(o.Resources, resource)
 }
+
+// PodMetadata says that what pods say of themselves is read, into the table
+// "workloads". Where the hive provides none, or false, pods aren't read: a watch of
+// them is the dearest that a cluster has (see listWatchOfPods).
+type PodMetadata bool
 
 // optional is how Options are asked for.
 type optional struct {
@@ -138,7 +144,8 @@ type params struct {
 	Lifecycle cell.Lifecycle
 
 	Config    Config
-	Options   Options `optional:"true"`
+	Options   Options     `optional:"true"`
+	Pods      PodMetadata `optional:"true"`
 	K8s       k8s.Config
 	MCSAPI    mcsapitypes.MCSAPIConfig
 	Cluster   wire.ClusterInfo
@@ -197,7 +204,11 @@ func register(p params) error {
 		return nil
 	}
 	for _, kind := range kinds {
-		source := &apiServer{log: p.Log, clientset: p.Clientset, kind: kind}
+		upstream, err := kind.listWatch(p.Clientset, kind.selector)
+		if err != nil {
+			return fmt.Errorf("reading %s from Kubernetes: %w", kind.Kind, err)
+		}
+		source := &apiServer{log: p.Log, kind: kind, upstream: upstream}
 		p.Jobs.Add(job.OneShot("reflect-"+kind.Kind, source.run))
 	}
 	return nil
@@ -232,11 +243,14 @@ func assemble(p params) ([]*kind, *applier, error) {
 	}
 
 	// The order is the order of application within a transaction: an endpoint
-	// is of no use before its identity.
+	// is of no use before its identity, and is decided by what its pod says.
 	reads := p.Options.reads
 	if reads(state.Namespaces) {
 		milestone(state.Namespaces, add(namespaceKind, all, newReflector(namespaceKind.Kind, report(namespaceKind), p.Metrics,
 			convertNamespace, applyNamespace)))
+	}
+	if bool(p.Pods) && reads(state.Workloads) {
+		milestone(state.Workloads, add(podKind, all, newWorkloads(report(podKind), p.Metrics)))
 	}
 	if reads(wire.Identities) {
 		milestone(wire.Identities, add(ciliumIdentityKind, all, newReflector(ciliumIdentityKind.Kind, report(ciliumIdentityKind), p.Metrics,

@@ -28,7 +28,8 @@ type kind struct {
 	// selector chooses the objects of this kind that count.
 	selector  labels.Selector
 	newObject func() runtime.Object
-	listWatch func(client.Clientset, labels.Selector) *cache.ListWatch
+	// listWatch fails only if the clientset's configuration is impossible.
+	listWatch func(client.Clientset, labels.Selector) (*cache.ListWatch, error)
 	// custom kinds are defined by a CRD, which may be installed after we start.
 	custom bool
 	// optional: without its CRD the kind counts as listed, and empty.
@@ -43,7 +44,7 @@ var (
 		GroupVersionKind: ciliumv2.SchemeGroupVersion.WithKind("CiliumNode"),
 		custom:           true,
 		newObject:        func() runtime.Object { return &ciliumv2.CiliumNode{} },
-		listWatch: func(cs client.Clientset, s labels.Selector) *cache.ListWatch {
+		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.CiliumV2().CiliumNodes(), s)
 		},
 	}
@@ -51,7 +52,7 @@ var (
 		GroupVersionKind: ciliumv2.SchemeGroupVersion.WithKind("CiliumIdentity"),
 		custom:           true,
 		newObject:        func() runtime.Object { return &ciliumv2.CiliumIdentity{} },
-		listWatch: func(cs client.Clientset, s labels.Selector) *cache.ListWatch {
+		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.CiliumV2().CiliumIdentities(), s)
 		},
 	}
@@ -60,7 +61,7 @@ var (
 		custom:           true,
 		namespaced:       true,
 		newObject:        func() runtime.Object { return &ciliumv2.CiliumEndpoint{} },
-		listWatch: func(cs client.Clientset, s labels.Selector) *cache.ListWatch {
+		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.CiliumV2().CiliumEndpoints(metav1.NamespaceAll), s)
 		},
 	}
@@ -68,22 +69,29 @@ var (
 		GroupVersionKind: ciliumv2alpha1.SchemeGroupVersion.WithKind("CiliumEndpointSlice"),
 		custom:           true,
 		newObject:        func() runtime.Object { return &ciliumv2alpha1.CiliumEndpointSlice{} },
-		listWatch: func(cs client.Clientset, s labels.Selector) *cache.ListWatch {
+		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.CiliumV2alpha1().CiliumEndpointSlices(), s)
 		},
 	}
 	namespaceKind = kind{
 		GroupVersionKind: slim_corev1.SchemeGroupVersion.WithKind("Namespace"),
 		newObject:        func() runtime.Object { return &slim_corev1.Namespace{} },
-		listWatch: func(cs client.Clientset, s labels.Selector) *cache.ListWatch {
+		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.Slim().CoreV1().Namespaces(), s)
 		},
+	}
+	// podKind is a pod's metadata, from wherever.
+	podKind = kind{
+		GroupVersionKind: slim_corev1.SchemeGroupVersion.WithKind("Pod"),
+		namespaced:       true,
+		newObject:        func() runtime.Object { return &metav1.PartialObjectMetadata{} },
+		listWatch:        listWatchOfPods,
 	}
 	serviceKind = kind{
 		GroupVersionKind: slim_corev1.SchemeGroupVersion.WithKind("Service"),
 		namespaced:       true,
 		newObject:        func() runtime.Object { return &slim_corev1.Service{} },
-		listWatch: func(cs client.Clientset, s labels.Selector) *cache.ListWatch {
+		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.Slim().CoreV1().Services(metav1.NamespaceAll), s)
 		},
 	}
@@ -91,7 +99,7 @@ var (
 		GroupVersionKind: slim_discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"),
 		namespaced:       true,
 		newObject:        func() runtime.Object { return &slim_discoveryv1.EndpointSlice{} },
-		listWatch: func(cs client.Clientset, s labels.Selector) *cache.ListWatch {
+		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.Slim().DiscoveryV1().EndpointSlices(metav1.NamespaceAll), s)
 		},
 	}
@@ -101,7 +109,7 @@ var (
 		optional:         true,
 		namespaced:       true,
 		newObject:        func() runtime.Object { return &mcsapiv1alpha1.ServiceExport{} },
-		listWatch: func(cs client.Clientset, s labels.Selector) *cache.ListWatch {
+		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.MulticlusterV1alpha1().ServiceExports(metav1.NamespaceAll), s)
 		},
 	}
@@ -109,7 +117,7 @@ var (
 
 // knownKinds are all kinds that some configuration reads.
 var knownKinds = []*kind{
-	&namespaceKind, &ciliumIdentityKind, &ciliumNodeKind, &ciliumEndpointKind, &ciliumEndpointSliceKind,
+	&namespaceKind, &podKind, &ciliumIdentityKind, &ciliumNodeKind, &ciliumEndpointKind, &ciliumEndpointSliceKind,
 	&serviceKind, &endpointSliceKind, &serviceExportKind,
 }
 
@@ -125,7 +133,7 @@ type typedClient[L runtime.Object] interface {
 	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
 }
 
-func listWatchOf[L runtime.Object](typed typedClient[L], selector labels.Selector) *cache.ListWatch {
+func listWatchOf[L runtime.Object](typed typedClient[L], selector labels.Selector) (*cache.ListWatch, error) {
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 			opts.LabelSelector = selector.String()
@@ -135,5 +143,5 @@ func listWatchOf[L runtime.Object](typed typedClient[L], selector labels.Selecto
 			opts.LabelSelector = selector.String()
 			return typed.Watch(ctx, opts)
 		},
-	}
+	}, nil
 }

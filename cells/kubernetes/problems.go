@@ -29,6 +29,8 @@ const (
 	ProblemNetworking Problem = "networking"
 	// ProblemTimestamp means: a service export has no creation timestamp.
 	ProblemTimestamp Problem = "timestamp"
+	// ProblemSetting means: what a pod says of how far it is synced is malformed.
+	ProblemSetting Problem = "setting"
 	// ProblemType means: the source delivered something else than the kind's type.
 	ProblemType Problem = "type"
 	// ProblemManifest means: a document of a manifest can't be read.

@@ -44,6 +44,12 @@ type reflector[T, M any] struct {
 	apply    apply[T, M]
 	problems *problems
 	metrics  *Metrics
+	// absent says of what was converted that the object might as well not be there:
+	// nothing is kept of it. It is for kinds most of whose objects say nothing; nil is
+	// never.
+	absent func(T) bool
+	// transform strips objects while a streamed list is gathered; nil leaves them.
+	transform cache.TransformFunc
 	// wake tells the applier that something is pending.
 	wake func()
 
@@ -88,7 +94,14 @@ func newReflector[O any, T, M any](
 	}
 }
 
-var _ cache.ReflectorStore = (*reflector[int, int])(nil)
+var (
+	_ cache.ReflectorStore    = (*reflector[int, int])(nil)
+	_ cache.TransformingStore = (*reflector[int, int])(nil)
+)
+
+// Transformer gives what client-go applies to the objects of a list that it gathers
+// one by one.
+func (r *reflector[T, M]) Transformer() cache.TransformFunc { return r.transform }
 
 // Add takes in a new or changed object; see cache.ReflectorStore.
 func (r *reflector[T, M]) Add(obj any) error {
@@ -115,9 +128,13 @@ func (r *reflector[T, M]) Delete(obj any) error {
 
 // Replace takes in the complete list of objects: every other one is gone.
 func (r *reflector[T, M]) Replace(items []any, _ string) error {
+	size := len(items)
+	if r.absent != nil {
+		size = 0 // few of them count
+	}
 	next := &pending[T]{
-		changes:  make([]change[T], 0, len(items)),
-		index:    make(map[string]int, len(items)),
+		changes:  make([]change[T], 0, size),
+		index:    make(map[string]int, size),
 		replaced: true,
 	}
 	for i, item := range items {
@@ -129,6 +146,9 @@ func (r *reflector[T, M]) Replace(items []any, _ string) error {
 		if !ok {
 			// It exists, but says nothing: what it said before stays.
 			next.keep(c.object)
+			continue
+		}
+		if c.deleted {
 			continue
 		}
 		next.put(c)
@@ -151,6 +171,7 @@ func (r *reflector[T, M]) changeOf(obj any) (c change[T], ok bool, err error) {
 	}
 	c.object = objectName(accessor.GetNamespace(), accessor.GetName())
 	c.rows, ok = r.convert(obj, r.problems.of(c.object))
+	c.deleted = ok && r.absent != nil && r.absent(c.rows)
 	return c, ok, nil
 }
 
@@ -188,7 +209,28 @@ func (r *reflector[T, M]) collect() func(*state.Txn) {
 	}
 	r.pending = &pending[T]{index: map[string]int{}}
 	r.mu.Unlock()
+	if !r.matters(batch) {
+		return nil
+	}
 	return func(tx *state.Txn) { r.applyBatch(tx, batch) }
+}
+
+// matters: a batch of deletions of what isn't known is no reason for a transaction.
+// Of pods that say nothing each change of status is one.
+func (r *reflector[T, M]) matters(batch *pending[T]) bool {
+	if batch.replaced {
+		return true
+	}
+	for i := range batch.changes {
+		c := &batch.changes[i]
+		if !c.deleted {
+			return true
+		}
+		if _, known := r.memory[c.object]; known {
+			return true
+		}
+	}
+	return false
 }
 
 func (r *reflector[T, M]) applyBatch(tx *state.Txn, batch *pending[T]) {

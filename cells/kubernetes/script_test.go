@@ -39,8 +39,15 @@ func newHive(cells ...cell.Cell) *hive.Hive {
 		fakeclient.FakeClientCell(),
 		state.Cell,
 		kubernetes.Cell,
+		cell.Config(readPods{}),
+		cell.Provide(func(c readPods) kubernetes.PodMetadata { return kubernetes.PodMetadata(c.ReadPods) }),
 	}, cells...)...)
 }
+
+// readPods is the flag by which scripts read pods; the exporter does by its filters.
+type readPods struct{ ReadPods bool }
+
+func (readPods) Flags(flags *pflag.FlagSet) { flags.Bool("read-pods", false, "Read what pods say") }
 
 // TestScript runs the scripts of testdata: objects in, tables out. $WORK in a
 // script's flags is its working directory.

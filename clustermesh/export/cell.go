@@ -31,6 +31,8 @@ var Cell = cell.Module(
 	cell.Config(DefaultConfig),
 	// --clustermesh-default-global-namespace.
 	cell.Config(filter.DefaultNamespacePolicy),
+	// --clustermesh-sync-mode.
+	cell.Config(filter.DefaultWorkloadPolicy),
 
 	exporter,
 
