@@ -33,10 +33,11 @@ func (b *budget) used() (sum int) {
 }
 
 // admission decides which events of one resource of one cluster are taken. It
-// does no I/O, and remembers only the keys that it refused.
+// does no I/O, and remembers only the keys that it refused or skipped.
 //
-// What is refused is as if the source didn't have it: a key whose new value is
-// refused is deleted, so that the outcome is that of a fresh start.
+// What is refused or skipped is as if the source didn't have it: a key whose new
+// value is refused is deleted, so that the outcome is that of a fresh start. To be
+// skipped is no fault, and it takes nothing of the budget.
 type admission struct {
 	resource  wire.Resource
 	validator *wire.Validator
@@ -46,6 +47,10 @@ type admission struct {
 	pass    uint32
 	refused map[string]refused
 	crowded int // of them, those that were too many
+	// regional: what is regional is skipped, since the source is in another region.
+	// Whoever changes it has everything listed again.
+	regional bool
+	skipped  *skipped
 }
 
 type refused struct {
@@ -54,11 +59,15 @@ type refused struct {
 }
 
 func newAdmission(resource wire.Resource, validator *wire.Validator, budget *budget, keeper keeper) *admission {
-	return &admission{resource: resource, validator: validator, budget: budget, keeper: keeper, refused: make(map[string]refused)}
+	return &admission{resource: resource, validator: validator, budget: budget, keeper: keeper,
+		refused: make(map[string]refused), skipped: newSkipped()}
 }
 
 // beginPass is called when a list begins, and endPass when it is complete.
-func (a *admission) beginPass() { a.pass++ }
+func (a *admission) beginPass() {
+	a.pass++
+	a.skipped.beginPass()
+}
 
 func (a *admission) endPass() {
 	for key, r := range a.refused {
@@ -66,10 +75,12 @@ func (a *admission) endPass() {
 			a.forget(key)
 		}
 	}
+	a.skipped.endPass()
 }
 
-// clear forgets what was refused.
+// clear forgets what was refused or skipped.
 func (a *admission) clear() {
+	a.skipped.clear()
 	clear(a.refused)
 	a.crowded = 0
 }
@@ -84,10 +95,19 @@ func (a *admission) crowds(events int) bool { return a.budget.used()+events > a.
 func (a *admission) admit(ev etcd.Event, listing, crowded bool) (etcd.Op, error) {
 	before, refusedBefore := a.forget(ev.Key)
 	if ev.Deleted {
+		a.skipped.set(ev.Key, false)
 		return etcd.Op{Key: ev.Key, Delete: true}, nil
 	}
-	err := a.check(ev, crowded)
-	if err == nil {
+	err := a.check(ev)
+	skip := err == nil && a.skips(ev.Value)
+	a.skipped.set(ev.Key, skip)
+	if err == nil && crowded && !skip {
+		err = a.fits(ev.Key)
+	}
+	switch {
+	case skip:
+		return etcd.Op{Key: ev.Key, Delete: true}, nil
+	case err == nil:
 		return etcd.Op{Key: ev.Key, Value: ev.Value}, nil
 	}
 	refusal := asRefusal(a.resource, ev.Key, err)
@@ -115,18 +135,24 @@ func (a *admission) forget(key string) (before refused, ok bool) {
 	return before, ok
 }
 
-func (a *admission) check(ev etcd.Event, crowded bool) error {
+func (a *admission) check(ev etcd.Event) error {
 	if err := a.validator.CheckKey(a.resource, ev.Key); err != nil {
 		return err
 	}
-	if err := wire.CheckSize(a.resource, ev.Key, ev.Value); err != nil {
-		return err
-	}
-	if crowded {
-		if used := a.budget.used(); used >= a.budget.max && !a.keeper.Holds(ev.Key) {
-			return &wire.Refusal{Resource: a.resource, Key: ev.Key, Reason: wire.ReasonTooMany,
-				Err: fmt.Errorf("the cluster already has %d keys", used)}
-		}
+	return wire.CheckSize(a.resource, ev.Key, ev.Value)
+}
+
+// skips says whether an endpoint doesn't come to this region. The value isn't
+// decoded (wire.BenchmarkEndpointScope).
+func (a *admission) skips(value []byte) bool {
+	return a.regional && a.resource == wire.Endpoints && wire.EndpointScope(value) == wire.ScopeRegional
+}
+
+// fits says whether the budget has room for a key.
+func (a *admission) fits(key string) error {
+	if used := a.budget.used(); used >= a.budget.max && !a.keeper.Holds(key) {
+		return &wire.Refusal{Resource: a.resource, Key: key, Reason: wire.ReasonTooMany,
+			Err: fmt.Errorf("the cluster already has %d keys", used)}
 	}
 	return nil
 }

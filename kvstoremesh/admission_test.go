@@ -29,24 +29,31 @@ func (s *side) Held() int { return len(s.local) }
 
 func (s *side) Holds(key string) bool { _, ok := s.local[key]; return ok }
 
-// TestAdmissionAgainstModel drives two resources that share a budget with what a
+// TestAdmissionAgainstModel drives resources that share a budget with what a
 // source may do, in watches and lists that may end halfway, and checks that what
 // is taken is what should be: every good key while there is room, no bad one,
-// never more than the budget, and after room was made, those that waited for it.
+// never more than the budget, and after room was made, those that waited for it;
+// of endpoints, whatever region the source is in, none that is regional in another
+// one, and those are counted.
 func TestAdmissionAgainstModel(t *testing.T) {
 	const max = 4
-	values := map[string]string{"good": "v", "better": "w", "large": strings.Repeat("x", wire.MaxValueBytes+1)}
+	values := map[string]string{"good": "v", "better": "w", "large": strings.Repeat("x", wire.MaxValueBytes+1),
+		"regional": `{"SyncScope":"regional"}`, "global": `{"SyncScope":"global"}`}
 	rapid.Check(t, func(t *rapid.T) {
 		shared := &budget{max: max}
 		validator := wire.NewValidator("c", 1, 255)
 		sides := map[wire.Resource]*side{}
-		for _, r := range []wire.Resource{wire.Nodes, wire.Services} {
+		for _, r := range []wire.Resource{wire.Nodes, wire.Services, wire.Endpoints} {
 			s := &side{source: map[string]string{}, local: map[string]string{}, told: map[string]bool{}}
 			s.a = newAdmission(r, validator, shared, s)
 			shared.keepers = append(shared.keepers, s)
 			sides[r] = s
 		}
 		goodKey := func(r wire.Resource, key string) bool {
+			if r == wire.Endpoints {
+				_, err := wire.ParseEndpointKey(key)
+				return err == nil
+			}
 			return strings.Count(key, "/") == map[wire.Resource]int{wire.Nodes: 0, wire.Services: 1}[r]
 		}
 		apply := func(s *side, ev etcd.Event, listing bool) {
@@ -77,9 +84,10 @@ func TestAdmissionAgainstModel(t *testing.T) {
 			s.a.endPass()
 			maps.DeleteFunc(s.local, func(k, _ string) bool { return !s.told[k] })
 		}
-		resource := rapid.SampledFrom([]wire.Resource{wire.Nodes, wire.Services})
-		key := rapid.SampledFrom([]string{"a", "b", "c", "d", "n/a", "n/b", "n/c", "too/many/parts", ""})
-		value := rapid.SampledFrom([]string{"good", "better", "large"})
+		resource := rapid.SampledFrom([]wire.Resource{wire.Nodes, wire.Services, wire.Endpoints})
+		key := rapid.SampledFrom([]string{"a", "b", "c", "d", "n/a", "n/b", "n/c", "too/many/parts", "",
+			"10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1"})
+		value := rapid.SampledFrom([]string{"good", "better", "large", "regional", "regional", "global"})
 		t.Repeat(map[string]func(*rapid.T){
 			"put": func(t *rapid.T) {
 				s := sides[resource.Draw(t, "resource")]
@@ -102,6 +110,16 @@ func TestAdmissionAgainstModel(t *testing.T) {
 				}
 				list(s, -1)
 			},
+			"another region": func(t *rapid.T) {
+				s := sides[wire.Endpoints]
+				s.a.regional = !s.a.regional
+				list(s, rapid.IntRange(0, len(s.source)).Draw(t, "ends after"))
+				// A source that isn't complete is watched meanwhile.
+				k, v := key.Draw(t, "key"), value.Draw(t, "value")
+				s.source[k] = v
+				apply(s, etcd.Event{Key: k, Value: []byte(values[v])}, false)
+				list(s, -1)
+			},
 			"drain": func(t *rapid.T) {
 				s := sides[resource.Draw(t, "resource")]
 				clear(s.local)
@@ -117,13 +135,17 @@ func TestAdmissionAgainstModel(t *testing.T) {
 			},
 			"": func(t *rapid.T) {
 				for r, s := range sides {
-					crowded := 0
+					crowded, skipped := 0, 0
 					for k, v := range s.local {
 						require.Equal(t, values[s.source[k]], v)
 					}
 					for k, v := range s.source {
 						_, taken := s.local[k]
 						good := goodKey(r, k) && k != "" && v != "large"
+						if good && s.a.regional && v == "regional" {
+							good = false
+							skipped++
+						}
 						require.False(t, taken && !good, "took %q = %s", k, v)
 						if good && !taken {
 							require.Equal(t, wire.ReasonTooMany, s.a.refused[k].reason)
@@ -134,6 +156,7 @@ func TestAdmissionAgainstModel(t *testing.T) {
 						require.Contains(t, s.source, k)
 					}
 					require.Equal(t, crowded, s.a.crowded)
+					require.Equal(t, skipped, s.a.skipped.len())
 				}
 				require.LessOrEqual(t, shared.used(), max)
 			},

@@ -39,6 +39,8 @@ var Cell = cell.Module(
 	cell.Invoke(registerWarmStart),
 	// --enable-heartbeat
 	cell.Invoke(registerHeartbeat),
+	// --cluster-region, if it is missing
+	cell.Invoke(registerRegion),
 )
 
 // KVStoreMesh replicates all remote clusters.
@@ -80,6 +82,18 @@ func registerHeartbeat(config Config, jobs job.Group, writer *etcd.Writer) {
 	if config.EnableHeartbeat {
 		jobs.Add(export.NewHeartbeat(writer).Job())
 	}
+}
+
+// registerRegion says once that there is no region, with which the scopes of remote
+// endpoints would mean something.
+func registerRegion(log *slog.Logger, config Config, mesh *remote.Mesh, lc cell.Lifecycle) {
+	if config.ClusterRegion != "" || !mesh.Enabled() {
+		return
+	}
+	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error {
+		log.Info("This cluster has no region: remote endpoints of every scope are taken", "flag", "--"+FlagClusterRegion)
+		return nil
+	}})
 }
 
 // tableOf is the table whose rows say how each cluster is.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -25,8 +26,12 @@ type cluster struct {
 	log  *slog.Logger
 
 	// Touched by Handler's methods only, which are called one at a time.
-	layout   layout
-	loaded   bool
+	layout layout
+	loaded bool
+	// regional: the source is in another region than we are, as far as both are known.
+	regional bool
+	// noRegion: it was said that the source has none.
+	noRegion bool
 	replicas []*replica
 	reported string // the problem that the row tells of; its writer's
 
@@ -131,6 +136,7 @@ func (c *cluster) adopt(conn remote.Connection) {
 		r.enabled = r.resource != wire.ServiceExports || capabilities.ServiceExportsEnabled != nil
 	}
 	c.mu.Unlock()
+	moved := c.enterRegion(conn.Config.Region)
 	next := layout{clusterID: conn.Config.ID, cached: capabilities.Cached, canaries: capabilities.SyncedCanaries}
 	if next != c.layout {
 		c.layout = next
@@ -142,6 +148,12 @@ func (c *cluster) adopt(conn remote.Connection) {
 		for _, r := range c.replicas {
 			r.follow(next, validator, budget)
 		}
+	} else if moved {
+		for _, r := range c.replicas {
+			if r.resource == wire.Endpoints {
+				r.decideAgain()
+			}
+		}
 	}
 	for _, r := range c.replicas {
 		if !r.enabled {
@@ -151,6 +163,24 @@ func (c *cluster) adopt(conn remote.Connection) {
 		}
 	}
 	c.changed()
+}
+
+// enterRegion takes in which region the source says it is in, and says whether that
+// makes a difference to its endpoints. A change of ours comes with a new process,
+// which lists everything.
+func (c *cluster) enterRegion(region string) (moved bool) {
+	ours := c.mesh.config.ClusterRegion
+	if region == "" && ours != "" && !c.noRegion {
+		c.log.Info("Remote cluster names no region: its endpoints of every scope are taken", "region", ours)
+	}
+	c.noRegion = region == ""
+	regional := filter.Regional(region, ours)
+	if moved = regional != c.regional; moved {
+		c.log.Info("Deciding which endpoints of remote cluster are taken by their scope",
+			"skip-regional", regional, "region", ours, "remote-region", region)
+	}
+	c.regional = regional
+	return moved
 }
 
 // Revoke implements remote.Handler: what would send traffic to a cluster that

@@ -7,7 +7,7 @@
 //	remote etcd  cilium/state/… or cilium/cache/…  ──▶  local etcd  cilium/cache/…
 //
 // It carries bytes, not objects: keys and sizes are checked, values are not
-// decoded. A batch that was read is a batch that is written. Nothing is kept of
+// decoded; of the endpoints of another region the scope alone is looked for. A batch that was read is a batch that is written. Nothing is kept of
 // a value but a hash; what the local etcd loses is read again from the source.
 //
 //	config.go    flags
@@ -15,6 +15,7 @@
 //	cluster.go   one remote cluster, as a remote.Handler
 //	replica.go   one resource of one cluster: reader → checks → scope
 //	admission.go which keys and values are taken; pure
+//	region.go    which endpoints are left out, being regional elsewhere; pure
 //	status.go    the row in the table remote-clusters
 //	ready.go     whether the clusters known at start have been replicated
 //	warm.go      what an earlier process wrote is kept alive
@@ -37,7 +38,13 @@ type Config struct {
 	DisableDrainOnDisconnection bool          `mapstructure:"disable-drain-on-disconnection"`
 	DrainGracePeriod            time.Duration `mapstructure:"drain-grace-period"`
 	MaxKeysPerCluster           int           `mapstructure:"max-keys-per-cluster"`
+	// ClusterRegion is the region that this cluster is in; empty is none.
+	ClusterRegion string `mapstructure:"cluster-region"`
 }
+
+// FlagClusterRegion is the exporter's flag of the same name: both tell in which
+// region this cluster is, one to other clusters and one to us.
+const FlagClusterRegion = "cluster-region"
 
 // DefaultConfig has upstream's defaults. A million keys is twice the endpoints
 // of the largest mesh that the project is built for, in a single cluster.
@@ -62,6 +69,8 @@ func (def Config) Flags(flags *pflag.FlagSet) {
 		"Time between the removal of a cluster's configuration and that of its data, for agents to disconnect")
 	flags.Int("max-keys-per-cluster", def.MaxKeysPerCluster,
 		"Keys taken of one remote cluster; those beyond are refused and counted")
+	flags.String(FlagClusterRegion, def.ClusterRegion,
+		"Region of this cluster; endpoints that clusters in other regions mark as regional are skipped")
 	// It exists, as upstream's does, for those who know why they want it.
 	_ = flags.MarkHidden("disable-drain-on-disconnection")
 }

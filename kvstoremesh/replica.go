@@ -70,8 +70,19 @@ func (r *replica) follow(layout layout, validator *wire.Validator, budget *budge
 	r.reader = etcd.NewReader(cfg, r)
 	r.wanted = 0 // a new Reader delivers everything
 	r.admission = newAdmission(r.resource, validator, budget, r.scope)
+	r.admission.regional = r.cluster.regional
 	r.cluster.mu.Unlock()
 	r.scope.Restart()
+}
+
+// decideAgain has everything that the source has admitted once more. The Reader
+// doesn't run; its next Run begins with a list.
+func (r *replica) decideAgain() {
+	r.cluster.mu.Lock()
+	r.admission.regional = r.cluster.regional
+	r.complete = false
+	r.reader.Resend(nil)
+	r.cluster.mu.Unlock()
 }
 
 // OnBatch implements etcd.Observer: one batch in, one batch out.

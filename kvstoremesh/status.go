@@ -79,7 +79,8 @@ func (c *cluster) writeRow() {
 			ready = false
 			continue
 		}
-		resources[r.resource] = state.ResourceState{Enabled: r.enabled, Synced: r.enabled && r.complete, Entries: r.scope.Held()}
+		resources[r.resource] = state.ResourceState{Enabled: r.enabled, Synced: r.enabled && r.complete,
+			Entries: r.scope.Held(), Skipped: r.admission.skipped.len()}
 		// The additions of later schemas may never come.
 		ready = ready && (r.complete || r.resource == wire.EndpointSlices)
 	}

@@ -201,8 +201,8 @@ func (*RemoteCluster) TableHeader() []string {
 }
 
 // TableRow gives the values of the columns. Synced lists the resources that the
-// cluster offers, with their entries; a "+" follows what isn't whole yet. (All of
-// it is ASCII: `db/cmp` counts columns in bytes.)
+// cluster offers, with their entries, and how many are skipped if any are; a "+"
+// follows what isn't whole yet. (All of it is ASCII: `db/cmp` counts columns in bytes.)
 func (r *RemoteCluster) TableRow() []string {
 	return []string{r.Name, formatUint(r.ClusterID), strconv.FormatBool(r.Connected), strconv.FormatBool(r.Ready),
 		strconv.FormatBool(r.Cached), r.Region, r.formatResources(), formatUint(r.refused()),
@@ -230,6 +230,9 @@ func (r *RemoteCluster) formatResources() string {
 			continue
 		}
 		text := string(name) + "=" + strconv.Itoa(state.Entries)
+		if state.Skipped > 0 {
+			text += "(skipped=" + strconv.Itoa(state.Skipped) + ")"
+		}
 		if !state.Synced {
 			text += "+"
 		}
