@@ -31,7 +31,24 @@ func TestPlanAgainstModel(t *testing.T) {
 			value   = rapid.StringMatching(`[0-3]{1,3}`)
 			maxOps  = rapid.IntRange(1, 4).Draw(t, "maxOps")
 			clock   = time.Unix(0, 0)
+			// since has, of each key that is waited for, what was asked for since.
+			since = map[int]map[string]bool{}
+			of    = map[int]string{}
 		)
+		const none = "(no key)"
+		state := func(of map[string]string, k string) string {
+			if v, ok := of[k]; ok {
+				return v
+			}
+			return none
+		}
+		asked := func(k string) {
+			for wait, key := range of {
+				if key == k {
+					since[wait][state(want, k)] = true
+				}
+			}
+		}
 		write := func(batch []*operation) {
 			seen := map[string]bool{}
 			for _, op := range batch {
@@ -66,12 +83,14 @@ func TestPlanAgainstModel(t *testing.T) {
 			"put": func(t *rapid.T) {
 				k, v := key.Draw(t, "key"), value.Draw(t, "value")
 				want[k] = v
+				asked(k)
 				committed, known := scope.record(k)
 				p.add(target{scope, k}, Op{Key: k, Value: []byte(v)}, committed, known)
 			},
 			"delete": func(t *rapid.T) {
 				k := key.Draw(t, "key")
 				delete(want, k)
+				asked(k)
 				committed, known := scope.record(k)
 				p.add(target{scope, k}, Op{Key: k, Delete: true}, committed, known)
 			},
@@ -119,6 +138,18 @@ func TestPlanAgainstModel(t *testing.T) {
 					waits--
 				}
 			},
+			"await key": func(t *rapid.T) {
+				k, wait := key.Draw(t, "key"), len(of)
+				of[wait], since[wait] = k, map[string]bool{state(want, k): true}
+				waits++
+				done := func() {
+					waits--
+					require.True(t, since[wait][state(store, k)], "%s isn't as it was to be at the time or later", k)
+				}
+				if !p.awaitKey(target{scope, k}, done) {
+					done()
+				}
+			},
 			"": func(t *rapid.T) {
 				require.Equal(t, len(want), scope.held)
 				for k, op := range scope.ops {
@@ -149,6 +180,58 @@ func TestPlanAgainstModel(t *testing.T) {
 	})
 }
 
+// TestPlanAwaitKey goes through the ends that an operation can come to.
+func TestPlanAwaitKey(t *testing.T) {
+	var (
+		p    *plan
+		s    *Scope
+		done int
+		k    target
+	)
+	begin := func() {
+		p, s, done = newPlan(), &Scope{records: newKeyMap[record]()}, 0
+		k = target{s, "k"}
+		require.False(t, p.awaitKey(k, func() { done++ }), "nothing to wait for")
+		p.add(k, Op{Key: "k", Value: []byte("v")}, record{}, false)
+		require.True(t, p.awaitKey(k, func() { done++ }))
+		require.Zero(t, done)
+	}
+
+	begin()
+	batch := p.next(10, 1<<20, false)
+	p.failed(batch) // and etcd may have made it
+	require.Zero(t, done, "the answer was lost")
+	p.succeeded(p.next(10, 1<<20, false))
+	require.Equal(t, 1, done)
+
+	begin()
+	p.park(p.next(10, 1<<20, false)[0], time.Unix(1, 0))
+	require.Zero(t, done, "refused")
+	require.True(t, p.awaitKey(k, func() { done++ }), "what is refused isn't committed")
+	p.add(k, Op{Key: "k", Value: []byte("w")}, record{}, false)
+	require.Zero(t, done)
+	p.succeeded(p.next(10, 1<<20, false))
+	require.Equal(t, 2, done, "another value was taken")
+
+	begin()
+	batch = p.next(10, 1<<20, false)
+	p.add(k, Op{Key: "k", Delete: true}, record{}, false)
+	require.True(t, p.awaitKey(k, func() { done += 10 }))
+	p.succeeded(batch)
+	require.Equal(t, 1, done, "the delete behind it isn't waited for by who came before")
+	p.succeeded(p.next(10, 1<<20, false))
+	require.Equal(t, 11, done)
+
+	begin()
+	p.add(k, Op{Key: "k", Delete: true}, record{}, false)
+	require.Equal(t, 1, done, "it has become needless")
+
+	begin()
+	p.discard(s, true)
+	require.Equal(t, 1, done, "it is given up")
+	require.Zero(t, p.length())
+}
+
 func TestPlanDropsNoOps(t *testing.T) {
 	p, s := newPlan(), &Scope{}
 	has := record{hash: xxhash.Sum64String("v")}
@@ -177,8 +260,6 @@ func TestPlanKeepsToBytes(t *testing.T) {
 	require.Equal(t, []int{3, 3, 2, 1}, sizes, "the large one goes alone")
 }
 
-// TestPacer has the clock passed in: an idle mesh pays no delay, a busy one
-// waits for company, and no longer than it may.
 // TestLeasePoolStaysSmall updates a key on a lease that lacks one key of being
 // full, over and over: what the pool remembers doesn't grow with it.
 func TestLeasePoolStaysSmall(t *testing.T) {
@@ -198,6 +279,8 @@ func TestLeasePoolStaysSmall(t *testing.T) {
 	require.Equal(t, n, p.take(), "and has room again")
 }
 
+// TestPacer has the clock passed in: an idle mesh pays no delay, a busy one
+// waits for company, and no longer than it may.
 func TestPacer(t *testing.T) {
 	now := time.Unix(0, 0)
 	p := pacer{longest: 10 * time.Millisecond, batch: pacerBatch, last: now}

@@ -304,16 +304,18 @@ func (s *Scope) Complete() {
 
 // CompleteAfter is Complete by an owner that has seen to so many calls of Refill,
 // counted from the Scope's making. If etcd has lost keys more often than that, it
-// does nothing: what the owner applied may have been taken for granted because
-// etcd had it, and the canary would say that it still has. The owner has been
-// asked for those keys as well, or is about to be, and comes here again.
-func (s *Scope) CompleteAfter(refills uint64) {
+// does nothing, and returns false: what the owner applied may have been taken for
+// granted because etcd had it, and the canary would say that it still has. The owner
+// has been asked for those keys as well, or is about to be, and comes here again.
+func (s *Scope) CompleteAfter(refills uint64) bool {
 	s.w.mu.Lock()
-	if refills == s.refills {
+	up := refills == s.refills
+	if up {
 		s.completeLocked()
 	}
 	s.w.mu.Unlock()
 	s.w.wakeUp()
+	return up
 }
 
 func (s *Scope) completeLocked() {
@@ -374,6 +376,33 @@ func (s *Scope) Barrier(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for %q to be committed: %w", s.cfg.Prefix, context.Cause(ctx))
+	}
+}
+
+// Await has done called, from the Writer's Run, once everything applied so far is
+// committed or has become needless. It returns false, and doesn't call, if it is
+// already. It doesn't block, and done must not either.
+func (s *Scope) Await(done func()) bool {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	return s.w.plan.await(s, s.w.callback(done))
+}
+
+// AwaitKey is Await for what is queued or under way on one key. An operation that
+// etcd refuses is waited for until it takes it, or a later one on the key. Where an
+// order between keys matters, of this Scope or of two, the second operation is
+// applied once the first one is done.
+func (s *Scope) AwaitKey(key string, done func()) bool {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	return s.w.plan.awaitKey(target{s, key}, s.w.callback(done))
+}
+
+// callback is done to be called from Run, without the lock that the plan is under.
+func (w *Writer) callback(done func()) func() {
+	return func() {
+		w.callbacks = append(w.callbacks, done)
+		w.wakeUp()
 	}
 }
 

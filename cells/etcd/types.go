@@ -129,8 +129,9 @@ var ErrClosed = errors.New("etcd client is closed")
 //	s.Restart()                                the same, of another source: what is queued is forgotten
 //	s.Complete()                               all that belongs was applied: delete what there was, when the
 //	                                           pass began or as Load found it, beyond it; then write the canary
-//	s.CompleteAfter(refills)                   the same, unless Refill was called, or is to be, more often
+//	s.CompleteAfter(refills) bool              the same, unless Refill was called, or is to be, more often
 //	s.Barrier(ctx) error                       waits until all that was applied is committed
+//	s.Await(done), s.AwaitKey(key, done) bool  the same by a call, of everything or of one key; false: it is already
 //	s.Clear()                                  queues a deletion of every key; the canary stays
 //	s.Drop(ctx) error                          deletes every key of the prefix, and the canary
 //	s.Len() int                                keys that are known to be in etcd

@@ -594,3 +594,25 @@ func TestWriterDeletesWithoutSpace(t *testing.T) {
 	s.Apply(all)
 	eventuallyContent(t, c, "p/", map[string]string{})
 }
+
+// TestAwaitKey has a key of one Scope written before one of another is deleted,
+// while etcd doesn't take the first one.
+func TestAwaitKey(t *testing.T) {
+	c := clientAt(t, time.Minute, startServer(t, ServerConfig{}).URL())
+	w := startWriter(t, c)
+	here, there := w.Scope(leased("here/", nil)), w.Scope(leased("there/", nil))
+	done := make(chan string, 10)
+	here.Apply([]Op{{Key: "k", Value: []byte("v")}})
+	require.NoError(t, here.Barrier(t.Context()))
+	require.False(t, here.AwaitKey("k", func() { done <- "never" }), "all is committed")
+	require.False(t, here.Await(func() { done <- "never" }))
+
+	there.Apply([]Op{{Key: "k", Value: make([]byte, 3<<20)}})
+	require.True(t, there.AwaitKey("k", func() { done <- "k" }))
+	require.Eventually(t, func() bool { return w.Stats().Refused == 1 }, patience, tick)
+	require.Empty(t, done, "etcd refuses it")
+
+	there.Apply([]Op{{Key: "k", Value: []byte("v")}})
+	require.Equal(t, "k", <-done)
+	require.Equal(t, map[string]string{"k": "v"}, content(t, c, "there/"))
+}
