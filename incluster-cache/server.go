@@ -33,7 +33,7 @@ var ServerCell = cell.Module(
 		func(cfg Config) kubernetes.Options { return kubernetes.Options{Resources: cfg.offer()} },
 		// What is exported: everything that there is of the others.
 		func(cfg Config) export.Options {
-			return export.Options{Resources: cfg.offer(), AllNamespaces: true, AllServices: true, NamedPorts: true}
+			return export.Options{Resources: cfg.offer(), AllNamespaces: true, PushedOnly: true, AllServices: true, NamedPorts: true}
 		},
 		// What is in force stays in force while the cache is dead and an external etcd
 		// isn't: no key is on a lease, whose end would have every agent drop everything.

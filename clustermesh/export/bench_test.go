@@ -5,6 +5,7 @@ package export
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"strconv"
 	"testing"
@@ -13,7 +14,6 @@ import (
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/cells/state"
-	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
 // discard is a scope that counts.
@@ -21,16 +21,20 @@ type discard struct{ ops int }
 
 func (d *discard) Load(context.Context) error          { return nil }
 func (d *discard) Apply(ops []etcd.Op)                 { d.ops += len(ops) }
-func (d *discard) CompleteAfter(uint64)                {}
+func (d *discard) CompleteAfter(uint64) bool           { return true }
+func (d *discard) Await(func()) bool                   { return false }
+func (d *discard) AwaitKey(string, func()) bool        { return false }
 func (d *discard) AwaitComplete(context.Context) error { return nil }
+func (d *discard) IsComplete() bool                    { return true }
+func (d *discard) Holds(string) bool                   { return false }
 func (d *discard) Len() int                            { return d.ops }
 
 // benchRig is an exporter of so many endpoints, in 100 namespaces.
 func benchRig(b *testing.B, endpoints int) (*rig, *discard) {
 	counted := &discard{}
 	r := newRig(b, Options{})
-	r.export = newExporter(r.export.log, r.export.db, r.writer.Tables(), localName, Options{}, globalUnlessFalse,
-		func(wire.Resource, func([]string)) scope { return counted })
+	r.export = newExporter(slog.New(slog.DiscardHandler), r.export.db, r.writer.Tables(), localName, Options{}, r.export.workloads.filters,
+		func(placeName, func([]string)) scope { return counted })
 	r.write(func(tx *state.Txn) {
 		for i := range 100 {
 			r.namespace(tx, "ns-"+strconv.Itoa(i), true)

@@ -36,6 +36,9 @@ var Cell = cell.Module(
 
 	exporter,
 
+	// The table "exports".
+	cell.Invoke(keepCounts),
+
 	// cilium/cluster-config/<name>.
 	cell.Invoke(keepClusterConfig),
 )
@@ -73,6 +76,8 @@ type params struct {
 	Writer  *etcd.Writer
 	Cluster wire.ClusterInfo
 	Policy  filter.NamespacePolicy `optional:"true"`
+	Mode    filter.WorkloadPolicy  `optional:"true"`
+	Config  Config                 `optional:"true"`
 	Options Options                `optional:"true"`
 
 	Endpoints      statedb.Table[*state.Endpoint]
@@ -81,6 +86,7 @@ type params struct {
 	Services       statedb.Table[*state.Service]
 	ServiceExports statedb.Table[*state.ServiceExport]
 	Namespaces     statedb.Table[*state.Namespace]
+	Workloads      statedb.Table[*state.Workload]
 }
 
 func provideExporter(p params) *Exporter {
@@ -91,22 +97,45 @@ func provideExporter(p params) *Exporter {
 		Services:       p.Services,
 		ServiceExports: p.ServiceExports,
 		Namespaces:     p.Namespaces,
+		Workloads:      p.Workloads,
 	}
-	policy := func(ns *state.Namespace) bool { return p.Policy.Global(ns.Annotations) }
-	newScope := func(resource wire.Resource, refill func([]string)) scope {
+	by := filters{
+		namespace: func(ns *state.Namespace) bool { return p.Policy.Global(ns.Annotations) },
+		workload:  filter.DefaultWorkloadPolicy,
+	}
+	if !p.Options.PushedOnly {
+		by.workload, by.region = p.Mode, p.Config.ClusterRegion
+	}
+	if by.workload.Mode == filter.SyncOptIn && by.region == "" {
+		p.Log.Info("Scopes of pods don't count, since this cluster has no region", "flag", FlagClusterRegion)
+	}
+	newScope := func(name placeName, refill func([]string)) scope {
 		complete := make(chan struct{})
-		return etcdScope{complete: complete, Scope: p.Writer.Scope(etcd.ScopeConfig{
-			Prefix:      wire.StatePrefix(resource, p.Cluster.Name),
-			Canary:      wire.CanaryKey(resource, p.Cluster.Name, false),
-			CanaryValue: func() []byte { return []byte(time.Now().Format(time.RFC3339)) },
-			OnComplete:  sync.OnceFunc(func() { close(complete) }),
-			Lease:       true,
-			Refill:      refill,
-		})}
+		cfg := etcd.ScopeConfig{
+			Prefix:     onDemandPrefix(name.resource),
+			OnComplete: sync.OnceFunc(func() { close(complete) }),
+			Lease:      true,
+			Refill:     refill,
+		}
+		if !name.onDemand {
+			cfg.Prefix = wire.StatePrefix(name.resource, p.Cluster.Name)
+			cfg.Canary = wire.CanaryKey(name.resource, p.Cluster.Name, false)
+			cfg.CanaryValue = func() []byte { return []byte(time.Now().Format(time.RFC3339)) }
+		}
+		return etcdScope{complete: complete, Scope: p.Writer.Scope(cfg)}
 	}
-	e := newExporter(p.Log, p.DB, tables, p.Cluster.Name, p.Options, policy, newScope)
+	e := newExporter(p.Log, p.DB, tables, p.Cluster.Name, p.Options, by, newScope)
 	e.admit = p.Writer.Admit
 	return e
+}
+
+// onDemandPrefix is that of what is looked up. Nobody watches it, so that it has no
+// canary.
+func onDemandPrefix(resource wire.Resource) string {
+	if resource == wire.Identities {
+		return wire.OnDemandIdentityPrefix
+	}
+	return wire.OnDemandEndpointPrefix
 }
 
 // etcdScope is a Scope that can be waited for.
@@ -122,6 +151,16 @@ func (s etcdScope) AwaitComplete(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+}
+
+// IsComplete is AwaitComplete without waiting.
+func (s etcdScope) IsComplete() bool {
+	select {
+	case <-s.complete:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -42,6 +42,9 @@ type Options struct {
 	// AllServices exports services whether or not they are annotated as shared;
 	// the value says which they are.
 	AllServices bool
+	// PushedOnly leaves the on-demand prefixes alone: nobody looks anything up, and
+	// what pods say doesn't count.
+	PushedOnly bool
 	// NamedPorts exports the named ports of endpoints, which policy needs and
 	// upstream's exporter leaves out.
 	NamedPorts bool

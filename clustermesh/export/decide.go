@@ -6,8 +6,8 @@ package export
 import (
 	"github.com/cilium/statedb"
 
-	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -48,39 +48,51 @@ func (n *namespaces) isGlobal(name string) bool {
 	return ok
 }
 
-// exports is the decision about one row that exists. An object in no namespace
-// (an identity without that label) isn't exported, unless its kind never is in
-// one, or namespaces don't count.
-func (c *codec[Row]) exports(row Row, n *namespaces) bool {
-	return c.eligible(row) && (c.namespace == nil || n.isGlobal(c.namespace(row)))
+// decision is what becomes of a row.
+type decision struct {
+	key   string
+	fate  filter.Fate
+	value []byte // unless it is kept
+	// home: it is kept by its namespace, and nothing else.
+	home bool
 }
 
-// op is what a row means for etcd: a put of its value, or a delete of its key.
-// The decision needs no memory of what was exported before, because a Scope
-// drops a delete of what it doesn't have. ok is false for a row that has no key
-// in this cluster's state.
+// decide decides about a row, which may be one that was deleted. The decision needs
+// no memory of what was exported before, because a Scope drops a delete of what it
+// doesn't have. ok is false for a row that has no key in this cluster's state.
+//
+// An object in no namespace (an identity without that label) isn't exported, unless
+// its kind never is in one, or namespaces don't count.
 //
 // buf is only used during the call. What is allocated is the key, and the value
 // exactly as long as it has to be: some 160 bytes for an endpoint
 // (BenchmarkFirstRound). The key is set in any case, to report an error by.
-func (c *codec[Row]) op(row Row, deleted bool, n *namespaces, buf *[]byte) (op etcd.Op, ok bool, err error) {
-	op.Key, ok = c.key(row)
-	if !ok {
-		return op, false, nil
+func (c *codec[Row]) decide(row Row, deleted bool, n *namespaces, buf *[]byte) (d decision, ok bool, err error) {
+	d.key, ok = c.key(row)
+	if !ok || deleted || !c.eligible(row) {
+		return d, ok, nil
 	}
-	if deleted || !c.exports(row, n) {
-		op.Delete = true
-		return op, true, nil
+	if c.namespace != nil && !n.isGlobal(c.namespace(row)) {
+		d.home = true
+		return d, true, nil
 	}
-	*buf, err = c.appendValue((*buf)[:0], row)
+	var says filter.Workload
+	if c.says != nil {
+		says = c.says(row)
+	}
+	d.fate = filter.Pushed
+	if c.fate != nil {
+		d.fate = c.fate(row, says)
+	}
+	*buf, err = c.appendValue((*buf)[:0], row, says)
 	if err == nil {
 		// Readers refuse larger values, and an etcd with default limits does
 		// from 1.5 MiB on: there it would block the Scope's Barrier for good.
-		err = wire.CheckSize(c.resource, op.Key, *buf)
+		err = wire.CheckSize(c.resource, d.key, *buf)
 	}
 	if err != nil {
-		return op, false, err
+		return d, false, err
 	}
-	op.Value = append(make([]byte, 0, len(*buf)), *buf...)
-	return op, true, nil
+	d.value = append(make([]byte, 0, len(*buf)), *buf...)
+	return d, true, nil
 }

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -30,10 +31,16 @@ type Exporter struct {
 	db         *statedb.DB
 	namespaces *namespaces
 	nsTable    statedb.Table[*state.Namespace]
+	workloads  *workloads
+	// decisive are the tables that have to be complete before anything is decided of
+	// endpoints and identities.
+	decisive []statedb.TableMeta
 	// followers, in the order in which a reader wants what they write.
 	followers []tableFollower
-	refills   *refills
-	admit     func(context.Context) error
+	// uses is nil unless pods opt in.
+	uses  *uses
+	inbox *inbox
+	admit func(context.Context) error
 	// completed is closed when everything was applied, synced when it is in etcd.
 	completed, synced chan struct{}
 
@@ -42,25 +49,30 @@ type Exporter struct {
 	reported time.Time
 }
 
-// newExporter makes an Exporter of the cluster's rows. policy says whether a
-// namespace is global; newScope makes the Scope of a resource, and is given
-// what to call when etcd has lost keys of it.
+// newExporter makes an Exporter of the cluster's rows. newScope makes the Scope of a
+// place, and is given what to call when etcd has lost keys of it. Only an exporter
+// to other clusters has on-demand places; see Options.
 func newExporter(
-	log *slog.Logger, db *statedb.DB, tables state.Tables, cluster string, options Options,
-	policy func(*state.Namespace) bool, newScope func(wire.Resource, func(keys []string)) scope,
+	log *slog.Logger, db *statedb.DB, tables state.Tables, cluster string, options Options, by filters,
+	newScope func(place placeName, refill func(keys []string)) scope,
 ) *Exporter {
 	e := &Exporter{
 		log:        log,
 		db:         db,
-		namespaces: newNamespaces(policy, options.AllNamespaces),
+		namespaces: newNamespaces(by.namespace, options.AllNamespaces),
 		nsTable:    tables.Namespaces,
-		refills:    newRefills(),
+		workloads:  &workloads{filters: by, table: tables.Workloads},
+		inbox:      newInbox(),
 		admit:      func(context.Context) error { return nil },
 		completed:  make(chan struct{}),
 		synced:     make(chan struct{}),
 	}
-	scopeOf := func(resource wire.Resource) scope {
-		return newScope(resource, func(keys []string) { e.refills.ask(resource, keys) })
+	if e.workloads.reads() {
+		e.decisive = append(e.decisive, tables.Workloads)
+	}
+	at := func(resource wire.Resource, onDemand bool) *place {
+		name := placeName{resource, onDemand}
+		return &place{name: name, scope: newScope(name, func(keys []string) { e.inbox.refill(name, keys) })}
 	}
 	// In the order of wire.Resources: an endpoint is of no use before its
 	// identity and node.
@@ -70,21 +82,33 @@ func newExporter(
 		}
 		switch resource {
 		case wire.Identities:
-			e.followers = append(e.followers, newFollower(log, identityCodec(), tables.Identities, scopeOf(resource)))
+			used := func(identity uint32) bool { return e.uses.used(identity) }
+			f := newFollower(log, identityCodec(by.workload, used), tables.Identities, at(resource, false))
+			if !options.PushedOnly {
+				f.onDemand, f.pruned = at(resource, true), e.inbox.pruned
+			}
+			e.followers = append(e.followers, f)
 		case wire.Nodes:
-			e.followers = append(e.followers, newFollower(log, nodeCodec(cluster), tables.Nodes, scopeOf(resource)))
+			e.followers = append(e.followers, newFollower(log, nodeCodec(cluster), tables.Nodes, at(resource, false)))
 		case wire.Endpoints:
-			e.followers = append(e.followers, newFollower(log, endpointCodec(options.NamedPorts), tables.Endpoints, scopeOf(resource)))
+			f := newFollower(log, endpointCodec(options.NamedPorts, e.workloads), tables.Endpoints, at(resource, false))
+			if !options.PushedOnly {
+				f.onDemand, f.pruned = at(resource, true), e.inbox.pruned
+			}
+			e.followers = append(e.followers, f)
 		case wire.Services:
-			e.followers = append(e.followers, newFollower(log, serviceCodec(cluster, options.AllServices), tables.Services, scopeOf(resource)))
+			e.followers = append(e.followers, newFollower(log, serviceCodec(cluster, options.AllServices), tables.Services, at(resource, false)))
 		case wire.ServiceExports:
-			e.followers = append(e.followers, newFollower(log, serviceExportCodec(cluster), tables.ServiceExports, scopeOf(resource)))
+			e.followers = append(e.followers, newFollower(log, serviceExportCodec(cluster), tables.ServiceExports, at(resource, false)))
 		}
+	}
+	if by.workload.Mode == filter.SyncOptIn {
+		e.optIn(tables)
 	}
 	return e
 }
 
-// Counts gives the number of keys in etcd by resource. It is safe to call from
+// Counts gives the number of pushed keys in etcd by resource. It is safe to call from
 // any goroutine.
 func (e *Exporter) Counts() map[wire.Resource]int {
 	counts := make(map[wire.Resource]int, len(e.followers))
@@ -131,7 +155,7 @@ func (e *Exporter) load(ctx context.Context, health cell.Health) error {
 	for _, f := range e.followers {
 		backoff := wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 8, Cap: 10 * time.Second}
 		for {
-			err := f.target().Load(ctx)
+			err := loadAll(ctx, f.places())
 			if err == nil {
 				break
 			}
@@ -150,6 +174,15 @@ func (e *Exporter) load(ctx context.Context, health cell.Health) error {
 	return nil
 }
 
+func loadAll(ctx context.Context, places []*place) error {
+	for _, p := range places {
+		if err := p.Load(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // follow begins to track changes of all tables, from their whole content on. What
 // it gives are those of the namespaces; nil if they don't count.
 func (e *Exporter) follow() (statedb.ChangeIterator[*state.Namespace], error) {
@@ -160,8 +193,18 @@ func (e *Exporter) follow() (statedb.ChangeIterator[*state.Namespace], error) {
 	for _, f := range e.followers {
 		metas = append(metas, f.meta())
 	}
+	if e.workloads.reads() {
+		metas = append(metas, e.workloads.table)
+	}
 	wtxn := e.db.WriteTxn(metas...)
 	defer wtxn.Commit()
+	if e.workloads.reads() {
+		changes, err := e.workloads.table.Changes(wtxn)
+		if err != nil {
+			return nil, fmt.Errorf("following table %q: %w", e.workloads.table.Name(), err)
+		}
+		e.workloads.changes = changes
+	}
 	for _, f := range e.followers {
 		if err := f.start(wtxn); err != nil {
 			return nil, fmt.Errorf("following table %q: %w", f.meta().Name(), err)
@@ -181,14 +224,14 @@ func (e *Exporter) follow() (statedb.ChangeIterator[*state.Namespace], error) {
 // the channels of which one closes when there is reason for another round.
 func (e *Exporter) round(ctx context.Context, changes statedb.ChangeIterator[*state.Namespace], watch *statedb.WatchSet) error {
 	// Before the snapshot: what is asked for was lost before it was made.
-	refills, asked := e.refills.take()
-	watch.Add(asked)
+	news, arrived := e.inbox.take()
+	watch.Add(arrived)
 	txn := e.db.ReadTxn()
 
 	r := round{
 		namespaces: e.namespaces,
 		flipped:    map[string]struct{}{},
-		refills:    refills,
+		news:       news,
 		admit:      e.admit,
 		watch:      watch,
 	}
@@ -207,6 +250,9 @@ func (e *Exporter) round(ctx context.Context, changes statedb.ChangeIterator[*st
 		}
 	}
 
+	e.readWorkloads(txn, &r)
+	e.readNews(&r)
+
 	complete := true
 	for _, f := range e.followers {
 		if err := f.round(ctx, txn, &r); err != nil {
@@ -224,6 +270,39 @@ func (e *Exporter) round(ctx context.Context, changes statedb.ChangeIterator[*st
 	return nil
 }
 
+// readWorkloads finds out which pods say something else than before.
+func (e *Exporter) readWorkloads(txn statedb.ReadTxn, r *round) {
+	r.workloadsKnown = true
+	for _, table := range e.decisive {
+		if known, watch := table.Initialized(txn); !known {
+			r.workloadsKnown = false
+			r.watch.Add(watch)
+		}
+	}
+	if e.workloads.txn = txn; !e.workloads.reads() {
+		return
+	}
+	seq, changed := e.workloads.changes.Next(txn)
+	r.watch.Add(changed)
+	for change := range seq {
+		r.said = append(r.said, change.Object)
+	}
+}
+
+// readNews takes note of what was committed.
+func (e *Exporter) readNews(r *round) {
+	for _, f := range e.followers {
+		for _, p := range f.places() {
+			if losses, ok := r.news.pruned[p.name]; ok {
+				p.pruned, r.pruned = max(p.pruned, losses+1), true
+			}
+		}
+	}
+	for identity, n := range r.news.released {
+		e.uses.departed(identity, n)
+	}
+}
+
 // awaitSync closes synced once etcd has all that the cluster had at start.
 func (e *Exporter) awaitSync(ctx context.Context, health cell.Health) error {
 	select {
@@ -233,8 +312,10 @@ func (e *Exporter) awaitSync(ctx context.Context, health cell.Health) error {
 	}
 	for _, f := range e.followers {
 		health.OK(fmt.Sprintf("Waiting for %s to be written", f.resource()))
-		if err := f.target().AwaitComplete(ctx); err != nil {
-			return nil
+		for _, p := range f.places() {
+			if err := p.AwaitComplete(ctx); err != nil {
+				return nil
+			}
 		}
 	}
 	e.log.Info("All that the cluster has is in etcd")
@@ -276,7 +357,13 @@ func (e *Exporter) report(health cell.Health) {
 func (e *Exporter) describe() string {
 	parts := make([]string, 0, len(e.followers))
 	for _, f := range e.followers {
-		parts = append(parts, fmt.Sprintf("%d %s", f.target().Len(), f.resource()))
+		for _, p := range f.places() {
+			if !p.name.onDemand {
+				parts = append(parts, fmt.Sprintf("%d %s", p.Len(), f.resource()))
+			} else if e.workloads.optIn() {
+				parts = append(parts, fmt.Sprintf("%d %s on demand", p.Len(), f.resource()))
+			}
+		}
 	}
 	return strings.Join(parts, ", ")
 }

@@ -5,7 +5,10 @@ package export
 
 import (
 	"context"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -17,6 +20,7 @@ import (
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -71,14 +75,26 @@ func (r *recorder) Apply(ops []etcd.Op) {
 	r.told <- struct{}{}
 }
 
-func (r *recorder) CompleteAfter(uint64) {
+func (r *recorder) CompleteAfter(uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.complete++
 	r.told <- struct{}{}
+	return true
 }
 
+// All that is applied is committed at once.
+func (r *recorder) Await(func()) bool                   { return false }
+func (r *recorder) AwaitKey(string, func()) bool        { return false }
 func (r *recorder) AwaitComplete(context.Context) error { return nil }
+func (r *recorder) IsComplete() bool                    { return r.completed() > 0 }
+
+func (r *recorder) Holds(key string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.keys[key]
+	return ok
+}
 
 func (r *recorder) Len() int {
 	r.mu.Lock()
@@ -91,6 +107,13 @@ func (r *recorder) get(key string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.keys[key]
+}
+
+// list is the keys, in order.
+func (r *recorder) list() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return strings.Join(slices.Sorted(maps.Keys(r.keys)), " ")
 }
 
 func (r *recorder) completed() int {
@@ -130,12 +153,15 @@ type rig struct {
 	local   *state.Origin
 	remote  *state.Origin
 	done    map[wire.Resource]func(*state.Txn)
-	scopes  map[wire.Resource]*recorder
+	scopes  map[wire.Resource]*recorder // of what is pushed
+	lookups map[wire.Resource]*recorder // and of what is on demand
 	export  *Exporter
 	changes statedb.ChangeIterator[*state.Namespace]
 }
 
-func newRig(t testing.TB, options Options) *rig {
+func newRig(t testing.TB, options Options) *rig { return newRigOf(t, options, filter.SyncAll, "") }
+
+func newRigOf(t testing.TB, options Options, mode filter.SyncMode, region string) *rig {
 	db := statedb.New()
 	writer, err := state.NewWriter(db)
 	require.NoError(t, err)
@@ -145,15 +171,21 @@ func newRig(t testing.TB, options Options) *rig {
 		local:  writer.Origin(localName, localID, state.SourceLocal),
 		remote: writer.Origin("theirs", 4, state.SourceClusterMesh),
 		done:   map[wire.Resource]func(*state.Txn){},
-		scopes: map[wire.Resource]*recorder{},
+		scopes: map[wire.Resource]*recorder{}, lookups: map[wire.Resource]*recorder{},
 	}
-	for _, resource := range []wire.Resource{wire.Endpoints, wire.Identities, wire.Nodes, wire.Services, wire.ServiceExports, state.Namespaces} {
+	for _, resource := range []wire.Resource{wire.Endpoints, wire.Identities, wire.Nodes, wire.Services, wire.ServiceExports, state.Namespaces, state.Workloads} {
 		r.done[resource] = writer.RegisterInitializer("test", resource)
 	}
-	r.export = newExporter(hivetest.Logger(t), db, writer.Tables(), localName, options, globalUnlessFalse,
-		func(resource wire.Resource, _ func([]string)) scope {
-			r.scopes[resource] = newRecorder()
-			return r.scopes[resource]
+	by := filters{namespace: globalUnlessFalse, workload: filter.WorkloadPolicy{Mode: mode}, region: region}
+	r.export = newExporter(hivetest.Logger(t), db, writer.Tables(), localName, options, by,
+		func(name placeName, _ func([]string)) scope {
+			recorder := newRecorder()
+			if name.onDemand {
+				r.lookups[name.resource] = recorder
+			} else {
+				r.scopes[name.resource] = recorder
+			}
+			return recorder
 		})
 	return r
 }
@@ -182,7 +214,7 @@ func (r *rig) initialize(resources ...wire.Resource) {
 }
 
 func (r *rig) initializeAll() {
-	r.initialize(state.Namespaces, wire.Endpoints, wire.Identities, wire.Nodes, wire.Services, wire.ServiceExports)
+	r.initialize(state.Namespaces, state.Workloads, wire.Endpoints, wire.Identities, wire.Nodes, wire.Services, wire.ServiceExports)
 }
 
 // round runs one round.
