@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -40,7 +41,7 @@ func TestScripts(t *testing.T) {
 // read asks for every table, as the rooms downstream do.
 func read(statedb.Table[*state.Endpoint], statedb.Table[*state.Identity], statedb.Table[*state.Node],
 	statedb.Table[*state.Service], statedb.Table[*state.ServiceExport], statedb.Table[*state.Namespace],
-	statedb.Table[*state.RemoteCluster]) {
+	statedb.Table[*state.Workload], statedb.Table[*state.Export], statedb.Table[*state.RemoteCluster]) {
 }
 
 func fill(w *state.Writer) error {
@@ -80,6 +81,9 @@ func fill(w *state.Writer) error {
 	tx.UpsertService(red, service)
 	tx.UpsertServiceExport(red, &wire.ServiceExport{Cluster: "red", Namespace: "default", Name: "db", Type: "ClusterSetIP"})
 	tx.UpsertNamespace(state.Namespace{Name: "default", Annotations: map[string]string{"b": "2", "a": "1"}})
+	tx.UpsertWorkload(state.Workload{Namespace: "default", Pod: "web",
+		Workload: filter.ParseWorkload(map[string]string{filter.SyncKey: "maybe"}, map[string]string{filter.ScopeKey: "regional"})})
+	tx.UpsertExport(state.Export{Resource: wire.Endpoints, Mode: filter.SyncOptIn, Region: "eu", Pushed: 1, OnDemand: 2})
 	tx.UpdateRemoteCluster("red", func(r *state.RemoteCluster) {
 		r.ClusterID, r.Connected = 2, true
 		r.Resources[wire.Nodes] = state.ResourceState{Enabled: true, Synced: true, Entries: 1}
