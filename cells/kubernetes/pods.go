@@ -92,6 +92,22 @@ func settingsOf(all map[string]string) (settings map[string]string) {
 
 // listWatchOfPods lists and watches the metadata of all pods. Neither list nor watch
 // can be narrowed: the server selects by labels, and the settings may be annotations.
+// It takes permission to list and watch pods, whatever is asked of them.
+//
+// What it costs, by BenchmarkPodReads: 5,000 pods of a Deployment on a real API server,
+// streamed and so not compressed, of which one in twenty says something.
+//
+//	for each pod                          metadata   slim     full
+//	bytes received, at start              2,930      4,060    4,060
+//	bytes received, for each change       3,050      4,180    4,180
+//	heap while the list is gathered       0.4 kB     3.3 kB   10.5 kB
+//	heap from then on                     40 B       40 B     40 B
+//	CPU, at start (on a busy machine)     25 µs      36 µs    57 µs
+//
+// Of the metadata 81 % are managed fields, which the server can't leave out: they are
+// received, decoded and thrown away. Without stripPod the list takes 4.3 kB of heap for
+// each pod. A pod changes some times in its life, mostly its status, and each change is
+// sent. A real pod's specification is larger than the benchmark's, its metadata is not.
 func listWatchOfPods(cs client.Clientset, selector labels.Selector) (*cache.ListWatch, error) {
 	upstream, ok := cs.CoreV1().RESTClient().(*rest.RESTClient)
 	if !ok || upstream == nil || upstream.Client == nil {

@@ -82,7 +82,8 @@ type Workload struct {
 	// Scope is wire.ScopeGlobal if ScopeFrom is Unset.
 	Scope     wire.Scope
 	ScopeFrom Place
-	// Problem is what is wrong with the settings; they are as if they were absent.
+	// Problem is what is wrong with the settings; they are as if they were absent. Of
+	// values that are long it has the beginning.
 	Problem string
 }
 
@@ -104,7 +105,7 @@ func ParseWorkload(labels, annotations map[string]string) Workload {
 		if value, ok := place.values[SyncKey]; ok {
 			sync, err := parseSync(value)
 			if err != nil {
-				problems = append(problems, fmt.Sprintf("%s %s=%q: %v", place.name, SyncKey, value, err))
+				problems = append(problems, fmt.Sprintf("%s %s=%.32q: %v", place.name, SyncKey, value, err))
 			} else if w.SyncFrom == Unset {
 				w.Sync, w.SyncFrom = sync, place.name
 			}
@@ -112,7 +113,7 @@ func ParseWorkload(labels, annotations map[string]string) Workload {
 		if value, ok := place.values[ScopeKey]; ok {
 			scope, err := parseScope(value)
 			if err != nil {
-				problems = append(problems, fmt.Sprintf("%s %s=%q: %v", place.name, ScopeKey, value, err))
+				problems = append(problems, fmt.Sprintf("%s %s=%.32q: %v", place.name, ScopeKey, value, err))
 			} else if w.ScopeFrom == Unset {
 				w.Scope, w.ScopeFrom = scope, place.name
 			}

@@ -4,6 +4,7 @@
 package filter
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/cilium/cilium/pkg/hive"
@@ -41,6 +42,8 @@ func TestParseWorkload(t *testing.T) {
 		{"space", nil, sync(" true"), Workload{Problem: `annotation clustermesh.cilium.io/sync=" true": must be true or false`}},
 		{"unknown scope", scope("local"), sync("true"),
 			Workload{Sync: true, SyncFrom: AsAnnotation, Problem: `label clustermesh.cilium.io/sync-scope="local": must be global or regional`}},
+		{"long", nil, sync(strings.Repeat("ä", 1000)),
+			Workload{Problem: `annotation clustermesh.cilium.io/sync="` + strings.Repeat("ä", 32) + `": must be true or false`}},
 		{"both malformed", settings{SyncKey: "1", ScopeKey: "1"}, nil,
 			Workload{Problem: `label clustermesh.cilium.io/sync="1": must be true or false; label clustermesh.cilium.io/sync-scope="1": must be global or regional`}},
 	} {
