@@ -41,6 +41,8 @@ var Cell = cell.Module(
 	cell.Invoke(registerHeartbeat),
 	// --cluster-region, if it is missing
 	cell.Invoke(registerRegion),
+	// filter/explain, filter/status.
+	cell.Provide(filterCommands),
 )
 
 // KVStoreMesh replicates all remote clusters.

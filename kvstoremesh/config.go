@@ -20,6 +20,8 @@
 //	ready.go     whether the clusters known at start have been replicated
 //	warm.go      what an earlier process wrote is kept alive
 //	orphans.go   what an earlier process left behind of clusters that are gone
+//	explain.go   what is taken of a remote cluster, and how much is left out
+//	commands.go  both as commands of the shell
 //	insist.go    what is asked of a local etcd that may be away
 package kvstoremesh
 

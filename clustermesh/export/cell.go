@@ -41,6 +41,9 @@ var Cell = cell.Module(
 
 	// cilium/cluster-config/<name>.
 	cell.Invoke(keepClusterConfig),
+
+	// filter/explain, filter/status.
+	cell.Provide(filterCommands),
 )
 
 // LocalCell exports them for the cluster's own agents, as the Options say that the

@@ -25,6 +25,9 @@
 //	clusterconfig.go  cilium/cluster-config/<name>
 //	keptkey.go        a key that is kept as it should be, as that one
 //	heartbeat.go      cilium/.heartbeat
+//	explain.go        why a pod is or isn't synced; explain_text.go prints it
+//	status.go         how much of each resource is synced
+//	commands.go       both as commands of the shell
 //	config.go         flags
 //	cell.go           the wiring
 //

@@ -10,6 +10,7 @@
 //	mesh.go       the processes of all clusters
 //	inspect.go    what the running processes know, by their shells
 //	status.go     the status table
+//	explain.go    why a pod is or isn't synced, and to whom
 //	truth.go      what the manifests say, read again independently
 //	edits.go      how long an edit takes to reach the other clusters' maps
 //	run.go        the story of a run, as the user sees it

@@ -1,0 +1,173 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package export
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/cilium/hive"
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/script"
+	"github.com/cilium/statedb"
+	"github.com/spf13/pflag"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// etcdPatience bounds what a question about a pod waits for etcd: without its
+// answer the rest is told.
+const etcdPatience = 5 * time.Second
+
+type commandParams struct {
+	cell.In
+
+	DB         *statedb.DB
+	Client     *etcd.Client
+	Exporter   *Exporter
+	Cluster    wire.ClusterInfo
+	Namespaces filter.NamespacePolicy
+	Workloads  filter.WorkloadPolicy
+	Config     Config
+
+	Endpoints      statedb.Table[*state.Endpoint]
+	Identities     statedb.Table[*state.Identity]
+	NamespaceTable statedb.Table[*state.Namespace]
+	WorkloadTable  statedb.Table[*state.Workload]
+	ExportTable    statedb.Table[*state.Export]
+}
+
+// filterCommands are the commands about filters, for the shell and for scripts.
+func filterCommands(p commandParams) hive.ScriptCmdsOut {
+	x := &explainer{
+		cluster: p.Cluster.Name, namespaces: p.Namespaces, workloads: p.Workloads, region: p.Config.ClusterRegion,
+		tables: state.Tables{
+			Endpoints: p.Endpoints, Identities: p.Identities, Namespaces: p.NamespaceTable,
+			Workloads: p.WorkloadTable, Exports: p.ExportTable,
+		},
+	}
+	return hive.NewScriptCmds(map[string]script.Cmd{
+		"filter/explain": explainCommand(p, x),
+		"filter/status":  statusCommand(p.DB, x),
+	})
+}
+
+// OutputFlag is how the commands about filters print, for PrintAs.
+func OutputFlag(flags *pflag.FlagSet) {
+	flags.StringP("output", "o", "text", "How it is printed: text or json")
+}
+
+// PrintAs prints a value as OutputFlag says.
+func PrintAs(flags *pflag.FlagSet, value any, text func(*bytes.Buffer) error) (script.WaitFunc, error) {
+	output, err := flags.GetString("output")
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	switch output {
+	case "text":
+		err = text(&out)
+	case "json":
+		err = json.NewEncoder(&out).Encode(value)
+	default:
+		return nil, fmt.Errorf("--output=%q: must be text or json", output)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return func(*script.State) (string, string, error) { return out.String(), "", nil }, nil
+}
+
+func explainCommand(p commandParams, x *explainer) script.Cmd {
+	return script.Command(
+		script.CmdUsage{
+			Summary: "say why a pod is or isn't synced to other clusters",
+			Args:    "NAMESPACE/POD",
+			Flags:   OutputFlag,
+			Detail:  []string{"Which rules apply to it, what follows for each of its addresses, and what etcd has of them."},
+		},
+		func(s *script.State, args ...string) (script.WaitFunc, error) {
+			if len(args) != 1 {
+				return nil, fmt.Errorf("%w: one pod", script.ErrUsage)
+			}
+			namespace, pod, ok := strings.Cut(args[0], "/")
+			if !ok || namespace == "" || pod == "" || strings.Contains(pod, "/") {
+				return nil, fmt.Errorf("%q: must be NAMESPACE/POD", args[0])
+			}
+			answer := x.explain(p.DB.ReadTxn(), namespace, pod)
+			select {
+			case <-p.Exporter.Synced():
+				answer.Written = true
+			default:
+			}
+			has, err := existing(s.Context(), p.Client, answer.keys())
+			if err != nil {
+				answer.EtcdError = err.Error()
+			} else {
+				answer.found(has)
+			}
+			return PrintAs(s.Flags, answer, func(out *bytes.Buffer) error { return answer.Print(out) })
+		},
+	)
+}
+
+func statusCommand(db *statedb.DB, x *explainer) script.Cmd {
+	return script.Command(
+		script.CmdUsage{
+			Summary: "say how much is pushed, on demand, and kept at home",
+			Flags: func(flags *pflag.FlagSet) {
+				OutputFlag(flags)
+				flags.Int("examples", 10, "How many pods with malformed settings are named")
+			},
+		},
+		func(s *script.State, args ...string) (script.WaitFunc, error) {
+			if len(args) != 0 {
+				return nil, fmt.Errorf("%w: no arguments", script.ErrUsage)
+			}
+			limit, err := s.Flags.GetInt("examples")
+			if err != nil {
+				return nil, err
+			}
+			status := x.status(db.ReadTxn(), limit)
+			return PrintAs(s.Flags, status, func(out *bytes.Buffer) error {
+				return PrintFilterStatus(out, []FilterStatus{status})
+			})
+		},
+	)
+}
+
+// existing says which keys etcd has, all at one revision.
+func existing(ctx context.Context, client *etcd.Client, keys []string) (map[string]bool, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	kv := client.Etcd()
+	if kv == nil {
+		return nil, errors.New("the etcd client isn't open yet")
+	}
+	ctx, cancel := context.WithTimeout(ctx, etcdPatience)
+	defer cancel()
+	ops := make([]clientv3.Op, 0, len(keys))
+	for _, key := range keys {
+		ops = append(ops, clientv3.OpGet(key, clientv3.WithCountOnly()))
+	}
+	resp, err := kv.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return nil, fmt.Errorf("looking %d keys up: %w", len(keys), err)
+	}
+	has := map[string]bool{}
+	for i, key := range keys {
+		has[key] = resp.Responses[i].GetResponseRange().Count > 0
+	}
+	return has, nil
+}

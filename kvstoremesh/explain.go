@@ -1,0 +1,186 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package kvstoremesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"text/tabwriter"
+	"time"
+
+	"github.com/cilium/statedb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/export"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// PartKVStoreMesh is the Part of what a KVStoreMesh says.
+const PartKVStoreMesh = "kvstoremesh"
+
+// etcdPatience bounds what a question waits for the local etcd.
+const etcdPatience = 5 * time.Second
+
+// Explanation is what a KVStoreMesh says about a remote cluster, and which of some
+// of its addresses the local agents are given.
+type Explanation struct {
+	Part    string `json:"part"`
+	Cluster string `json:"cluster"` // its own
+	Region  string `json:"region,omitempty"`
+
+	Source string `json:"source"`
+	// Known: there is a configuration for the source. SourceRegion is what its cluster
+	// config says.
+	Known        bool   `json:"known"`
+	Connected    bool   `json:"connected"`
+	SourceRegion string `json:"sourceRegion,omitempty"`
+	// Synced: all endpoints that the source had were taken in once.
+	Synced  bool   `json:"synced"`
+	Trouble string `json:"trouble,omitempty"`
+	// Refused counts values of the source that weren't taken, for any reason.
+	Refused uint64 `json:"refused,omitempty"`
+
+	Addresses []Address `json:"addresses,omitempty"`
+	// EtcdError is why the local etcd wasn't asked.
+	EtcdError string `json:"etcdError,omitempty"`
+}
+
+// Address is one of them.
+type Address struct {
+	Address netip.Prefix `json:"address"`
+	// Key is where the local agents look for it, and Taken whether it is there.
+	Key   string `json:"key"`
+	Taken bool   `json:"taken"`
+}
+
+// FilterStatus is how much of each remote cluster is left out.
+type FilterStatus struct {
+	Part    string         `json:"part"`
+	Cluster string         `json:"cluster"`
+	Region  string         `json:"region,omitempty"`
+	Sources []SourceStatus `json:"sources"`
+}
+
+// SourceStatus is that of one remote cluster.
+type SourceStatus struct {
+	Source string `json:"source"`
+	Region string `json:"region,omitempty"`
+	// Endpoints are taken in, and Skipped are those that aren't, being regional in
+	// another region.
+	Endpoints int `json:"endpoints"`
+	Skipped   int `json:"skipped"`
+}
+
+// explainer answers from the table of remote clusters.
+type explainer struct {
+	cluster, region string
+	clusters        tableOf
+}
+
+func (x *explainer) explain(txn statedb.ReadTxn, source string, addresses []netip.Prefix) Explanation {
+	out := Explanation{Part: PartKVStoreMesh, Cluster: x.cluster, Region: x.region, Source: source}
+	row, _, found := x.clusters.Get(txn, state.RemoteClusterByName(source))
+	if found {
+		out.Known, out.Connected, out.SourceRegion = true, row.Connected, row.Region
+		out.Synced, out.Trouble = row.Resources[wire.Endpoints].Synced, row.Trouble()
+		for _, n := range row.Refused {
+			out.Refused += n
+		}
+	}
+	for _, address := range addresses {
+		out.Addresses = append(out.Addresses,
+			Address{Address: address, Key: wire.CachePrefix(wire.Endpoints, source) + wire.EndpointKey(address)})
+	}
+	return out
+}
+
+func (x *explainer) status(txn statedb.ReadTxn) FilterStatus {
+	out := FilterStatus{Part: PartKVStoreMesh, Cluster: x.cluster, Region: x.region}
+	for row := range x.clusters.All(txn) {
+		endpoints := row.Resources[wire.Endpoints]
+		out.Sources = append(out.Sources, SourceStatus{
+			Source: row.Name, Region: row.Region, Endpoints: endpoints.Entries, Skipped: endpoints.Skipped,
+		})
+	}
+	return out
+}
+
+// Remarkable says whether regions make a difference here.
+func (s *FilterStatus) Remarkable() bool {
+	if s.Region != "" {
+		return true
+	}
+	for _, of := range s.Sources {
+		if of.Skipped > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// PrintFilterStatus writes a table of some KVStoreMeshes' status.
+func PrintFilterStatus(w io.Writer, all []FilterStatus) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "CLUSTER\tREGION\tREMOTE\tITS REGION\tENDPOINTS\tSKIPPED BY REGION")
+	for _, of := range all {
+		for _, source := range of.Sources {
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\n", of.Cluster, export.OrDash(of.Region), source.Source,
+				export.OrDash(source.Region), source.Endpoints, source.Skipped)
+		}
+	}
+	return table.Flush()
+}
+
+// Print writes the facts, one a line.
+func (e *Explanation) Print(w io.Writer) error {
+	fmt.Fprintf(w, "%s (region %s) has of %s (region %s):\n", e.Cluster, export.OrDash(e.Region), e.Source, export.OrDash(e.SourceRegion))
+	fmt.Fprintf(w, "  known %t, connected %t, endpoints synced %t, values refused %d\n", e.Known, e.Connected, e.Synced, e.Refused)
+	if e.Trouble != "" {
+		fmt.Fprintf(w, "  trouble: %s\n", e.Trouble)
+	}
+	if e.EtcdError != "" {
+		_, err := fmt.Fprintf(w, "  what etcd has is unknown: %s\n", e.EtcdError)
+		return err
+	}
+	for _, a := range e.Addresses {
+		there := "not there"
+		if a.Taken {
+			there = "there"
+		}
+		if _, err := fmt.Fprintf(w, "  %s  %s\n", a.Key, there); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// look finds out which of the addresses the local etcd has.
+func (e *Explanation) look(ctx context.Context, client *etcd.Client) error {
+	if len(e.Addresses) == 0 {
+		return nil
+	}
+	kv := client.Etcd()
+	if kv == nil {
+		return errors.New("the etcd client isn't open yet")
+	}
+	ctx, cancel := context.WithTimeout(ctx, etcdPatience)
+	defer cancel()
+	ops := make([]clientv3.Op, 0, len(e.Addresses))
+	for _, a := range e.Addresses {
+		ops = append(ops, clientv3.OpGet(a.Key, clientv3.WithCountOnly()))
+	}
+	resp, err := kv.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return fmt.Errorf("looking %d keys up: %w", len(ops), err)
+	}
+	for i := range e.Addresses {
+		e.Addresses[i].Taken = resp.Responses[i].GetResponseRange().Count > 0
+	}
+	return nil
+}
