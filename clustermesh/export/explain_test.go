@@ -62,19 +62,16 @@ func TestExplain(t *testing.T) {
 	})
 	require.Equal(t, strings.TrimLeft(`
 ours/don/web
-  namespace  don is global: no annotation, and --clustermesh-default-global-namespace=true
-  mode       --clustermesh-sync-mode=opt-in: pods of global namespaces are pushed if they say so
-  pod        says nothing valid about clustermesh.cilium.io/sync
-  pod        counts as absent: annotation clustermesh.cilium.io/sync="yes": must be true or false
-  scope      global: the pod says nothing else; this cluster is in region eu
-  =>         on demand: in etcd, where nobody watches it
-  10.0.0.1
-    held by don/db: this pod's claim waits until that one is gone
-  fd00::1
-    on-demand  cilium/state/ondemand/ip/v1/default/fd00::1
-    also claimed by theirs/don/theirs, once this pod is gone
-    identity 200000 isn't known yet, so that it has no key
-  note: what etcd has is unknown: not asked
+  namespace        don is global: no annotation, and --clustermesh-default-global-namespace=true
+  mode             --clustermesh-sync-mode=opt-in: pods of global namespaces are pushed if they say so
+  pod              says nothing valid about clustermesh.cilium.io/sync
+  pod              counts as absent: annotation clustermesh.cilium.io/sync="yes": must be true or false
+  scope            global: the pod says nothing else; this cluster is in region eu
+  =>               on demand: in etcd, where nobody watches it
+  10.0.0.1         held by don/db: this pod's claim waits until that one is gone
+  fd00::1          on-demand cilium/state/ondemand/ip/v1/default/fd00::1; also claimed by theirs/don/theirs
+  identity 200000  isn't known yet, so that it has no key
+  note             what etcd has is unknown: not asked
 `, "\n"), print())
 
 	r.write(func(tx *state.Txn) {
@@ -84,27 +81,21 @@ ours/don/web
 	})
 	require.Equal(t, strings.TrimLeft(`
 ours/don/web
-  namespace  don is global: no annotation, and --clustermesh-default-global-namespace=true
-  mode       --clustermesh-sync-mode=opt-in: pods of global namespaces are pushed if they say so
-  pod        annotation clustermesh.cilium.io/sync=true
-  scope      regional: annotation clustermesh.cilium.io/sync-scope; this cluster is in region eu
-  =>         pushed: other clusters watch it
-  10.0.0.1
-    pushed  cilium/state/ip/v1/default/10.0.0.1
-    identity 200000: 2 pushed endpoints have it
-    pushed  cilium/state/identities/v1/id/200000
-  fd00::1
-    pushed  cilium/state/ip/v1/default/fd00::1
-    also claimed by theirs/don/theirs, once this pod is gone
-    identity 200000: 2 pushed endpoints have it
-    pushed  cilium/state/identities/v1/id/200000
-  note: what etcd has is unknown: not asked
+  namespace        don is global: no annotation, and --clustermesh-default-global-namespace=true
+  mode             --clustermesh-sync-mode=opt-in: pods of global namespaces are pushed if they say so
+  pod              annotation clustermesh.cilium.io/sync=true
+  scope            regional: annotation clustermesh.cilium.io/sync-scope; this cluster is in region eu
+  =>               pushed: other clusters watch it
+  10.0.0.1         pushed cilium/state/ip/v1/default/10.0.0.1
+  fd00::1          pushed cilium/state/ip/v1/default/fd00::1; also claimed by theirs/don/theirs
+  identity 200000  pushed cilium/state/identities/v1/id/200000: 2 pushed endpoints have it
+  note             what etcd has is unknown: not asked
 `, "\n"), print())
 
 	r.write(func(tx *state.Txn) { r.namespace(tx, "don", false) })
 	text = print()
 	require.Contains(t, text, `don isn't global: annotation clustermesh.cilium.io/global="false"`)
-	require.Contains(t, text, "=>         kept")
+	require.Contains(t, text, "kept: not in etcd")
 	require.Contains(t, text, "gets no pod out of a namespace")
 }
 
@@ -128,10 +119,10 @@ func TestExplainShowsWhereThingsAre(t *testing.T) {
 		"cilium/state/identities/v1/id/200000":         true,
 	})
 	ep := answer.Endpoints[0]
-	require.Equal(t, "on-demand  cilium/state/ondemand/ip/v1/default/10.0.0.1  (still in etcd: cilium/state/ip/v1/default/10.0.0.1)",
+	require.Equal(t, "on-demand cilium/state/ondemand/ip/v1/default/10.0.0.1 (still in etcd: cilium/state/ip/v1/default/10.0.0.1)",
 		ep.Endpoint.text(true))
-	require.Equal(t, "on-demand  cilium/state/ondemand/identities/v1/id/200000  (not in etcd)"+
-		"  (still in etcd: cilium/state/identities/v1/id/200000)", ep.Identity.text(true))
+	require.Equal(t, "on-demand cilium/state/ondemand/identities/v1/id/200000 (not in etcd)"+
+		" (still in etcd: cilium/state/identities/v1/id/200000)", ep.Identity.text(true))
 }
 
 func TestFilterStatus(t *testing.T) {

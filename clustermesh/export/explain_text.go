@@ -10,9 +10,10 @@ import (
 	"text/tabwriter"
 
 	"github.com/waggle-mesh/waggle/clustermesh/filter"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
-// Print writes the explanation as text, rule by rule and address by address.
+// Print writes the explanation as text: the rules, then each address and identity.
 func (e *Explanation) Print(w io.Writer) error {
 	fmt.Fprintf(w, "%s/%s/%s\n", e.Cluster, e.Namespace, e.Pod)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -20,18 +21,22 @@ func (e *Explanation) Print(w io.Writer) error {
 		fmt.Fprintf(table, "  %s\t%s\n", step.Rule, step.Says)
 	}
 	fmt.Fprintf(table, "  =>\t%s\n", outcome(e.Fate))
-	if err := table.Flush(); err != nil {
-		return err
+	identities := map[uint32]struct{}{}
+	for i := range e.Endpoints {
+		fmt.Fprintf(table, "  %s\t%s\n", wire.EndpointKey(e.Endpoints[i].Address), e.Endpoints[i].text(e.EtcdError == ""))
 	}
 	for i := range e.Endpoints {
-		e.Endpoints[i].print(w, e.EtcdError == "")
+		ep := &e.Endpoints[i]
+		if _, told := identities[ep.ID]; told || ep.Holder != "" {
+			continue
+		}
+		identities[ep.ID] = struct{}{}
+		fmt.Fprintf(table, "  identity %d\t%s\n", ep.ID, ep.identityText(e.EtcdError == ""))
 	}
 	for _, note := range e.notes() {
-		if _, err := fmt.Fprintf(w, "  note: %s\n", note); err != nil {
-			return err
-		}
+		fmt.Fprintf(table, "  note\t%s\n", note)
 	}
-	return nil
+	return table.Flush()
 }
 
 func outcome(fate filter.Fate) string {
@@ -44,35 +49,30 @@ func outcome(fate filter.Fate) string {
 	return "kept: not in etcd at all"
 }
 
-// print writes one address. asked says whether etcd was.
-func (e *EndpointExplanation) print(w io.Writer, asked bool) {
+// text is about the address; asked says whether etcd was.
+func (e *EndpointExplanation) text(asked bool) string {
 	if e.Holder != "" {
-		fmt.Fprintf(w, "  %s\n    held by %s: this pod's claim waits until that one is gone\n", address(e), e.Holder)
-		return
+		return fmt.Sprintf("held by %s: this pod's claim waits until that one is gone", e.Holder)
 	}
-	fmt.Fprintf(w, "  %s\n    %s\n", address(e), e.Endpoint.text(asked))
+	text := e.Endpoint.text(asked)
 	if len(e.Waiting) > 0 {
-		fmt.Fprintf(w, "    also claimed by %s, once this pod is gone\n", strings.Join(e.Waiting, ", "))
+		text += "; also claimed by " + strings.Join(e.Waiting, ", ")
 	}
-	if !e.IdentityKnown {
-		fmt.Fprintf(w, "    identity %d %s\n", e.ID, e.IdentityStep.Says)
-		return
-	}
-	fmt.Fprintf(w, "    identity %d: %s\n    %s\n", e.ID, e.IdentityStep.Says, e.Identity.text(asked))
+	return text
 }
 
-func address(e *EndpointExplanation) string {
-	if e.Address.IsSingleIP() {
-		return e.Address.Addr().String()
+func (e *EndpointExplanation) identityText(asked bool) string {
+	if !e.IdentityKnown {
+		return e.IdentityStep.Says
 	}
-	return e.Address.String()
+	return e.Identity.text(asked) + ": " + e.IdentityStep.Says
 }
 
 // text says where it belongs, and where it is if that is another place.
 func (l Location) text(asked bool) string {
 	text := l.Fate.String()
 	if l.Key != "" {
-		text += "  " + l.Key
+		text += " " + l.Key
 	}
 	if !asked {
 		return text
@@ -87,10 +87,10 @@ func (l Location) text(asked bool) string {
 		}
 	}
 	if l.Key != "" && !there {
-		text += "  (not in etcd)"
+		text += " (not in etcd)"
 	}
 	if len(others) > 0 {
-		text += "  (still in etcd: " + strings.Join(others, ", ") + ")"
+		text += " (still in etcd: " + strings.Join(others, ", ") + ")"
 	}
 	return text
 }

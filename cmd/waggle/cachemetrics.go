@@ -13,17 +13,20 @@ import (
 )
 
 // cacheMetrics are what an in-cluster cache says at --prometheus-serve-addr.
-var cacheMetrics = cell.Provide(func(bound *etcd.ListBound, writer *etcd.Writer, exporter *export.Exporter) struct {
+var cacheMetrics = cell.Provide(func(bound *etcd.ListBound, writer *etcd.Writer, exporter *export.Exporter) metricsOut {
+	return collectorOut(&cacheCollector{bound, writer, exporter})
+})
+
+// metricsOut is a collector for the hive's registry.
+type metricsOut struct {
 	cell.Out
 
 	Metrics []metric.WithMetadata `group:"hive-metrics,flatten"`
-} {
-	return struct {
-		cell.Out
+}
 
-		Metrics []metric.WithMetadata `group:"hive-metrics,flatten"`
-	}{Metrics: []metric.WithMetadata{alwaysOn{&cacheCollector{bound, writer, exporter}}}}
-})
+func collectorOut(c prometheus.Collector) metricsOut {
+	return metricsOut{Metrics: []metric.WithMetadata{alwaysOn{c}}}
+}
 
 // alwaysOn is a collector as upstream's registry takes it.
 type alwaysOn struct{ prometheus.Collector }

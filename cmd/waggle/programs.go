@@ -39,7 +39,7 @@ var programs = []program{
 		long: `Reads nodes, identities, endpoints, services and namespaces of a cluster from its
 API server, or from a directory of manifests, and writes them to the cluster's
 etcd in Cilium's kvstore schema, for remote clusters to read.`,
-		cells: cells.Exporter,
+		cells: cell.Group(cells.Exporter, exportMetrics),
 		ready: readiness(func(e *export.Exporter) func() bool { return isClosed(e.Synced()) }),
 	},
 	{
@@ -47,7 +47,7 @@ etcd in Cilium's kvstore schema, for remote clusters to read.`,
 		long: `Follows the etcd of each remote cluster that --clustermesh-config has a file for,
 and writes what it holds below cilium/cache/ of the local etcd, so that the local
 agents read only that one.`,
-		cells: cells.KVStoreMesh,
+		cells: cell.Group(cells.KVStoreMesh, skippedMetrics),
 		// Of what it reads it keeps next to nothing, so that most of its heap is
 		// garbage: less of that costs little. 50 is 7 % less memory for 13 % more
 		// CPU, 100 the other way round (docs/performance.md).

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/cilium/hive/shell"
 	"github.com/spf13/cobra"
@@ -54,29 +53,33 @@ maps. Ctrl-C ends everything and cleans up.`,
 }
 
 func newStatusCmd() *cobra.Command {
-	dir, sockets := run.DefaultDir(), []string(nil)
+	dir, sockets, output, filters := run.DefaultDir(), []string(nil), outputText, false
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what each cluster of a running mesh knows of the others",
 		Long: `Shows for each pair of clusters of a mesh started with "waggle run" whether they
 are connected and synced, and how much one knows of the other. LAG is the number
-of keys by which that differs from what the remote cluster's etcd holds.
+of keys by which that differs from what the remote cluster's etcd holds, less what
+is skipped by region.
 
 Below that it shows where the agent of a cluster with an in-cluster cache has its
 own cluster's state from: which replica it reads, and since when it does, or doesn't.
 
-With --shell-sock-path it shows what single processes, KVStoreMeshes or agents,
-say of the same.`,
+Where filters leave anything out, or with --filters, it shows how much: per cluster
+and resource what is pushed, on demand, or kept at home by a namespace that isn't
+global; the pods whose settings are malformed; and what is skipped by region.
+
+With --shell-sock-path it shows what single processes, exporters, KVStoreMeshes or
+agents, say of the same.`,
 		GroupID: groupTools,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, socket := range sockets {
-				if err := run.PrintProcess(cmd.OutOrStdout(), socket); err != nil {
-					return err
-				}
+			if err := checkOutput(output); err != nil {
+				return err
 			}
+			out := cmd.OutOrStdout()
 			if len(sockets) > 0 {
-				return nil
+				return printProcesses(out, sockets, output, filters)
 			}
 			layout, err := run.ReadLayout(dir)
 			if err != nil {
@@ -87,17 +90,33 @@ say of the same.`,
 				return err
 			}
 			defer status.Close()
-			out := cmd.OutOrStdout()
-			if err := run.Print(out, status.Rows(context.Background())); err != nil {
-				return err
+			if output == outputJSON {
+				return printJSON(out, status.Report(context.Background()))
 			}
-			fmt.Fprintln(out)
-			return run.PrintDatastores(out, status.Datastores(), time.Now())
+			return status.Report(context.Background()).Print(out, filters)
 		},
 	}
 	cmd.Flags().StringVar(&dir, "run-dir", dir, "Directory of the run")
 	cmd.Flags().StringSliceVar(&sockets, "shell-sock-path", nil, "Sockets of the shells of processes to ask instead")
+	cmd.Flags().BoolVar(&filters, "filters", false, "Show what filters leave out even where that is nothing")
+	cmd.Flags().StringVarP(&output, "output", "o", output, "How it is printed: text or json")
 	return cmd
+}
+
+func printProcesses(out io.Writer, sockets []string, output string, filters bool) error {
+	if output == outputJSON {
+		all, err := run.AskProcesses(sockets)
+		if err != nil {
+			return err
+		}
+		return printJSON(out, all)
+	}
+	for _, socket := range sockets {
+		if err := run.PrintProcess(out, socket, filters); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // newShellCmd connects to the debug shell of a process, as cilium-dbg's does.

@@ -10,6 +10,7 @@
 //	mesh.go       the processes of all clusters
 //	inspect.go    what the running processes know, by their shells
 //	status.go     the status table
+//	filters.go    what filters leave out
 //	explain.go    why a pod is or isn't synced, and to whom
 //	truth.go      what the manifests say, read again independently
 //	edits.go      how long an edit takes to reach the other clusters' maps

@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"text/tabwriter"
 
 	"github.com/waggle-mesh/waggle/clustermesh/export"
 	"github.com/waggle-mesh/waggle/clustermesh/filter"
@@ -271,25 +272,26 @@ func (e *Explanation) Print(w io.Writer) error {
 	if err := e.Source.Print(w); err != nil {
 		return err
 	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, reader := range e.Readers {
 		name := reader.Cluster
 		if reader.Says != nil && reader.Says.Region != "" {
 			name += " (" + reader.Says.Region + ")"
 		}
 		if len(reader.Arrivals) == 0 {
-			fmt.Fprintf(w, "  => %s: unknown: %s\n", name, reader.Problem)
+			fmt.Fprintf(table, "  => %s\tunknown: %s\n", name, reader.Problem)
 			continue
 		}
 		first := reader.Arrivals[0]
 		if !slices.ContainsFunc(reader.Arrivals, func(a Arrival) bool { return a.Outcome != first.Outcome || a.Why != first.Why }) {
-			fmt.Fprintf(w, "  => %s: %s\n", name, first)
+			fmt.Fprintf(table, "  => %s\t%s\n", name, first)
 			continue
 		}
 		for _, a := range reader.Arrivals {
-			fmt.Fprintf(w, "  => %s: %s: %s\n", name, wire.EndpointKey(a.Address), a)
+			fmt.Fprintf(table, "  => %s %s\t%s\n", name, wire.EndpointKey(a.Address), a)
 		}
 	}
-	return nil
+	return table.Flush()
 }
 
 // String is the outcome with its reason.

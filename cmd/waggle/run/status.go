@@ -26,15 +26,18 @@ var resources = []wire.Resource{wire.Nodes, wire.Identities, wire.Endpoints, wir
 
 // Row is what one cluster knows of another.
 type Row struct {
-	Cluster, Remote string
+	Cluster string `json:"cluster"`
+	Remote  string `json:"remote"`
 	// Connected and Synced hold for both steps, KVStoreMesh's and the agent's.
-	Connected, Synced bool
+	Connected bool `json:"connected"`
+	Synced    bool `json:"synced"`
 	// Entries are what the agent has, by resource.
-	Entries map[wire.Resource]int
+	Entries map[wire.Resource]int `json:"entries"`
 	// Lag is the number of keys by which the agent's state differs from what the
-	// remote cluster's etcd holds; -1 if that isn't known.
-	Lag     int
-	Problem string
+	// remote cluster's etcd holds, less what is skipped by region; -1 if that isn't
+	// known.
+	Lag     int    `json:"lag"`
+	Problem string `json:"problem,omitempty"`
 }
 
 // Status asks all processes of a run.
@@ -118,12 +121,37 @@ func newRow(cluster, remote string, mesh, agent state.RemoteCluster, exported ma
 	for _, resource := range resources {
 		have := agent.Resources[resource].Entries
 		row.Entries[resource] = have
-		row.Lag += max(have-exported[resource], exported[resource]-have)
+		want := exported[resource] - mesh.Resources[resource].Skipped
+		row.Lag += max(have-want, want-have)
 	}
 	if exported == nil {
 		row.Lag = -1
 	}
 	return row
+}
+
+// Report is all that "waggle status" shows of a run.
+type Report struct {
+	Remotes    []Row       `json:"remotes"`
+	Datastores []Datastore `json:"datastores"`
+	Filters    Filters     `json:"filters"`
+}
+
+// Report asks for all of it.
+func (s *Status) Report(ctx context.Context) *Report {
+	return &Report{Remotes: s.Rows(ctx), Datastores: s.Datastores(), Filters: s.Filters()}
+}
+
+// Print writes it as text. What filters leave out is shown where they do, or always.
+func (r *Report) Print(w io.Writer, always bool) error {
+	if err := Print(w, r.Remotes); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	if err := PrintDatastores(w, r.Datastores, time.Now()); err != nil {
+		return err
+	}
+	return r.Filters.Print(w, always, false)
 }
 
 // Settled says whether everything is synced, with nothing behind.
@@ -169,27 +197,71 @@ func shorten(err error) string {
 }
 
 // PrintProcess writes what one process says of its own cluster's state, if it is an
-// agent, and of its remote clusters, for processes that aren't part of a run.
-func PrintProcess(w io.Writer, socket string) error {
-	known, err := remoteClusters(socket)
+// agent, and of its remote clusters, for processes that aren't part of a run. Filters
+// are told of where they do anything, or always.
+func PrintProcess(w io.Writer, socket string, always bool) error {
+	p, err := askProcess(socket)
 	if err != nil {
 		return err
+	}
+	return p.print(w, always)
+}
+
+// Process is what one process says.
+type Process struct {
+	Socket    string     `json:"socket"`
+	Datastore *Datastore `json:"datastore,omitempty"`
+	Remotes   []Row      `json:"remotes"`
+	Filters   Filters    `json:"filters"`
+}
+
+// AskProcesses asks processes for all that they say.
+func AskProcesses(sockets []string) ([]Process, error) {
+	var all []Process
+	for _, socket := range sockets {
+		p, err := askProcess(socket)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+func askProcess(socket string) (Process, error) {
+	p := Process{Socket: socket}
+	known, err := remoteClusters(socket)
+	if err != nil {
+		return p, err
 	}
 	own, found, err := datastoreOf(socket)
 	if err != nil {
-		return err
+		return p, err
 	}
 	if found {
-		row := Datastore{Cluster: own.Name, Datastore: own, Problem: own.Trouble()}
-		if err := PrintDatastores(w, []Datastore{row}, time.Now()); err != nil || len(known) == 0 {
+		p.Datastore = &Datastore{Cluster: own.Name, Datastore: own, Problem: own.Trouble()}
+	}
+	for _, remote := range sortedKeys(known) {
+		row := newRow("-", remote, state.RemoteCluster{Connected: true, Ready: true}, known[remote], nil)
+		p.Remotes = append(p.Remotes, row)
+	}
+	p.Filters, err = filtersOf(socket)
+	return p, err
+}
+
+func (p *Process) print(w io.Writer, always bool) error {
+	if p.Datastore != nil {
+		if err := PrintDatastores(w, []Datastore{*p.Datastore}, time.Now()); err != nil || len(p.Remotes) == 0 {
 			return err
 		}
 		fmt.Fprintln(w)
 	}
-	var rows []Row
-	for _, remote := range sortedKeys(known) {
-		row := newRow("-", remote, state.RemoteCluster{Connected: true, Ready: true}, known[remote], nil)
-		rows = append(rows, row)
+	exporter := len(p.Filters.Exporters) > 0
+	if !exporter {
+		if err := Print(w, p.Remotes); err != nil {
+			return err
+		}
 	}
-	return Print(w, rows)
+	// Of an exporter there is nothing else to tell.
+	return p.Filters.Print(w, always || exporter, exporter)
 }
