@@ -40,7 +40,7 @@ func TestExplain(t *testing.T) {
 	}
 	text := print()
 	require.Contains(t, text, "don doesn't exist")
-	require.Contains(t, text, "not read everything yet (namespaces, identities, endpoints)")
+	require.Contains(t, text, "not read everything yet (namespaces, workloads, identities, endpoints)")
 	require.Contains(t, text, "no endpoint of such a pod is known, and no pod of that name says anything")
 
 	r.initializeAll()
