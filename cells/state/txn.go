@@ -27,7 +27,11 @@ type Txn struct {
 	last        *Origin
 	lastChange  *Counts
 	initialized []func(statedb.WriteTxn)
-	key         [18]byte
+	// uses are the changes to the Writer's; unused has the identities of which there
+	// was none left at some point.
+	uses   map[uint32]int32
+	unused []uint32
+	key    [18]byte
 }
 
 // Commit makes the changes visible. It does nothing after Abort or Commit. What it
@@ -40,6 +44,7 @@ func (tx *Txn) Commit() {
 	for _, done := range tx.initialized {
 		done(tx.wtxn)
 	}
+	tx.countUses() // the next Txn may begin with the commit
 	tx.wtxn.Commit()
 	tx.w.count(tx.changes)
 	tx.w = nil
@@ -96,6 +101,7 @@ func (tx *Txn) replaceEndpoint(old, row *Endpoint) {
 	if old != nil {
 		tx.countEndpoint(old, -1)
 	}
+	tx.use(old, row)
 	if row == nil {
 		_, _, err := tx.w.tables.endpoints.Delete(tx.wtxn, old)
 		must(err)
@@ -135,14 +141,14 @@ func (tx *Txn) change(origin *Origin) *Counts {
 // (BenchmarkUpsertIdentities).
 func (tx *Txn) UpsertIdentity(origin *Origin, identity wire.Identity) {
 	old, _, found := tx.w.tables.identities.Get(tx.wtxn, IdentityByID(identity.ID))
-	if found && old.Origin == origin && old.Labels == identity.Labels {
+	if found && old.Origin == origin && old.Labels == identity.Labels && !old.Leaving {
 		return
 	}
 	identity.Labels = strings.Clone(identity.Labels)
 	replaceOwned(tx, tx.w.tables.identities, old, &Identity{Identity: identity, Origin: origin})
 }
 
-// DeleteIdentity removes an identity of origin.
+// DeleteIdentity removes an identity of origin, whatever uses it.
 func (tx *Txn) DeleteIdentity(origin *Origin, id uint32) {
 	deleteOwned(tx, tx.w.tables.identities, origin, IdentityByID(id))
 }

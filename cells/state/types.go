@@ -12,6 +12,7 @@
 //	claims.go    which claim on an address wins; pure
 //	writer.go    the Writer: origins, counts, initial sync
 //	txn.go       one transaction
+//	uses.go      which identities endpoints use, and those that wait to be deleted
 //	tables.go    the tables and their indexes
 //	columns.go   rows as text
 //	cell.go      the wiring
@@ -70,6 +71,8 @@ type Claim struct {
 type Identity struct {
 	wire.Identity
 	Origin *Origin
+	// Leaving: its source no longer has it, and endpoints that are yet to go use it.
+	Leaving bool
 }
 
 // Node is a row of the table "nodes", keyed by "cluster/name".
@@ -222,7 +225,8 @@ type Counts struct {
 //
 //	tx.UpsertEndpoint(origin, owner, wire.Endpoint) (conflict bool)
 //	tx.DeleteEndpoint(origin, owner, prefix)
-//	tx.UpsertIdentity(origin, wire.Identity)     tx.DeleteIdentity(origin, id)
+//	tx.UpsertIdentity(origin, wire.Identity)     tx.DeleteIdentity(origin, id), tx.HasIdentity(id)
+//	tx.ReleaseIdentity(origin, id)               deletes it with the last claim that uses it
 //	tx.UpsertNode(origin, wire.Node)             tx.DeleteNode(origin, cluster, name)
 //	tx.UpsertService(origin, *wire.Service)      tx.DeleteService(origin, cluster, namespace, name)
 //	tx.UpsertServiceExport(origin, *wire.ServiceExport)  tx.DeleteServiceExport(…)

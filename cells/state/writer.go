@@ -19,6 +19,8 @@ type Writer struct {
 	db     *statedb.DB
 	tables tables
 	metas  []statedb.TableMeta
+	// uses counts the claims of each identity; it belongs to the Txn that runs.
+	uses map[uint32]int32
 
 	mu      sync.Mutex
 	origins map[Origin]*Origin
@@ -36,6 +38,7 @@ func NewWriter(db *statedb.DB) (*Writer, error) {
 		db:      db,
 		tables:  t,
 		metas:   t.all(),
+		uses:    map[uint32]int32{},
 		origins: map[Origin]*Origin{},
 		counts:  map[*Origin]Counts{},
 	}, nil

@@ -29,6 +29,12 @@ type codec[T any] struct {
 	decode func(key string, value []byte) (T, error)
 	upsert func(tx *state.Txn, value T)
 	remove func(tx *state.Txn, key string)
+	// withdraw is remove of a key whose value was refused (see withdraws); nil where
+	// that is the same.
+	withdraw func(tx *state.Txn, key string)
+	// leaves notes that a value which was restored has been removed at its source; nil
+	// where no such value is kept.
+	leaves func(value T)
 	// restore is upsert of what was in the table before; nil where that is the same.
 	restore func(tx *state.Txn, value T)
 }
@@ -89,14 +95,23 @@ func (h *handler) identityCodec() codec[wire.Identity] {
 				h.upsertEndpoint(tx, ep)
 			}
 		},
-		remove: func(tx *state.Txn, key string) {
-			id, err := wire.ParseIdentityKey(key)
-			if err != nil {
-				return
-			}
-			h.held.identityGone(id)
-			tx.DeleteIdentity(h.origin, id)
-		},
+		// It stays while endpoints use it, which may be told later that they are gone.
+		remove: h.identityRemover((*state.Txn).ReleaseIdentity),
+		// What is said of it now can't be believed, and what was said before no longer
+		// holds: endpoints that use it are better off with none.
+		withdraw: h.identityRemover((*state.Txn).DeleteIdentity),
+		leaves:   func(id wire.Identity) { h.leaving = append(h.leaving, id.ID) },
+	}
+}
+
+func (h *handler) identityRemover(remove func(*state.Txn, *state.Origin, uint32)) func(*state.Txn, string) {
+	return func(tx *state.Txn, key string) {
+		id, err := wire.ParseIdentityKey(key)
+		if err != nil {
+			return
+		}
+		h.held.identityGone(id)
+		remove(tx, h.origin, id)
 	}
 }
 

@@ -42,6 +42,8 @@ type handler struct {
 	now    time.Time // of the apply or tick that runs
 	held   *heldBack
 	status status
+	// leaving are restored identities that the source no longer has; see releaseRestored.
+	leaving []uint32
 	// settleBy is when the start no longer waits for endpoints that are held back;
 	// zero before all resources are synced for the first time.
 	settleBy time.Time
@@ -167,6 +169,7 @@ func (h *handler) adopt(ctx context.Context, from offer) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.releaseRestored() // if there were no endpoints to come back
 	h.identitiesRead = make(chan struct{})
 	h.now = time.Now()
 	h.statusChanged(true)
@@ -341,6 +344,14 @@ func (h *handler) Remove(ctx context.Context) {
 	tx.Commit()
 }
 
+// dropLeaving removes the identities that outlive their key in etcd, and that no
+// Reader knows of any more, whoever uses them.
+func (h *handler) dropLeaving() {
+	tx := h.options.Writer.Begin()
+	tx.DeleteOrigin(h.origin, wire.Identities)
+	tx.Commit()
+}
+
 func allStreams(*stream) bool { return true }
 
 func only(resources ...wire.Resource) func(*stream) bool {
@@ -356,6 +367,9 @@ func (h *handler) drain(ctx context.Context, which func(*stream) bool) bool {
 		}
 		if which(s) {
 			s.reader.Drain(ctx)
+			if s.resource == wire.Identities {
+				h.dropLeaving()
+			}
 		}
 	}
 	h.mu.Lock()

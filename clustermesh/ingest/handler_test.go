@@ -128,10 +128,14 @@ func TestChangesAndDeletions(t *testing.T) {
 	want["endpoint 10.3.0.1"] = fmt.Sprint(webID, " web-2 peer")
 	f.wants(want)
 
-	// An endpoint survives its identity.
+	// An endpoint survives its identity in etcd, and keeps it here.
 	f.put(f.key(wire.Identities, fmt.Sprint(webID)), "",
 		f.key(wire.Nodes, "node-1"), "", f.key(wire.Services, "shop/web"), "", f.key(wire.Endpoints, "fd00:3::1"), "")
-	f.wants(map[string]string{"endpoint 10.3.0.1": want["endpoint 10.3.0.1"]})
+	left := map[string]string{"endpoint 10.3.0.1": want["endpoint 10.3.0.1"],
+		fmt.Sprint("identity ", webID): want[fmt.Sprint("identity ", webID)]}
+	f.wants(left)
+	f.put(f.key(wire.Endpoints, "10.3.0.1"), "")
+	f.wants(map[string]string{})
 }
 
 // TestReconnectBringsTheDifference stops the Handler while the source changes;

@@ -20,7 +20,8 @@ import (
 // endpoint that has waited for the timeout, or that is one more than the limit,
 // is applied without its identity. The time counts from when the address began
 // to wait, so that a source which keeps changing an address can't hold its old
-// row for ever. The deletion of an identity affects no endpoint.
+// row for ever. The deletion of an identity affects no endpoint: it takes effect
+// after those that use it are gone (state.Txn.ReleaseIdentity).
 //
 // It is a state machine without I/O or clock, used by one goroutine at a time.
 // All operations are O(1) for each endpoint they concern (BenchmarkHeldBack). After expire at the

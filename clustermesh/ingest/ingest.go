@@ -33,7 +33,10 @@
 //     identity, name or ID): the old row goes, for it isn't what the cluster says
 //     any more. An address that kept its last acceptable identity could be
 //     another workload's by now, and policy would take it for the old one;
-//   - an identity goes for every reason, for the same one.
+//   - an identity goes for every reason, for the same one, and at once.
+//
+// An identity that is deleted, rather than refused, stays until no endpoint uses it:
+// the watch of identities may be ahead of that of endpoints.
 //
 // A key whose value is corrected is taken in as any other change, and the
 // deletion of a key that has no row does nothing.

@@ -33,11 +33,13 @@ type observer[T any] struct {
 	changes  []change[T]
 }
 
-// change is an event that was decoded: a new value, or a key that is gone.
+// change is an event that was decoded: a new value, a key that is gone, or one whose
+// value was refused and takes back what the key said before.
 type change[T any] struct {
-	key   string
-	value T
-	gone  bool
+	key       string
+	value     T
+	gone      bool
+	withdrawn bool
 }
 
 // OnBatch implements etcd.Observer. Nearly all that an agent's tables cost is spent
@@ -85,7 +87,7 @@ func (o *observer[T]) decode(events []etcd.Event) {
 			continue
 		}
 		if refusal := o.handler.refuse(o.resource, event.Key, err); withdraws(refusal) {
-			o.changes = append(o.changes, change[T]{key: event.Key, gone: true})
+			o.changes = append(o.changes, change[T]{key: event.Key, withdrawn: true})
 		}
 	}
 }
@@ -101,9 +103,12 @@ func (o *observer[T]) decodeValue(key string, value []byte) (T, error) {
 // write applies changes in their order.
 func (o *observer[T]) write(tx *state.Txn) {
 	for i := range o.changes {
-		if c := &o.changes[i]; c.gone {
+		switch c := &o.changes[i]; {
+		case c.withdrawn && o.codec.withdraw != nil:
+			o.codec.withdraw(tx, c.key)
+		case c.withdrawn, c.gone:
 			o.codec.remove(tx, c.key)
-		} else {
+		default:
 			o.codec.upsert(tx, c.value)
 		}
 	}
@@ -135,7 +140,13 @@ func (h *handler) apply(resource wire.Resource, batch etcd.Batch, changes func(*
 
 // offerEndpoint applies an endpoint or holds it back.
 func (h *handler) offerEndpoint(tx *state.Txn, ep wire.Endpoint) {
-	switch h.held.offer(&ep, h.now) {
+	verdict := h.held.offer(&ep, h.now)
+	if verdict != takeNow && tx.HasIdentity(ep.Identity) {
+		// Its source has deleted it, but it is still here, and this keeps it here.
+		h.held.forget(ep.Prefix)
+		verdict = takeNow
+	}
+	switch verdict {
 	case takeNow:
 		h.upsertEndpoint(tx, ep)
 	case takeLate:

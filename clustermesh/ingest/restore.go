@@ -49,8 +49,8 @@ func (h *handler) expireRestored(ctx context.Context) {
 // the start would be over: that waits for the etcd's word.
 func (o *observer[T]) restore(reader *etcd.Reader, entries []Entry) (restored int) {
 	type row struct {
-		value T
-		waits bool
+		value         T
+		waits, leaves bool
 	}
 	rows := make([]row, 0, len(entries))
 	for i := range entries {
@@ -61,8 +61,11 @@ func (o *observer[T]) restore(reader *etcd.Reader, entries []Entry) (restored in
 			_ = o.handler.refuse(o.resource, e.Key, err)
 			continue
 		}
-		reader.Remember(e.Key, e.Value)
-		rows = append(rows, row{value, e.Waits})
+		leaves := e.Waits && o.codec.leaves != nil
+		if !leaves { // else the etcd doesn't have it
+			reader.Remember(e.Key, e.Value)
+		}
+		rows = append(rows, row{value: value, waits: e.Waits && !leaves, leaves: leaves})
 	}
 	apply := o.codec.restore
 	if apply == nil {
@@ -79,9 +82,28 @@ func (o *observer[T]) restore(reader *etcd.Reader, entries []Entry) (restored in
 		} else {
 			apply(tx, rows[i].value)
 		}
+		if rows[i].leaves {
+			o.codec.leaves(rows[i].value)
+		}
 	}
 	tx.Commit()
 	return len(rows)
+}
+
+// releaseRestored removes the identities that were restored although their source no
+// longer has them, once the endpoints that use them are there as well: each goes with
+// the last of those. It is called with mu held.
+func (h *handler) releaseRestored() {
+	if len(h.leaving) == 0 {
+		return
+	}
+	tx := h.options.Writer.Begin()
+	for _, id := range h.leaving {
+		h.held.identityGone(id)
+		tx.ReleaseIdentity(h.origin, id)
+	}
+	tx.Commit()
+	h.leaving = nil
 }
 
 // resumeAt has the first Run go on from a Position.
@@ -95,6 +117,9 @@ func (h *handler) resumeAt(at SavedPosition) error {
 	defer h.mu.Unlock()
 	h.now = time.Now()
 	s.enabled = true // until the source says otherwise
+	if at.Resource == wire.Endpoints {
+		h.releaseRestored()
+	}
 	if at.Position.Revision != 0 {
 		s.position = &at.Position
 	}

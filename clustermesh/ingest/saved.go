@@ -19,7 +19,9 @@ type Entry struct {
 	// an earlier value and the present one Waits: the row comes first.
 	Key   string
 	Value []byte
-	// Waits is set for an endpoint that is held back, and not in the table.
+	// Waits is set for an endpoint that is held back, and not in the table; and for an
+	// identity that its etcd no longer has, and that waits for the last endpoint that
+	// uses it to go.
 	Waits bool
 }
 
@@ -40,8 +42,9 @@ type Entry struct {
 // that it had before. A list finds by the entries, which the Reader is told of, what
 // is gone.
 //
-// Two things aren't in the tables although the Reader has delivered them. An endpoint
-// that waits for its identity is an entry of its own. A value that was refused has
+// What the Reader has delivered isn't always what is in the tables. An endpoint that
+// waits for its identity is an entry of its own. An identity that was deleted and is
+// still used is marked, by which it goes in its time: no watch tells of it again. A value that was refused has
 // left the row of the value before, or none: that is what is in force, and so it is
 // after a restore; a list that finds the refused value still there has it looked at
 // once more, since it isn't what the entry says.
@@ -102,31 +105,31 @@ func (s *Saved) Entries(resource wire.Resource, fn func(Entry) error) error {
 	case wire.Identities:
 		return entriesOf(s.tables.Identities.List(s.txn, state.IdentitiesByCluster(s.origin.Cluster)),
 			func(row *state.Identity) bool { return row.Origin == s.origin },
-			func(row *state.Identity) (string, []byte, error) {
-				return wire.IdentityKey(row.ID), []byte(row.Labels), nil
+			func(row *state.Identity) (Entry, error) {
+				return Entry{Key: wire.IdentityKey(row.ID), Value: []byte(row.Labels), Waits: row.Leaving}, nil
 			}, fn)
 	case wire.Nodes:
 		return entriesOf(s.tables.Nodes.Prefix(s.txn, state.NodesByCluster(s.origin.Cluster)),
 			func(row *state.Node) bool { return row.Origin == s.origin },
-			func(row *state.Node) (string, []byte, error) {
+			func(row *state.Node) (Entry, error) {
 				value, err := wire.MarshalNode(&row.Node)
-				return row.Name, value, err
+				return Entry{Key: row.Name, Value: value}, err
 			}, fn)
 	case wire.Endpoints:
 		return s.endpoints(fn)
 	case wire.Services:
 		return entriesOf(s.tables.Services.All(s.txn),
 			func(row *state.Service) bool { return row.Origin == s.origin },
-			func(row *state.Service) (string, []byte, error) {
+			func(row *state.Service) (Entry, error) {
 				value, err := wire.MarshalService(row.Service)
-				return wire.ServiceKey(row.Namespace, row.Name), value, err
+				return Entry{Key: wire.ServiceKey(row.Namespace, row.Name), Value: value}, err
 			}, fn)
 	case wire.ServiceExports:
 		return entriesOf(s.tables.ServiceExports.All(s.txn),
 			func(row *state.ServiceExport) bool { return row.Origin == s.origin },
-			func(row *state.ServiceExport) (string, []byte, error) {
+			func(row *state.ServiceExport) (Entry, error) {
 				value, err := wire.MarshalServiceExport(row.ServiceExport)
-				return wire.ServiceKey(row.Namespace, row.Name), value, err
+				return Entry{Key: wire.ServiceKey(row.Namespace, row.Name), Value: value}, err
 			}, fn)
 	}
 	return nil
@@ -168,16 +171,16 @@ func (s *Saved) endpoints(fn func(Entry) error) error {
 
 // entriesOf hands on the rows of one origin.
 func entriesOf[Row any](rows iter.Seq2[Row, statedb.Revision], mine func(Row) bool,
-	encode func(Row) (key string, value []byte, err error), fn func(Entry) error) error {
+	encode func(Row) (Entry, error), fn func(Entry) error) error {
 	for row := range rows {
 		if !mine(row) {
 			continue
 		}
-		key, value, err := encode(row)
+		entry, err := encode(row)
 		if err != nil {
 			return err
 		}
-		if err := fn(Entry{Key: key, Value: value}); err != nil {
+		if err := fn(entry); err != nil {
 			return err
 		}
 	}

@@ -372,8 +372,12 @@ func (m *savedModel) caughtUp(p *process) bool {
 			return false
 		}
 	}
+	leaving := map[string]bool{}
+	for id := range saved.tables.Identities.All(saved.txn) {
+		leaving[fmt.Sprint(id.ID)] = id.Leaving
+	}
 	for key := range rows {
-		if _, ok := m.source[m.current][key]; !ok {
+		if _, ok := m.source[m.current][key]; !ok && !leaving[key] {
 			return false
 		}
 	}
