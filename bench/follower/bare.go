@@ -147,7 +147,7 @@ func get(ctx context.Context, client *http.Client, url, accept string) (io.ReadC
 	return resp.Body, nil
 }
 
-// watchEtcd watches what a Reader of each resource would, until the first watch ends.
+// watchEtcd watches what the Readers of an agent do, until the first watch ends.
 func watchEtcd(ctx context.Context, log *slog.Logger, config AgentsConfig, opened func()) error {
 	_, address, _ := strings.Cut(config.KVStoreOpt, etcd.OptAddress+"=")
 	client, err := etcd.NewClient(log, etcd.ClientConfig{Endpoints: []string{address}, Dial: func(ctx context.Context, address string) (net.Conn, error) {
@@ -163,10 +163,7 @@ func watchEtcd(ctx context.Context, log *slog.Logger, config AgentsConfig, opene
 	}
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	prefixes := []string{wire.CacheConfigKey(cluster)}
-	for _, resource := range wire.CacheResources {
-		prefixes = append(prefixes, wire.StatePrefix(resource, cluster))
-	}
+	prefixes := []string{wire.CacheConfigKey(cluster), wire.StateRoot} // the Readers share one
 	created, ended := make(chan struct{}, len(prefixes)), make(chan error, len(prefixes))
 	for _, prefix := range prefixes {
 		go func() {

@@ -57,6 +57,8 @@ type ReaderConfig struct {
 	//   - Resend brings all keys, whichever were asked for; Drain tells nothing of
 	//     any; New isn't set; Len is 0.
 	Passthrough bool
+	// Group, if set, is whose watch the Reader shares with those of other prefixes.
+	Group *WatchGroup
 	// Progress, if set, has batches carry their Position, and etcd asked at this
 	// interval for that of a prefix in which nothing changes: else its history would
 	// be compacted away from under it.
@@ -420,8 +422,7 @@ func (r *Reader) watch(ctx context.Context, client *Client, generation uint64, c
 		// they are. So this one begins where it is, and deliver leaves that out.
 		from = after
 	}
-	responses := client.etcd.Watch(ctx, r.cfg.Prefix, clientv3.WithPrefix(),
-		clientv3.WithRev(from), clientv3.WithProgressNotify())
+	responses := r.changes(ctx, client, generation, from)
 	var canary clientv3.WatchChan
 	if !r.complete {
 		// It wasn't there at that revision, which is no more in the future either.
@@ -480,6 +481,14 @@ func (r *Reader) watch(ctx context.Context, client *Client, generation uint64, c
 			r.deliver(ctx, &resp)
 		}
 	}
+}
+
+// changes watches the prefix from a revision on.
+func (r *Reader) changes(ctx context.Context, client *Client, generation uint64, from int64) <-chan clientv3.WatchResponse {
+	if r.cfg.Group != nil {
+		return r.cfg.Group.join(ctx, client, generation, r.cfg.Prefix, from)
+	}
+	return client.etcd.Watch(ctx, r.cfg.Prefix, clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithProgressNotify())
 }
 
 // deliver emits one watch response as one batch.

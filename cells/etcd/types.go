@@ -9,6 +9,7 @@
 //	client.go      a connection, and whether it is still to the same etcd
 //	reader.go      list, watch, resume, relist; diff.go is its pure part, what it remembers
 //	resume.go      to go on where a Reader of an earlier process was
+//	watchgroup.go  one watch for several Readers
 //	keymap.go      how Readers and Scopes remember keys
 //	codec.go       how messages are encoded; decode.go reads large ones
 //	list.go        a prefix at one revision, in pages bounded by bytes
@@ -18,6 +19,7 @@
 //	scope_ops.go   a Scope's part of the plan
 //	lease.go       a pool of leases, kept alive and adopted
 //	lost.go        what happens when etcd loses keys
+//	guard.go       no canary where its keys aren't
 //	embed.go       an embedded server; servercell.go runs one in a hive
 //
 // A Reader turns one prefix into batches of events and hides compaction,

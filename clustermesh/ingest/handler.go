@@ -30,7 +30,9 @@ type handler struct {
 	cluster string
 	// own: it is this cluster, not a remote one.
 	own bool
-	log *slog.Logger
+	// group is the one watch of all Readers; nil: each has its own.
+	group *etcd.WatchGroup
+	log   *slog.Logger
 
 	// These change between Runs only, and under mu as well: save reads them at any time.
 	layout    layout
@@ -215,6 +217,7 @@ func newStream[T any](h *handler, resource wire.Resource, codec codec[T]) *strea
 	}
 	if h.own {
 		cfg.Progress = positionInterval
+		cfg.Group = h.group
 	}
 	o := &observer[T]{handler: h, resource: resource, codec: codec}
 	reader := etcd.NewReader(cfg, o)

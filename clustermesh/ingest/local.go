@@ -45,6 +45,8 @@ func NewLocal(o Options) *Local {
 	o.complete()
 	l.handler = newHandler(&o, o.Local.Name)
 	l.handler.own = true
+	// All of the etcd below it is this cluster's state.
+	l.handler.group = etcd.NewWatchGroup(wire.StateRoot)
 	l.handler.log = o.Log
 	return l
 }
