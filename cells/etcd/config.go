@@ -29,8 +29,9 @@ const (
 	// OptPageBytes and OptCommitDelay are ours: see Options.
 	OptPageBytes   = "etcd.pageBytes"
 	OptCommitDelay = "etcd.commitDelay"
-	// OptCommitBatch is ours: see Options.
-	OptCommitBatch = "etcd.commitBatch"
+	// OptCommitBatch and OptCommitGather are ours: see Options.
+	OptCommitBatch  = "etcd.commitBatch"
+	OptCommitGather = "etcd.commitGather"
 	// OptMaxTxnOps is ours: the number of operations to try in one transaction.
 	OptMaxTxnOps = "etcd.maxTxnOps"
 	// optLimit and optBootstrapQPS are upstream's and have no meaning here:
@@ -144,6 +145,10 @@ type Options struct {
 	CommitDelay time.Duration
 	// CommitBatch is how many operations it waits for, if they come in that time.
 	CommitBatch int
+	// CommitGather is how long the first operation of a commit waits in any case,
+	// full commits excepted: what is applied to several Scopes at about the same time
+	// then comes in one commit. The default is not at all.
+	CommitGather time.Duration
 	// PageBytes is the size that pages of a list are aimed at. Etcd counts the
 	// rest of the range for each page, so that small pages make large lists
 	// quadratic: those of more than some 30 MiB are read in pages of up to four
@@ -205,6 +210,8 @@ func ParseOptions(opts map[string]string) (Options, error) {
 			number(key, value, &out.CommitBatch)
 		case OptCommitDelay:
 			duration(key, value, &out.CommitDelay)
+		case OptCommitGather:
+			duration(key, value, &out.CommitGather)
 		case OptKeepaliveHeartbeat:
 			duration(key, value, &out.KeepaliveHeartbeat)
 		case OptKeepaliveTimeout:

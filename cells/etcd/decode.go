@@ -143,6 +143,8 @@ func fields(data []byte, take func(number protowire.Number, content []byte, valu
 // outcome is what is read of a pb.TxnResponse.
 type outcome struct {
 	Header *pb.ResponseHeader
+	// Succeeded says whether the comparisons held.
+	Succeeded bool
 	// Ranges are the answers to the reads among the operations, in order.
 	Ranges []*pb.RangeResponse
 }
@@ -157,7 +159,7 @@ func (o *outcome) decode(data []byte) error {
 	if err := whole.Unmarshal(data); err != nil {
 		return err
 	}
-	*o = outcome{Header: whole.Header}
+	*o = outcome{Header: whole.Header, Succeeded: whole.Succeeded}
 	for _, op := range whole.Responses {
 		if read := op.GetResponseRange(); read != nil {
 			o.Ranges = append(o.Ranges, read)
@@ -167,14 +169,15 @@ func (o *outcome) decode(data []byte) error {
 }
 
 func (o *outcome) shared(data []byte) bool {
-	return fields(data, func(number protowire.Number, content []byte, _ uint64) bool {
+	return fields(data, func(number protowire.Number, content []byte, value uint64) bool {
 		switch {
 		case number == 1 && content != nil:
 			if o.Header == nil {
 				o.Header = &pb.ResponseHeader{}
 			}
 			return o.Header.Unmarshal(content) == nil
-		case number == 2 && content == nil: // whether the comparisons held
+		case number == 2 && content == nil:
+			o.Succeeded = value != 0
 			return true
 		case number == 3 && content != nil:
 			return o.operation(content)

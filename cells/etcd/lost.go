@@ -16,8 +16,9 @@ import (
 // it, and an etcd that comes back empty has lost everything. Values aren't kept
 // here, so the owners of the Scopes are asked for them again.
 
-// check finds out what the etcd that is now connected still has.
-func (w *Writer) check(ctx context.Context) {
+// check finds out what the etcd that is now connected still has. It is false if that
+// can't be told, or is for a later connection to tell.
+func (w *Writer) check(ctx context.Context) bool {
 	generation, _ := w.client.Generation()
 	for backoff := newRetry(); ; {
 		another, err := w.checkEtcd(ctx)
@@ -30,7 +31,7 @@ func (w *Writer) check(ctx context.Context) {
 		// gRPC fails requests while the connection that called for this check is
 		// still being made. A later connection has a check of its own.
 		if now, _ := w.client.Generation(); now != generation || w.client.isClosed() || sleep(ctx, backoff.Step()) != nil {
-			return
+			return false
 		}
 	}
 	// It answers, so that what waits need not wait out a back-off.
@@ -38,6 +39,7 @@ func (w *Writer) check(ctx context.Context) {
 	w.retry, w.notUntil = newRetry(), time.Time{}
 	w.mu.Unlock()
 	w.wakeUp()
+	return true
 }
 
 // checkLeases asks for every lease whether etcd still knows it. It goes on when
@@ -81,13 +83,23 @@ func (w *Writer) checkEtcd(ctx context.Context) (another bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	return w.notice(ctx, resp.Header, before), nil
+}
+
+// notice takes note of a response's header, and of the loss of everything if it is
+// another etcd's than the one that was known before the request was sent.
+func (w *Writer) notice(ctx context.Context, header *pb.ResponseHeader, before int64) (another bool) {
 	w.mu.Lock()
-	another = w.foundAnother(resp.Header, before)
+	another = w.foundAnother(header, before)
+	var lost loss
+	if another {
+		lost = w.loseEverything()
+	}
 	w.mu.Unlock()
 	if another {
-		w.loseEverything(ctx)
+		w.makeGood(ctx, lost)
 	}
-	return another, nil
+	return another
 }
 
 // foundAnother compares a response's header with what was known before the
@@ -134,16 +146,16 @@ func (w *Writer) lost(numbers []leaseNumber) {
 	w.wakeUp()
 }
 
-// loseEverything has all keys of all Scopes written again. The etcd may have
-// been brought back from a snapshot: what it holds is learnt first, so that what
-// has been deleted since goes again.
-func (w *Writer) loseEverything(ctx context.Context) {
-	w.log.Warn("Etcd has lost its data, writing everything again")
-	w.mu.Lock()
+// loss is what follows from the loss of everything: whose prefix has to be read, and
+// whose owner has to be asked.
+type loss struct{ loaded, asked []*Scope }
+
+// loseEverything marks all keys of all Scopes as lost. From then on no canary is written
+// before its keys. The lock is held.
+func (w *Writer) loseEverything() (out loss) {
 	for _, n := range w.leases.alive() {
 		w.leases.lose(n)
 	}
-	var loaded, asked []*Scope
 	for s := range w.scopes {
 		for _, r := range s.records.all() {
 			s.markLost(r)
@@ -153,14 +165,23 @@ func (w *Writer) loseEverything(ctx context.Context) {
 			// delete what is about to be asked for.
 			s.incomplete = true
 			s.refills++
-			asked = append(asked, s)
+			out.asked = append(out.asked, s)
 		}
 		if s.loaded {
-			loaded = append(loaded, s)
+			out.loaded = append(out.loaded, s)
 		}
 	}
-	w.mu.Unlock()
-	for _, s := range loaded {
+	w.proof = written{}
+	w.withdrawCanaries()
+	return out
+}
+
+// makeGood has all keys of all Scopes written again. The etcd may have been brought
+// back from a snapshot: what it holds is learnt first, so that what has been deleted
+// since goes again.
+func (w *Writer) makeGood(ctx context.Context, lost loss) {
+	w.log.Warn("Etcd has lost its data, writing everything again")
+	for _, s := range lost.loaded {
 		for backoff := newRetry(); ; {
 			err := s.Load(ctx)
 			if err == nil {
@@ -175,7 +196,7 @@ func (w *Writer) loseEverything(ctx context.Context) {
 		}
 	}
 	w.mu.Lock()
-	for _, s := range asked {
+	for _, s := range lost.asked {
 		w.callbacks = append(w.callbacks, func() { s.cfg.Refill(nil) })
 	}
 	for key := range w.canaries.records.all() {
@@ -201,6 +222,7 @@ func (w *Writer) queueRefills(gone map[*Scope][]string) {
 		s.refills++
 		w.callbacks = append(w.callbacks, func() { s.cfg.Refill(keys) })
 	}
+	w.withdrawCanaries()
 	for _, key := range gone[w.canaries] {
 		w.restoreCanary(key)
 	}

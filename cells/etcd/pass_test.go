@@ -321,7 +321,7 @@ func TestPassthroughRefills(t *testing.T) {
 	lose := func() {
 		_, err := w.client.etcd.Delete(t.Context(), "copy/", clientv3.WithPrefix())
 		assert.NoError(t, err)
-		w.loseEverything(t.Context())
+		loseEverything(t, w)
 	}
 	var once sync.Once
 	r.reader.observer = ObserverFunc(func(ctx context.Context, b Batch) {

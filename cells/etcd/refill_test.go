@@ -26,7 +26,7 @@ func TestCompleteAfterLoss(t *testing.T) {
 
 	_, err := c.etcd.Delete(t.Context(), "", clientv3.WithPrefix())
 	require.NoError(t, err)
-	w.loseEverything(t.Context())
+	loseEverything(t, w)
 	s.CompleteAfter(0) // before the owner was asked
 	<-asked
 	s.CompleteAfter(0)
@@ -37,6 +37,14 @@ func TestCompleteAfterLoss(t *testing.T) {
 	s.CompleteAfter(1)
 	eventuallyContent(t, c, "synced/", map[string]string{"p": "done"})
 	require.Equal(t, want, content(t, c, "p/"))
+}
+
+// loseEverything has a Writer find that its etcd has none of its keys.
+func loseEverything(t testing.TB, w *Writer) {
+	w.mu.Lock()
+	lost := w.loseEverything()
+	w.mu.Unlock()
+	w.makeGood(t.Context(), lost)
 }
 
 // TestReaderResendDuringList asks for entries while a list is under way, which

@@ -189,6 +189,7 @@ func (s *Scope) learnPage(page *pb.RangeResponse) {
 	for _, kv := range page.Kvs {
 		s.learn(string(kv.Key[len(s.cfg.Prefix):]), kv)
 	}
+	s.w.saw(page.Kvs)
 }
 
 // learnCanary takes note of the canary, if there is one. The lock is held.
@@ -332,6 +333,12 @@ func (s *Scope) completeLocked() {
 		}
 	}
 	s.incomplete = false
+	s.canaryAfterKeys()
+}
+
+// canaryAfterKeys has the canary written after what was applied so far. The lock is
+// held.
+func (s *Scope) canaryAfterKeys() {
 	if !s.w.plan.await(s, s.writeCanary) {
 		s.writeCanary()
 	}
@@ -354,8 +361,12 @@ func (s *Scope) writeCanary() {
 	s.completed()
 }
 
-// completed has OnComplete called. The lock is held.
+// completed has OnComplete called, unless it isn't so any more. The lock is held.
 func (s *Scope) completed() {
+	canary, known := s.w.canaries.record(s.cfg.Canary)
+	if s.incomplete || s.cfg.Canary != "" && (!known || canary.lost()) {
+		return
+	}
 	if s.cfg.OnComplete != nil {
 		s.w.callbacks = append(s.w.callbacks, s.cfg.OnComplete)
 		s.w.wakeUp()

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -70,6 +71,8 @@ type Writer struct {
 	// sends traffic to where nobody is, and is part of what fills the etcd.
 	noSpace bool
 	started time.Time // of the last commit
+	first   time.Time // when the first operation since was there
+	proof   written   // that this etcd is the one that was written to
 	etcd    struct {  // as the last commit found it
 		clusterID uint64
 		revision  int64
@@ -233,7 +236,11 @@ func (w *Writer) nextCommit(now time.Time) ([]*operation, time.Duration) {
 		return nil, 0
 	}
 	if !full {
-		if wait := w.started.Add(w.pacer.wait()).Sub(now); wait > 0 {
+		if w.first.IsZero() {
+			w.first = now
+		}
+		gathered := w.first.Add(w.client.cfg.Options.CommitGather)
+		if wait := max(gathered.Sub(now), w.started.Add(w.pacer.wait()).Sub(now)); wait > 0 {
 			return nil, wait
 		}
 	}
@@ -249,7 +256,7 @@ func (w *Writer) nextCommit(now time.Time) ([]*operation, time.Duration) {
 	if batch == nil {
 		return nil, 0
 	}
-	w.started = now
+	w.started, w.first = now, time.Time{}
 	w.running++
 	return batch, 0
 }
@@ -261,11 +268,13 @@ func (w *Writer) commit(ctx context.Context, batch []*operation) {
 	before := w.etcd.revision
 	w.mu.Unlock()
 	resp, err := w.try(ctx, batch)
-	if err == nil {
-		w.succeeded(ctx, batch, resp.Header, before)
-		return
-	}
 	switch {
+	case err == nil && !resp.Succeeded:
+		w.disproved(ctx, batch)
+	case err == nil:
+		w.succeeded(ctx, batch, resp.Header, before)
+	case errors.Is(err, errPremature):
+		w.failed(batch, nil)
 	case errors.Is(err, rpctypes.ErrTooManyOps):
 		w.mu.Lock()
 		w.maxOps = smallerTxn(min(w.maxOps, len(batch)))
@@ -312,11 +321,15 @@ func (w *Writer) try(ctx context.Context, batch []*operation) (*outcome, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
-	return w.client.txn(ctx, w.request(batch))
+	req, err := w.request(batch)
+	if err != nil {
+		return nil, err
+	}
+	return w.client.txn(ctx, req)
 }
 
 // request builds the transaction. All its parts come from three allocations.
-func (w *Writer) request(batch []*operation) *pb.TxnRequest {
+func (w *Writer) request(batch []*operation) (*pb.TxnRequest, error) {
 	var size int
 	for _, op := range batch {
 		size += len(op.scope.cfg.Prefix) + len(op.key)
@@ -327,6 +340,10 @@ func (w *Writer) request(batch []*operation) *pb.TxnRequest {
 	req := &pb.TxnRequest{Success: make([]*pb.RequestOp, len(batch))}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if slices.ContainsFunc(batch, w.premature) {
+		return nil, errPremature
+	}
+	req.Compare = w.guard(batch)
 	for i, op := range batch {
 		begin := len(keys)
 		keys = append(append(keys, op.scope.cfg.Prefix...), op.key...)
@@ -339,7 +356,7 @@ func (w *Writer) request(batch []*operation) *pb.TxnRequest {
 		}
 		req.Success[i] = &ops[i]
 	}
-	return req
+	return req, nil
 }
 
 // assignLeases gives each put the lease that its key is on, or one with room.
@@ -409,12 +426,7 @@ func (w *Writer) adopt(id int64, hash uint64, wantLease bool, flags recordFlags)
 // succeeded takes note of a commit that was sent after the etcd was seen at
 // revision before.
 func (w *Writer) succeeded(ctx context.Context, batch []*operation, header *pb.ResponseHeader, before int64) {
-	w.mu.Lock()
-	another := w.foundAnother(header, before)
-	w.mu.Unlock()
-	if another {
-		w.loseEverything(ctx)
-	}
+	w.notice(ctx, header, before)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stats.Commits++
@@ -440,6 +452,10 @@ func (w *Writer) succeeded(ctx context.Context, batch []*operation, header *pb.R
 		if op.stale {
 			r.flags = recordStale
 		}
+		if w.premature(op) { // it is where the keys were
+			r.flags |= recordLost
+			defer w.canaryAgain(op.key)
+		}
 		if op.lease != 0 && !w.leases.usable(op.lease) {
 			// The lease was found lost while the commit was under way.
 			r.flags |= recordLost | recordStale
@@ -448,6 +464,7 @@ func (w *Writer) succeeded(ctx context.Context, batch []*operation, header *pb.R
 		*known = r
 		op.lease = 0
 	}
+	w.wrote(batch, header.Revision)
 	w.queueRefills(gone)
 	w.plan.succeeded(batch)
 	w.ease()
@@ -464,6 +481,13 @@ func (w *Writer) failed(batch []*operation, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.unassignLeases(batch)
+	batch = slices.DeleteFunc(batch, func(op *operation) bool {
+		if !w.premature(op) {
+			return false
+		}
+		w.giveUp(op)
+		return true
+	})
 	w.plan.failed(batch)
 	if err == nil {
 		return
