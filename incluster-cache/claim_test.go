@@ -68,9 +68,9 @@ func TestConfigPace(t *testing.T) {
 	cfg := DefaultConfig.pace(etcd.Config{})
 	options, err := etcd.ParseOptions(cfg.KVStoreOpt)
 	require.NoError(t, err)
-	require.Equal(t, DefaultConfig.CommitDelay, options.CommitDelay)
-	require.Equal(t, commitBatch, options.CommitBatch)
-	require.Greater(t, commitBatch, etcd.DefaultOptions.MaxTxnOps)
+	require.Zero(t, options.CommitDelay)
+	require.Equal(t, commitGather, options.CommitGather)
+	require.Equal(t, DefaultConfig.CommitDelay, DefaultConfig.spacing()+commitGather)
 
 	given := map[string]string{etcd.OptCommitDelay: "1s"}
 	cfg = DefaultConfig.pace(etcd.Config{KVStoreOpt: given})

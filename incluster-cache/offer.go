@@ -5,7 +5,6 @@ package inclustercache
 
 import (
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -26,7 +25,9 @@ type Config struct {
 	Resources []string `mapstructure:"incluster-cache-resources"`
 	// MaxConcurrentLists bounds the lists that its embedded etcd serves at once.
 	MaxConcurrentLists int `mapstructure:"incluster-cache-max-concurrent-lists"`
-	// CommitDelay is the longest wait between two commits, under load.
+	// CommitDelay is the longest wait between two commits, under load. Changes wait at
+	// the entrance, from where on they stay together: for each stage that they pass,
+	// twenty changes in one batch cost little more than one.
 	CommitDelay time.Duration `mapstructure:"incluster-cache-commit-delay"`
 }
 
@@ -37,11 +38,10 @@ var DefaultConfig = Config{
 	CommitDelay:        50 * time.Millisecond,
 }
 
-// commitBatch makes a commit wait for its whole time, as long as the load lasts:
-// each commit is a message to each agent and each resource that it touches, so that
-// the wait alone, and not the rate of changes, says what that costs. It is more
-// than a commit holds by default; a full one doesn't wait.
-const commitBatch = 4096
+// commitGather is how long the changes of one transaction on the tables have to come
+// to the Writer, which is told of each resource by itself, so that they are one commit:
+// each is a message to each agent. They take some 0.1 ms.
+const commitGather = 2 * time.Millisecond
 
 // Flags registers the flags.
 func (def Config) Flags(flags *pflag.FlagSet) {
@@ -51,7 +51,7 @@ func (def Config) Flags(flags *pflag.FlagSet) {
 		"How many lists the embedded etcd serves at once; agents beyond that are told when to come back")
 	flags.Duration(flagCommitDelay, def.CommitDelay,
 		"Longest wait between two writes to etcd while there are many changes, so that agents get them in fewer messages; "+
-			"a change after a pause never waits. --kvstore-opt "+etcd.OptCommitDelay+" overrides it")
+			"a change after a pause of that length doesn't wait")
 }
 
 // validate names the flag at fault.
@@ -77,11 +77,16 @@ func (def Config) offer() []wire.Resource {
 	return resources
 }
 
-// pace sets the cache's own pace of commits where --kvstore-opt says nothing of it.
+// spacing is the time between two batches of changes; what gathers behind it waits in
+// the Writer for as long as that takes.
+func (def Config) spacing() time.Duration { return max(time.Nanosecond, def.CommitDelay-commitGather) }
+
+// pace has the Writer commit what comes at once, since it has waited already, unless
+// --kvstore-opt says something else.
 func (def Config) pace(cfg etcd.Config) etcd.Config {
 	for option, value := range map[string]string{
-		etcd.OptCommitDelay: def.CommitDelay.String(),
-		etcd.OptCommitBatch: strconv.Itoa(commitBatch),
+		etcd.OptCommitDelay:  "0s",
+		etcd.OptCommitGather: commitGather.String(),
 	} {
 		if _, ok := cfg.KVStoreOpt[option]; !ok {
 			cfg = cfg.With(option, value)

@@ -30,7 +30,9 @@ var ServerCell = cell.Module(
 
 	cell.Provide(
 		// What is read: of resources that aren't offered, nothing.
-		func(cfg Config) kubernetes.Options { return kubernetes.Options{Resources: cfg.offer()} },
+		func(cfg Config) kubernetes.Options {
+			return kubernetes.Options{Resources: cfg.offer(), Spacing: cfg.spacing()}
+		},
 		// What is exported: everything that there is of the others.
 		func(cfg Config) export.Options {
 			return export.Options{Resources: cfg.offer(), AllNamespaces: true, PushedOnly: true, AllServices: true, NamedPorts: true}

@@ -34,6 +34,8 @@ type applier struct {
 	writer  *state.Writer
 	metrics *Metrics
 	wakeup  chan struct{}
+	// spacing is batchSpacing, or what the hive says.
+	spacing time.Duration
 
 	collectors []collector
 	// joins run at the end of each transaction, over what it changed.
@@ -49,7 +51,7 @@ type milestone struct {
 }
 
 func newApplier(writer *state.Writer, metrics *Metrics) *applier {
-	return &applier{writer: writer, metrics: metrics, wakeup: make(chan struct{}, 1)}
+	return &applier{writer: writer, metrics: metrics, wakeup: make(chan struct{}, 1), spacing: batchSpacing}
 }
 
 // add takes in a reflector; only before run. Reflectors are applied in the
@@ -84,7 +86,7 @@ func (a *applier) run(ctx context.Context, health cell.Health) error {
 			return nil
 		case <-a.wakeup:
 		}
-		spacing.Reset(batchSpacing)
+		spacing.Reset(a.spacing)
 		a.applyAll()
 		health.OK(a.describe())
 	}

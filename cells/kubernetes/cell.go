@@ -23,10 +23,12 @@
 package kubernetes
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"time"
 
 	mcsapitypes "github.com/cilium/cilium/pkg/clustermesh/mcsapi/types"
 	"github.com/cilium/cilium/pkg/k8s"
@@ -91,6 +93,9 @@ type Options struct {
 	// the latter only with PodMetadata), nil for all:
 	// of what fills no other table nothing is read. Service exports need services.
 	Resources []wire.Resource
+	// Spacing is the least time between the starts of two transactions on the tables;
+	// 0 is the default. What comes after a pause of that length doesn't wait.
+	Spacing time.Duration
 }
 
 func (o Options) reads(resource wire.Resource) bool {
@@ -224,6 +229,7 @@ func assemble(p params) ([]*kind, *applier, error) {
 	origin := p.Writer.Origin(p.Cluster.Name, p.Cluster.ID, state.SourceLocal)
 	joined := newServices(origin)
 	applier := newApplier(p.Writer, p.Metrics)
+	applier.spacing = cmp.Or(p.Options.Spacing, batchSpacing)
 
 	var kinds []*kind
 	add := func(k kind, selector labels.Selector, c interface {
