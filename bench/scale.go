@@ -120,7 +120,7 @@ func Scale(ctx context.Context, config ScaleConfig) (*ScaleReport, error) {
 	b.expect(len(sizes))
 	for _, clusters := range sizes {
 		run := &scaleRun{
-			benchmark: b, config: config, sources: sources, watch: watch, capacity: capacity,
+			benchmark: b, accounts: accounts{sources: sources}, config: config, watch: watch, capacity: capacity,
 			mesh: config.Mesh.first(clusters - 1), name: fmt.Sprintf("scale-%03d", clusters),
 		}
 		run.figures.Clusters = clusters
@@ -143,7 +143,7 @@ func mapCapacity(mesh Mesh) int {
 // comes after that.
 func (r *scaleRun) measure(ctx context.Context, whole bool) (err error) {
 	defer func() { err = errors.Join(err, r.watch.remove()) }()
-	defer r.close()
+	defer r.stopSampling()
 	local, env, err := r.startLocal(ctx, r.name, r.sources)
 	if err != nil {
 		return err
@@ -178,7 +178,7 @@ func (r *scaleRun) measure(ctx context.Context, whole bool) (err error) {
 	if err := r.verify(ctx, local, s); err != nil {
 		return err
 	}
-	r.keepSamples()
+	r.figures.samples, r.figures.Phases = r.keepSamples(), r.phases
 	stopAgent()
 	stop()
 	return errors.Join(agent.Stop(), replica.Stop())

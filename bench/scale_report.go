@@ -51,6 +51,9 @@ type ScalePhase struct {
 	// Endpoints and Nodes are of a churn phase.
 	Endpoints *ChangeFigures `json:"endpoints,omitempty"`
 	Nodes     *ChangeFigures `json:"nodes,omitempty"`
+	// WatchEvents is how many events etcds have sent to watchers, by etcd, where that
+	// is asked for.
+	WatchEvents map[string]int `json:"watch_events,omitempty"`
 
 	began time.Time
 	at    time.Duration // since the first phase of the size began
@@ -111,7 +114,11 @@ func (r *ScaleReport) Whole() *ScaleFigures { return &r.Sizes[len(r.Sizes)-1] }
 
 // part gives the figures of a part in a phase; false if it wasn't there.
 func (f *ScaleFigures) part(phase, part string) (PartFigures, bool) {
-	for _, p := range f.Phases {
+	return partIn(f.Phases, phase, part)
+}
+
+func partIn(phases []*ScalePhase, phase, part string) (PartFigures, bool) {
+	for _, p := range phases {
 		if p.Name == phase {
 			figures, ok := p.Parts[part]
 			return figures, ok
