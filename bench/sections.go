@@ -5,6 +5,7 @@ package bench
 
 import (
 	"fmt"
+	"html/template"
 	"io"
 	"strings"
 	"time"
@@ -48,7 +49,7 @@ func usage(sides []side) ([]page.Figure, error) {
 // drawing is a plot that is to be drawn.
 type drawing struct {
 	title, note string
-	plot        page.Plot
+	plot        interface{ SVG() (template.HTML, error) }
 }
 
 func draw(all ...drawing) ([]page.Figure, error) {

@@ -5,7 +5,8 @@
 // terminal has it, and plots as SVG.
 //
 //	page.go  the file
-//	plot.go  the plots
+//	plot.go  the plots of lines
+//	bars.go  those of bars
 package page
 
 import (

@@ -92,3 +92,21 @@ func TestTicks(t *testing.T) {
 		})
 	}
 }
+
+func TestBars(t *testing.T) {
+	for name, bars := range map[string]Bars{
+		"usual": {Y: "keys", Labels: []string{"off", "on"}, Stacks: []Stack{
+			{Name: "nodes <&>", Values: []float64{10, 10}}, {Name: "nothing", Values: []float64{0, 0}}, {Name: "endpoints", Values: []float64{200, 4}},
+		}},
+		"many":  {Labels: []string{"a", "b", "c", "d", "e"}, Stacks: []Stack{{Name: "x", Values: []float64{1, 2, 3, 4, 5}}}},
+		"empty": {Labels: []string{"off"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			svg, err := bars.SVG()
+			require.NoError(t, err)
+			require.True(t, strings.HasPrefix(string(svg), "<svg"))
+			require.NotContains(t, string(svg), "NaN")
+			require.NotContains(t, string(svg), "nothing")
+		})
+	}
+}

@@ -60,12 +60,17 @@ func (p Plot) SVG() (template.HTML, error) {
 	if err != nil {
 		return "", err
 	}
+	return svgOf(drawn, p.Y)
+}
+
+// svgOf draws what is laid out.
+func svgOf(drawn *plot.Plot, name string) (template.HTML, error) {
 	canvas := vgsvg.New(width, height)
 	// The last number of the X axis sticks out of the plot.
 	drawn.Draw(draw.Crop(draw.New(canvas), 0, -margin, 0, 0))
 	var svg bytes.Buffer
 	if _, err := canvas.WriteTo(&svg); err != nil {
-		return "", fmt.Errorf("plotting %q: %w", p.Y, err)
+		return "", fmt.Errorf("plotting %q: %w", name, err)
 	}
 	// What comes before the element belongs into files of their own.
 	_, element, _ := bytes.Cut(svg.Bytes(), []byte("<svg"))
