@@ -43,13 +43,18 @@ const (
 // watchArrival begins to watch, before the subject is started, for what a
 // KVStoreMesh writes.
 func watchArrival(ctx context.Context, client *etcd.Client, mesh Mesh, resources []wire.Resource) *arrival {
+	return watchCache(ctx, client, mesh, mesh.Keys(), resources)
+}
+
+// watchCache is watchArrival of so many keys of the mesh's clusters.
+func watchCache(ctx context.Context, client *etcd.Client, mesh Mesh, keys int, resources []wire.Resource) *arrival {
 	var canaries []string
 	for i := range mesh.Clusters {
 		for _, r := range resources {
 			canaries = append(canaries, wire.CanaryKey(r, mesh.Cluster(i).Name, true))
 		}
 	}
-	return watchKeys(ctx, client, wire.CacheRoot, mesh.Keys(), canaries)
+	return watchKeys(ctx, client, wire.CacheRoot, keys, canaries)
 }
 
 // watchKeys begins to watch for so many keys below a root, and for canaries.

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -36,7 +37,7 @@ func (m Mesh) Cluster(i int) Cluster {
 // Config is the cluster's config, as its exporter writes it.
 func (c Cluster) Config() wire.ClusterConfig {
 	off := false
-	return wire.ClusterConfig{ID: c.ID, Capabilities: wire.Capabilities{
+	return wire.ClusterConfig{ID: c.ID, Region: c.region(), Capabilities: wire.Capabilities{
 		SyncedCanaries:        true,
 		MaxConnectedClusters:  c.mesh.MaxConnectedClusters(),
 		ServiceExportsEnabled: &off,
@@ -53,8 +54,8 @@ func (m Mesh) generated() map[wire.Resource]int {
 	}
 }
 
-// Entries gives fn every entry of a resource: the key below the resource's
-// prefix, and the value. The order, as everything, is the same each time. It
+// Entries gives fn every entry of a resource that is synced: the key below the
+// resource's prefix, and the value. The order, as everything, is the same each time. It
 // ends at fn's first error, which it returns, and has errors of its own only
 // where wire refuses what it made.
 func (c Cluster) Entries(r wire.Resource, fn func(key string, value []byte) error) error {
@@ -68,6 +69,9 @@ func (c Cluster) Entries(r wire.Resource, fn func(key string, value []byte) erro
 		wire.Services:   c.serviceEntry,
 	}[r]
 	for i := range c.mesh.generated()[r] {
+		if c.fate(r, i) != filter.Pushed {
+			continue
+		}
 		key, value, err := entry(i)
 		if err != nil {
 			return err
@@ -87,6 +91,7 @@ const (
 	drawReplicaSet
 	drawBoot
 	drawReplacement
+	drawOptIn
 )
 
 func (c Cluster) draw(what, i int) *rand.Rand {
@@ -115,7 +120,7 @@ var (
 // podBlock is the size of a node's pod CIDR: the smallest that holds its share
 // of the endpoints.
 func (m Mesh) podBlock() int {
-	perNode := (m.Endpoints + m.Nodes - 1) / m.Nodes
+	perNode := (m.Endpoints + m.spare + m.Nodes - 1) / m.Nodes
 	return 1 << bits.Len(uint(perNode+firstPod))
 }
 

@@ -103,6 +103,11 @@ func (w *mapWatch) bytes(ctx context.Context) (size int64, err error) {
 // wait waits until the map has every endpoint with its identity and the address of
 // every node, and has stopped to grow. What it gives is of the time when it last grew.
 func (w *mapWatch) wait(ctx context.Context, p *process.Process, mesh Mesh) (last taken, err error) {
+	return w.waitFor(ctx, p, newChanges(mesh).inMap)
+}
+
+// waitFor is wait for these entries, with their identities.
+func (w *mapWatch) waitFor(ctx context.Context, p *process.Process, wanted func() (map[ipcache.Key]uint32, error)) (last taken, err error) {
 	m, err := w.open(ctx)
 	if err != nil {
 		return last, err
@@ -123,7 +128,7 @@ func (w *mapWatch) wait(ctx context.Context, p *process.Process, mesh Mesh) (las
 				return last, err
 			}
 		case size > 0 && at.Sub(last.at) >= settled:
-			want, err := newChanges(mesh).inMap()
+			want, err := wanted()
 			if err != nil {
 				return last, err
 			}

@@ -87,6 +87,7 @@ func (c Cluster) endpointObject(i int) wire.Endpoint {
 		Namespace:      w.namespace,
 		Pod:            w.name + "-" + letters(c.draw(drawReplicaSet, i%c.mesh.Identities), 10) + "-" + letters(c.draw(drawPod, i), 5),
 		ServiceAccount: w.account,
+		Scope:          c.scope(i % c.mesh.Identities),
 	}
 }
 
@@ -148,6 +149,16 @@ type servicePort struct {
 }
 
 func (c Cluster) serviceEntry(i int) (string, []byte, error) {
+	service, err := c.service(i)
+	if err != nil {
+		return "", nil, err
+	}
+	value, err := wire.MarshalService(service)
+	return wire.ServiceKey(service.Namespace, service.Name), value, err
+}
+
+// service is the i-th one.
+func (c Cluster) service(i int) (*wire.Service, error) {
 	w := c.workload(i % c.mesh.Identities)
 	name := w.name
 	if n := i / c.mesh.Identities; n > 0 {
@@ -167,15 +178,9 @@ func (c Cluster) serviceEntry(i int) (string, []byte, error) {
 		"selector":  map[string]string{"app.kubernetes.io/name": w.name},
 	})
 	if err != nil {
-		return "", nil, fmt.Errorf("encoding service %s/%s: %w", w.namespace, name, err)
+		return nil, fmt.Errorf("encoding service %s/%s: %w", w.namespace, name, err)
 	}
 	// Read and written once by the schema's own code, so that the bytes are
 	// those of an exporter.
-	key := wire.ServiceKey(w.namespace, name)
-	service, err := wire.DecodeService(key, raw)
-	if err != nil {
-		return "", nil, err
-	}
-	value, err := wire.MarshalService(service)
-	return key, value, err
+	return wire.DecodeService(wire.ServiceKey(w.namespace, name), raw)
 }

@@ -173,7 +173,9 @@ func (b *benchmark) startSourcesOf(ctx context.Context, mesh Mesh, name string) 
 		fill.Go(func() (err error) {
 			var clusters []Cluster
 			for n := i; n < mesh.Clusters; n += len(s.etcds) {
-				clusters = append(clusters, mesh.Cluster(n))
+				if n >= mesh.exported {
+					clusters = append(clusters, mesh.Cluster(n))
+				}
 			}
 			sizes[i], err = b.fill(ctx, e, clusters, s.info.Layout == LayoutCache)
 			return err

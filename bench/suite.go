@@ -49,6 +49,9 @@ type SuiteConfig struct {
 	// ScaleClusters is the number of clusters of Scale, with the consumer's own, each
 	// as large as in a mesh of 511.
 	ScaleClusters int
+	// FilterClusters is the number of source clusters of SyncFilters, each a fifth as
+	// large as by default.
+	FilterClusters int
 }
 
 // SuiteReport are the reports of several benchmarks.
@@ -73,8 +76,8 @@ type step struct {
 }
 
 // Suite runs all benchmarks one after the other. One that this machine can't do is
-// left out: those with a BPF map where that isn't permitted, and Export and
-// InCluster without the program of the kube-apiserver.
+// left out: those with a BPF map where that isn't permitted, and Export, InCluster
+// and SyncFilters without the program of the kube-apiserver.
 func Suite(ctx context.Context, config SuiteConfig) (*SuiteReport, error) {
 	suite := &SuiteReport{Reports: map[string]OneReport{}, Skipped: map[string]string{}}
 	var (
@@ -151,6 +154,9 @@ func (c SuiteConfig) steps() (steps []step) {
 	if c.ScaleClusters > 0 {
 		add("scale", c.scale)
 	}
+	if c.FilterClusters > 0 {
+		add("filters", c.filters)
+	}
 	return steps
 }
 
@@ -188,6 +194,17 @@ func (c SuiteConfig) scale(ctx context.Context) (OneReport, error) {
 	return Scale(ctx, ScaleConfig{
 		Config: one, Growth: []int{max(2, n/4), max(2, n/2)},
 		Idle: c.Duration, NodeRate: 50, EndpointRates: []float64{100, 500}, Duration: c.Duration, Drain: time.Minute,
+	})
+}
+
+func (c SuiteConfig) filters(ctx context.Context) (OneReport, error) {
+	if _, err := peerProgram("", c.Program, apiServerProgram); err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoAPIServer, err)
+	}
+	one := c.Config
+	one.Mesh = Mesh{Clusters: c.FilterClusters, Endpoints: 400, Nodes: 40, Identities: 40, Services: 20, Seed: c.Mesh.Seed}
+	return SyncFilters(ctx, FiltersConfig{
+		Config: one, Filters: Filters{OptIn: 0.05, Regional: 0.8, Regions: 5}, Rate: 100, Duration: c.Duration, Idle: c.Duration, Drain: time.Minute,
 	})
 }
 

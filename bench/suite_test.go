@@ -22,18 +22,18 @@ func TestSuite(t *testing.T) {
 			Mesh: Mesh{Clusters: 2, Endpoints: 20, Nodes: 2, Identities: 2}, Layout: LayoutAuto, CacheEtcds: 1, Rounds: 1,
 			Timeout: time.Minute, Program: os.Args[0], Log: hivetest.Logger(t),
 		},
-		Rates: []float64{20}, Duration: time.Second, Entries: 50, Agents: 2, KVStoreMeshes: 2, Exported: 20, InClusterAgents: 2, ScaleClusters: 2,
+		Rates: []float64{20}, Duration: time.Second, Entries: 50, Agents: 2, KVStoreMeshes: 2, Exported: 20, InClusterAgents: 2, ScaleClusters: 2, FilterClusters: 5,
 	}
 	var done, of []int
 	config.Steps = func(d, o int) { done, of = append(done, d), append(of, o) }
 	suite, err := Suite(t.Context(), config)
 	require.NoError(t, err)
 	require.Equal(t, []string{"kvstoremesh-1", "kvstoremesh-2", "churn-20"}, suite.Names[:3])
-	require.Equal(t, 9, len(suite.Names)+len(suite.Skipped))
+	require.Equal(t, 10, len(suite.Names)+len(suite.Skipped))
 	require.Subset(t, suite.Names, []string{"rollout", "fanout"})
 	require.True(t, slices.IsSorted(done), "%d", done)
-	require.Equal(t, []int{900}, slices.Compact(of))
-	require.LessOrEqual(t, done[len(done)-1], 900)
+	require.Equal(t, []int{1000}, slices.Compact(of))
+	require.LessOrEqual(t, done[len(done)-1], 1000)
 	require.Len(t, suite.Growth, 2)
 	require.Less(t, suite.Growth[0].Mesh.Keys(), suite.Growth[1].Mesh.Keys())
 

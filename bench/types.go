@@ -28,7 +28,8 @@
 //	rollout.go      the benchmark of a source that is replaced, round by round
 //	fanout.go       the benchmark of many readers on one etcd, round by round
 //	scale.go        the benchmark of a mesh of the largest size
-//	scale_parts.go  its programs, and what they use in each phase
+//	scale_parts.go  its programs and phases
+//	accounts.go     what programs use in each phase
 //	scale_change.go its changes of pods and nodes
 //	mapchange.go    when a change has reached an agent's map, seen from outside
 //	growth.go       how cost grows with the number of keys; pure
@@ -39,9 +40,15 @@
 //	incluster_book.go    what was written, and when it arrived; pure
 //	incluster_agents.go  the processes of its agents
 //	incluster_measure.go what one mode costs, and how long it takes
+//	filters.go      the benchmark of sync filters, round by round
+//	filters_mesh.go       what of a mesh is synced, by the rules; pure
+//	filters_kubernetes.go the cluster with a real exporter, and how pods change
+//	filters_measure.go    what one round costs
+//	filters_verify.go     whether all that the rules say is there, and nothing else
+//	etcdevents.go   what an etcd says of its watchers
 //	processors.go   how busy the machine is
 //	machine.go      what it was measured on
-//	report.go       JSON and text; churn_report.go, ingest_report.go, rollout_report.go, fanout_report.go, export_report.go, scale_report.go, incluster_report.go
+//	report.go       JSON and text; churn_report.go, ingest_report.go, rollout_report.go, fanout_report.go, export_report.go, scale_report.go, incluster_report.go, filters_report.go
 //	table.go        what reports share: tables, and peer against waggle
 //	ratio.go        smallest, median and largest
 //	follower/       the agent that measures, and many readers
@@ -51,7 +58,7 @@
 //	peer-rollout/   upstream's way of reading a source, as a program
 //	rollout/        what that has in common with ours
 //	samples.go      what processes use over time, for plots
-//	sections.go     the plots; scale_section.go
+//	sections.go     the plots; scale_section.go, filters_section.go
 //	suite.go        several benchmarks in one report
 //	page/           reports as HTML
 //	process/        child processes and their accounting
@@ -84,6 +91,14 @@ type Mesh struct {
 	within int
 	// changed makes it the mesh of Changed.
 	changed bool
+	// filters, if there are any, say what of it is synced. Its numbers stay those of
+	// the whole, synced or not.
+	filters *Filters
+	// spare is how many more endpoints each cluster has addresses for.
+	spare int
+	// exported is how many of the first clusters no source etcd has, since exporters
+	// fill theirs.
+	exported int
 }
 
 // DefaultMesh has 54,400 keys.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/cilium/cilium/pkg/annotation"
 	ciliumv2 "github.com/cilium/cilium/pkg/k8s/apis/cilium.io/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -34,6 +35,25 @@ func (c *Clients) ChangeEndpointIdentity(ctx context.Context, e *wire.Endpoint, 
 	return nil
 }
 
+// CreatePod creates a Pod that no kubelet runs, of one container.
+func (c *Clients) CreatePod(ctx context.Context, namespace, name string, labels, annotations map[string]string) error {
+	_, err := c.Kubernetes.CoreV1().Pods(namespace).Create(ctx, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels, Annotations: annotations},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{
+			Name: "main", Image: "registry.example/" + name + ":1", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: backendPort}},
+		}}},
+	}, metav1.CreateOptions{})
+	return creating("Pod", namespace+"/"+name, err)
+}
+
+// DeletePod deletes a Pod at once.
+func (c *Clients) DeletePod(ctx context.Context, namespace, name string) error {
+	if err := c.Kubernetes.CoreV1().Pods(namespace).Delete(ctx, name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To(int64(0))}); err != nil {
+		return fmt.Errorf("deleting Pod %s/%s: %w", namespace, name, err)
+	}
+	return nil
+}
+
 // DeleteIdentity deletes a CiliumIdentity, as upstream's operator does once no
 // endpoint uses it.
 func (c *Clients) DeleteIdentity(ctx context.Context, name string) error {
@@ -49,8 +69,17 @@ const servicePort, backendPort = 80, 8080
 // CreateService creates a Service with a selector. Its cluster IP is the API
 // server's to choose.
 func (c *Clients) CreateService(ctx context.Context, namespace, name string) error {
+	return c.createService(ctx, namespace, name, nil)
+}
+
+// CreateGlobalService creates one that other clusters share.
+func (c *Clients) CreateGlobalService(ctx context.Context, namespace, name string) error {
+	return c.createService(ctx, namespace, name, map[string]string{annotation.GlobalService: "true"})
+}
+
+func (c *Clients) createService(ctx context.Context, namespace, name string, annotations map[string]string) error {
 	_, err := c.Kubernetes.CoreV1().Services(namespace).Create(ctx, &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Annotations: annotations},
 		Spec: corev1.ServiceSpec{
 			Selector: map[string]string{"app.kubernetes.io/name": name},
 			Ports:    []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: servicePort}},

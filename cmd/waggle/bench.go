@@ -31,7 +31,7 @@ func newBenchCmd() *cobra.Command {
 	cmd.AddCommand(newBenchKVStoreMeshCmd(), newBenchChurnCmd(), newBenchIngestCmd(), newBenchAllCmd(), newBenchFollowCmd())
 	cmd.AddCommand(newBenchFanoutCmd(), newBenchReadersCmd(), newBenchExportCmd())
 	cmd.AddCommand(newBenchScaleCmd(), newBenchInClusterCmd(), newBenchAgentsCmd())
-	cmd.AddCommand(newBenchRolloutCmd(), newBenchMeshesCmd(), newBenchEtcdCmd())
+	cmd.AddCommand(newBenchRolloutCmd(), newBenchMeshesCmd(), newBenchEtcdCmd(), newBenchFiltersCmd())
 	return cmd
 }
 

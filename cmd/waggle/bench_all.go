@@ -20,9 +20,10 @@ func newBenchAllCmd() *cobra.Command {
 		Short: "Run a short version of every benchmark and write one report",
 		Long: `Runs "bench kvstoremesh" with a quarter, a half and all of the clusters, "bench
 churn" at each rate, and each of the others once. What this machine can't do is
-left out: "bench ingest" and "bench scale" where BPF maps can't be used, and "bench
-export" and "bench incluster" without bin/kube-apiserver beside this program. With -o html the report is
-one file that needs no other.`,
+left out: "bench ingest", "bench scale" and "bench filters" where BPF maps can't be
+used, and "bench export", "bench incluster" and "bench filters" without
+bin/kube-apiserver beside this program. With -o html the report is one file that
+needs no other.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return common.run(cmd, func() (benchReport, error) {
@@ -43,5 +44,6 @@ one file that needs no other.`,
 	flags.IntVar(&config.Exported, "exported", 500, "Number of endpoints of export; 0 leaves it out")
 	flags.IntVar(&config.InClusterAgents, "incluster-agents", 30, "Number of agents of incluster; 0 leaves it out")
 	flags.IntVar(&config.ScaleClusters, "scale-clusters", 16, "Number of clusters of scale; 0 leaves it out")
+	flags.IntVar(&config.FilterClusters, "filter-clusters", 20, "Number of source clusters of filters; 0 leaves it out")
 	return cmd
 }
