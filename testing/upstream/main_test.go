@@ -11,6 +11,7 @@
 //	kvstoremesh_test.go  upstream's KVStoreMesh
 //	agent_test.go        upstream's agent and operator, with what they are told recorded
 //	content_test.go      what a reader has, in one form for both
+//	roles_test.go        what upstream's etcd roles permit
 //	kubernetes_test.go   a real API server at the one end, a BPF map at the other
 package upstream_test
 

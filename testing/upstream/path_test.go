@@ -37,31 +37,48 @@ type path struct {
 	source maker
 	caches []maker
 	agent  maker
+	// region is that of our KVStoreMeshes.
+	region string
 }
 
 // paths has each of our parts on either side of each of upstream's. The first
 // two have nothing but upstream's: they test the scripts.
 var paths = []path{
-	{theirs, nil, theirs},
-	{theirs, []maker{theirs}, theirs},
+	{theirs, nil, theirs, ""},
+	{theirs, []maker{theirs}, theirs, ""},
 
-	{ours, nil, theirs},
-	{ours, []maker{theirs}, theirs},
-	{ours, []maker{ours}, theirs},
-	{theirs, []maker{ours}, theirs},
-	{ours, []maker{ours, theirs}, theirs},
+	{ours, nil, theirs, ""},
+	{ours, []maker{theirs}, theirs, ""},
+	{ours, []maker{ours}, theirs, ""},
+	{theirs, []maker{ours}, theirs, ""},
+	{ours, []maker{ours, theirs}, theirs, ""},
 
-	{theirs, nil, ours},
-	{theirs, []maker{theirs}, ours},
-	{theirs, []maker{ours}, ours},
-	{ours, []maker{theirs}, ours},
-	{theirs, []maker{theirs, ours}, ours},
+	{theirs, nil, ours, ""},
+	{theirs, []maker{theirs}, ours, ""},
+	{theirs, []maker{ours}, ours, "us"}, // upstream knows no regions: all is taken
+	{ours, []maker{theirs}, ours, ""},
+	{theirs, []maker{theirs, ours}, ours, ""},
+}
+
+// filteredPaths begin with an exporter that filters, which upstream's doesn't.
+var filteredPaths = []path{
+	{ours, nil, theirs, ""},
+	{ours, []maker{theirs}, theirs, ""},
+	{ours, []maker{theirs}, ours, ""},
+	{ours, []maker{theirs, ours}, theirs, "us"}, // their cache passes scopes on, and no region
+	{ours, []maker{ours}, theirs, ""},
+	{ours, []maker{ours}, theirs, "eu"},
+	{ours, []maker{ours}, theirs, "us"},
+	{ours, []maker{ours, theirs}, ours, "us"},
 }
 
 func (p path) String() string {
 	names := []string{string(p.source) + "-exporter"}
 	for _, cache := range p.caches {
 		names = append(names, string(cache)+"-kvstoremesh")
+	}
+	if p.region != "" {
+		names = append(names, "in-"+p.region)
 	}
 	return strings.Join(append(names, string(p.agent)+"-agent"), "_")
 }
@@ -74,6 +91,19 @@ func TestPaths(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 			t.Cleanup(cancel)
 			scripttest.Test(t, ctx, p.engine, nil, "testdata/*.txtar")
+		})
+	}
+}
+
+// TestFilteredPaths runs the scripts of testdata/filters, in which the exporter has a
+// region and pods have to opt in, on paths through upstream's programs: they take what
+// is meant for all, don't see what is on demand, and don't mind what they don't know.
+func TestFilteredPaths(t *testing.T) {
+	for _, p := range filteredPaths {
+		t.Run(p.String(), func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+			t.Cleanup(cancel)
+			scripttest.Test(t, ctx, p.engine, nil, "testdata/filters/*.txtar")
 		})
 	}
 }
@@ -93,7 +123,7 @@ func (p path) engine(t testing.TB, args []string) *script.Engine {
 	at, etcds := source.Etcd, []*mesh.Etcd{source.Etcd}
 	var caches []*mesh.Hive
 	for _, by := range p.caches {
-		cache, to := startCache(t, by, at)
+		cache, to := startCache(t, by, at, p.region)
 		caches, etcds, at = append(caches, cache), append(etcds, to), to
 	}
 	awaitConfig(t, at)
@@ -120,6 +150,8 @@ func (p path) engine(t testing.TB, args []string) *script.Engine {
 	cmds["reader/gone"] = goneCommand(end)
 	conds := script.DefaultConds()
 	conds["our-exporter"] = script.BoolCondition("the exporter is ours", p.source == ours)
+	conds["another-region"] = script.BoolCondition("a KVStoreMesh of ours is in the region us, and knows that of the source",
+		p.region == "us" && slices.Index(p.caches, ours) == 0)
 	conds["our-writers"] = script.BoolCondition("whatever writes into an etcd is ours", p.source == ours && !slices.Contains(p.caches, theirs))
 	return &script.Engine{Cmds: cmds, Conds: conds}
 }
@@ -138,14 +170,14 @@ func exporterFlags(args []string) mesh.Flags {
 }
 
 // startCache starts a KVStoreMesh of the cluster west that reads the cluster
-// north from an etcd, and gives the etcd into which it writes.
-func startCache(t testing.TB, by maker, from *mesh.Etcd) (*mesh.Hive, *mesh.Etcd) {
+// north from an etcd, and gives the etcd into which it writes. Ours is in a region.
+func startCache(t testing.TB, by maker, from *mesh.Etcd, region string) (*mesh.Hive, *mesh.Etcd) {
 	awaitConfig(t, from)
 	cluster := mesh.NewCluster(t, west, westID)
 	remotes := mesh.NewDirectory(t).Add(north, from)
 	cache := newTheirKVStoreMesh(t, cluster, remotes)
 	if by == ours {
-		cache = cluster.NewKVStoreMesh(t, remotes).Hive
+		cache = cluster.NewKVStoreMesh(t, remotes, mesh.Flags{"cluster-region": region}).Hive
 	}
 	cache.Start()
 	return cache, cluster.Etcd
