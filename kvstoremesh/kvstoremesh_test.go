@@ -42,6 +42,7 @@ type fixture struct {
 	rows          statedb.Table[*state.RemoteCluster]
 	stop          func()
 	ttl           time.Duration // of the mesh's leases; 0 is a minute
+	log           *slog.Logger  // the mesh's; nil is one that says nothing
 }
 
 func startEtcd(t testing.TB) (*etcd.Server, *etcd.Client) {
@@ -73,7 +74,7 @@ func (f *fixture) startMesh(edit func(*Config)) {
 	if edit != nil {
 		edit(&config)
 	}
-	log := hivetest.Logger(f.t, hivetest.LogLevel(slog.LevelError+1))
+	log := cmp.Or(f.log, hivetest.Logger(f.t, hivetest.LogLevel(slog.LevelError+1)))
 	f.db = statedb.New()
 	stateWriter, err := state.NewWriter(f.db)
 	require.NoError(f.t, err)

@@ -4,10 +4,13 @@
 package kvstoremesh
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -117,6 +120,26 @@ func TestRegions(t *testing.T) {
 				require.Equal(t, lists, r.reader.Lists(), r.resource)
 			}
 		})
+	}
+}
+
+// TestMissingRegionIsSaidOnce: of a source, by whoever has one.
+func TestMissingRegionIsSaidOnce(t *testing.T) {
+	for ours, times := range map[string]int{"": 0, "us": 1} {
+		var out bytes.Buffer
+		f := &fixture{t: t, log: slog.New(slog.NewTextHandler(&out, nil))}
+		_, f.source = startEtcd(t)
+		f.server, f.local = startEtcd(t)
+		f.startMesh(inRegion(ours))
+		f.fill(false, true)
+		h := newCluster(f.mesh, "c")
+		for range 3 { // connects
+			stop := f.run(h, regionConfig("", false))
+			f.eventuallyCounted(1, 0)
+			stop()
+		}
+		f.stop()
+		require.Equal(t, times, strings.Count(out.String(), "names no region"), out.String())
 	}
 }
 
