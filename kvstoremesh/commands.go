@@ -67,7 +67,7 @@ func statusCommand(x *explainer, db *statedb.DB) script.Cmd {
 			}
 			status := x.status(db.ReadTxn())
 			return export.PrintAs(s.Flags, status, func(out *bytes.Buffer) error {
-				return PrintFilterStatus(out, []FilterStatus{status})
+				return PrintFilterStatus(out, []FilterStatus{status}, true)
 			})
 		},
 	)

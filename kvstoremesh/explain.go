@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -111,27 +112,24 @@ func (x *explainer) status(txn statedb.ReadTxn) FilterStatus {
 	return out
 }
 
-// Remarkable says whether regions make a difference here.
+// Remarkable says whether anything is left out.
 func (s *FilterStatus) Remarkable() bool {
-	if s.Region != "" {
-		return true
-	}
-	for _, of := range s.Sources {
-		if of.Skipped > 0 {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.Sources, SourceStatus.remarkable)
 }
 
-// PrintFilterStatus writes a table of some KVStoreMeshes' status.
-func PrintFilterStatus(w io.Writer, all []FilterStatus) error {
+func (s SourceStatus) remarkable() bool { return s.Skipped > 0 }
+
+// PrintFilterStatus writes a table of some KVStoreMeshes' status. Unless all is set, it
+// has only the clusters of which something is left out.
+func PrintFilterStatus(w io.Writer, status []FilterStatus, all bool) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "CLUSTER\tREGION\tREMOTE\tITS REGION\tENDPOINTS\tSKIPPED BY REGION")
-	for _, of := range all {
+	for _, of := range status {
 		for _, source := range of.Sources {
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\n", of.Cluster, export.OrDash(of.Region), source.Source,
-				export.OrDash(source.Region), source.Endpoints, source.Skipped)
+			if all || source.remarkable() {
+				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\n", of.Cluster, export.OrDash(of.Region), source.Source,
+					export.OrDash(source.Region), source.Endpoints, source.Skipped)
+			}
 		}
 	}
 	return table.Flush()

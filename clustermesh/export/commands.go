@@ -140,7 +140,7 @@ func statusCommand(db *statedb.DB, x *explainer) script.Cmd {
 			}
 			status := x.status(db.ReadTxn(), limit)
 			return PrintAs(s.Flags, status, func(out *bytes.Buffer) error {
-				return PrintFilterStatus(out, []FilterStatus{status})
+				return PrintFilterStatus(out, []FilterStatus{status}, true)
 			})
 		},
 	)

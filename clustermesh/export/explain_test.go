@@ -141,8 +141,11 @@ func TestFilterStatus(t *testing.T) {
 	})
 	status = x.status(r.writer.ReadTxn(), 2)
 	require.True(t, status.Remarkable())
-	var out strings.Builder
-	require.NoError(t, PrintFilterStatus(&out, []FilterStatus{status}))
+	print := func(all bool) string {
+		var out strings.Builder
+		require.NoError(t, PrintFilterStatus(&out, []FilterStatus{status}, all))
+		return out.String()
+	}
 	require.Equal(t, strings.TrimLeft(`
 CLUSTER  SYNC MODE  REGION  RESOURCE   PUSHED  ON DEMAND  NOT GLOBAL  REFUSED
 ours     opt-in     -       nodes      2       0          0           0
@@ -152,5 +155,7 @@ Malformed settings of pods in ours, which count as absent:
   don/a: annotation clustermesh.cilium.io/sync="1": must be true or false
   don/b: annotation clustermesh.cilium.io/sync="1": must be true or false
   and 1 more
-`, "\n"), out.String())
+`, "\n"), print(true))
+	require.NotContains(t, print(false), "nodes", "of which nothing is left out")
+	require.Contains(t, print(false), "endpoints")
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/cilium/statedb"
@@ -79,35 +80,32 @@ func Malformed(txn statedb.ReadTxn, workloads statedb.Table[*state.Workload]) it
 	}
 }
 
-// Remarkable says whether the filters do anything at all here.
+// Remarkable says whether anything is left out, or malformed.
 func (s *FilterStatus) Remarkable() bool {
-	if s.Region != "" || s.Malformed > 0 {
-		return true
-	}
-	for _, of := range s.Resources {
-		if of.OnDemand+of.NotGlobal+of.Refused > 0 {
-			return true
-		}
-	}
-	return false
+	return s.Malformed > 0 || slices.ContainsFunc(s.Resources, ResourceFilterStatus.remarkable)
 }
 
+func (r ResourceFilterStatus) remarkable() bool { return r.OnDemand+r.NotGlobal+r.Refused > 0 }
+
 // PrintFilterStatus writes a table of some exporters' status, and below it the pods
-// with malformed settings.
-func PrintFilterStatus(w io.Writer, all []FilterStatus) error {
+// with malformed settings. Unless all is set, the table has only the resources of which
+// something is left out.
+func PrintFilterStatus(w io.Writer, status []FilterStatus, all bool) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "CLUSTER\tSYNC MODE\tREGION\tRESOURCE\tPUSHED\tON DEMAND\tNOT GLOBAL\tREFUSED")
-	for i := range all {
-		for _, of := range all[i].Resources {
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", all[i].Cluster, all[i].Mode, OrDash(all[i].Region),
-				of.Resource, of.Pushed, of.OnDemand, of.NotGlobal, of.Refused)
+	for i := range status {
+		for _, of := range status[i].Resources {
+			if all || of.remarkable() {
+				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", status[i].Cluster, status[i].Mode, OrDash(status[i].Region),
+					of.Resource, of.Pushed, of.OnDemand, of.NotGlobal, of.Refused)
+			}
 		}
 	}
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	for i := range all {
-		if err := all[i].printMalformed(w); err != nil {
+	for i := range status {
+		if err := status[i].printMalformed(w); err != nil {
 			return err
 		}
 	}

@@ -39,6 +39,8 @@ func TestRun(t *testing.T) {
 	text := out.String()
 	require.Contains(t, text, "amber also has an in-cluster cache")
 	require.Regexp(t, `(?m)^amber +etcd +127\.0\.0\.1:\d+ +connected for \S+ +yes +3 +4 +16 +3 *$`, text)
+	require.Regexp(t, `(?m)^clover +opt-in +us +endpoints +6 +10 +0 +0$`, text)
+	require.Regexp(t, `(?m)^clover +us +amber +eu +12 +4$`, text)
 	require.Regexp(t, `End to end: pod (\S+) of amber, as clover's map has it:\n.* identity=65\d+ `, text)
 	require.Regexp(t, `From the in-cluster cache: the same pod (\S+), as amber's own map has it:\n.* identity=65\d+ `, text)
 	require.NoDirExists(t, dir, "it cleans up")

@@ -30,6 +30,8 @@ import (
 
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 
+	"github.com/waggle-mesh/waggle/clustermesh/export"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -45,6 +47,10 @@ type Cluster struct {
 	MCSAPI bool
 	// MaxConnectedClusters is 255 or 511.
 	MaxConnectedClusters uint32
+	// Region is the cluster's, and Namespaces and Workloads are its exporter's filters.
+	Region     string
+	Namespaces filter.NamespacePolicy
+	Workloads  filter.WorkloadPolicy
 	// NoNamespaces: the dump has none, so that nothing in it is known to be in a
 	// global namespace, and little of it is exported.
 	NoNamespaces bool
@@ -128,6 +134,7 @@ type glimpse struct {
 // Malformed documents are the exporter's to report.
 func readDump(dir string) (Cluster, bool, error) {
 	c := Cluster{Name: filepath.Base(dir), Manifests: dir, NoNamespaces: true,
+		Namespaces: filter.DefaultNamespacePolicy, Workloads: filter.DefaultWorkloadPolicy,
 		MaxConnectedClusters: wire.DefaultClusterInfo.MaxConnectedClusters}
 	var (
 		found    bool
@@ -170,6 +177,9 @@ func readDump(dir string) (Cluster, bool, error) {
 		return c, false, err
 	}
 	c.apply(config)
+	if err := c.Workloads.Validate(); err != nil {
+		return c, false, fmt.Errorf("cluster in %q: cilium-config: %w", dir, err)
+	}
 	if c.ID == 0 && identity > 0 {
 		c.ID = wire.ClusterIDOf(uint32(identity), c.MaxConnectedClusters)
 	}
@@ -190,6 +200,11 @@ func (c *Cluster) apply(config map[string]string) {
 	}
 	if mcsAPI, err := strconv.ParseBool(config["clustermesh-enable-mcs-api"]); err == nil {
 		c.MCSAPI = mcsAPI
+	}
+	c.Region = cmp.Or(config[export.FlagClusterRegion], c.Region)
+	c.Workloads.Mode = filter.SyncMode(cmp.Or(config[filter.FlagSyncMode], string(c.Workloads.Mode)))
+	if global, err := strconv.ParseBool(config[filter.FlagDefaultGlobalNamespace]); err == nil {
+		c.Namespaces.DefaultGlobal = global
 	}
 }
 

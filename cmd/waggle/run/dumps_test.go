@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 )
 
 func TestAssignIDs(t *testing.T) {
@@ -40,4 +42,37 @@ func TestReadDumpsPassesOverPipes(t *testing.T) {
 	clusters, err := ReadDumps(filepath.Dir(dir))
 	require.NoError(t, err)
 	require.Len(t, clusters, 1)
+}
+
+// Filters are those of the cluster's cilium-config. What an exporter would end by is
+// said before it starts.
+func TestReadDumpsFilters(t *testing.T) {
+	read := func(config string) (Cluster, error) {
+		dir := filepath.Join(t.TempDir(), "amber")
+		require.NoError(t, os.Mkdir(dir, 0o700))
+		text := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cilium-config}\ndata: {" + config + "}\n"
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(text), 0o600))
+		clusters, err := ReadDumps(filepath.Dir(dir))
+		if err != nil {
+			return Cluster{}, err
+		}
+		return clusters[0], nil
+	}
+	c, err := read("")
+	require.NoError(t, err)
+	require.Equal(t, filter.DefaultNamespacePolicy, c.Namespaces)
+	require.Equal(t, filter.DefaultWorkloadPolicy, c.Workloads)
+	require.Empty(t, c.Region)
+
+	c, err = read(`cluster-region: eu, clustermesh-sync-mode: opt-in, clustermesh-default-global-namespace: "false"`)
+	require.NoError(t, err)
+	layout, err := prepare(t.TempDir(), []Cluster{c})
+	require.NoError(t, err)
+	require.Subset(t, layout.arguments(layout.Clusters[0], partExporter, "memory"),
+		[]string{"--cluster-region=eu", "--clustermesh-sync-mode=opt-in", "--clustermesh-default-global-namespace=false"})
+	require.Contains(t, layout.arguments(layout.Clusters[0], partKVStoreMesh, "memory"), "--cluster-region=eu")
+
+	_, err = read("clustermesh-sync-mode: some")
+	require.ErrorContains(t, err, `--clustermesh-sync-mode="some"`)
+	require.ErrorContains(t, err, "amber")
 }

@@ -27,7 +27,7 @@ func (s *Status) Filters() Filters {
 	var all Filters
 	for _, p := range s.layout.filterProcesses() {
 		if err := all.ask(p.socket); err != nil {
-			all.Problems = append(all.Problems, fmt.Sprintf("%s's %s: %s", p.cluster, p.part, shorten(err)))
+			all.Problems = append(all.Problems, fmt.Sprintf("%s/%s: %s", p.cluster, p.part, shorten(err)))
 		}
 	}
 	return all
@@ -70,31 +70,44 @@ func (f *Filters) ask(socket string) error {
 	return nil
 }
 
-// Print writes two tables, each only if there is something to tell in it or always is
-// set: what exporters have, and what KVStoreMeshes leave out. A line is left free
-// before each, but before the first if it is the first of all.
-func (f *Filters) Print(w io.Writer, always, first bool) error {
+// remarkable says whether anything is left out at all.
+func (f *Filters) remarkable() bool { return f.withholds() || f.skips() }
+
+func (f *Filters) withholds() bool {
+	return slices.ContainsFunc(f.Exporters, func(s export.FilterStatus) bool { return s.Remarkable() })
+}
+
+func (f *Filters) skips() bool {
+	return slices.ContainsFunc(f.KVStoreMeshes, func(s kvstoremesh.FilterStatus) bool { return s.Remarkable() })
+}
+
+// Print writes two tables: what exporters have, and what KVStoreMeshes leave out. Unless
+// all is set, they have only what is left out, and there is none without. A line is left
+// free before each, but before the first if it is the first of all.
+func (f *Filters) Print(w io.Writer, all, first bool) error {
 	gap := func() {
 		if !first {
 			fmt.Fprintln(w)
 		}
 		first = false
 	}
-	if len(f.Exporters) > 0 && (always || slices.ContainsFunc(f.Exporters, func(s export.FilterStatus) bool { return s.Remarkable() })) {
+	exports := all || f.withholds()
+	if exports && len(f.Exporters) > 0 {
 		gap()
-		if err := export.PrintFilterStatus(w, f.Exporters); err != nil {
+		if err := export.PrintFilterStatus(w, f.Exporters, all); err != nil {
 			return err
 		}
 	}
-	if len(f.KVStoreMeshes) > 0 && (always || slices.ContainsFunc(f.KVStoreMeshes, func(s kvstoremesh.FilterStatus) bool { return s.Remarkable() })) {
+	skips := all || f.skips()
+	if skips && len(f.KVStoreMeshes) > 0 {
 		gap()
-		if err := kvstoremesh.PrintFilterStatus(w, f.KVStoreMeshes); err != nil {
+		if err := kvstoremesh.PrintFilterStatus(w, f.KVStoreMeshes, all); err != nil {
 			return err
 		}
 	}
 	for _, problem := range f.Problems {
 		gap()
-		if _, err := fmt.Fprintf(w, "The filters of %s\n", problem); err != nil {
+		if _, err := fmt.Fprintf(w, "Not known is what filters leave out in %s\n", problem); err != nil {
 			return err
 		}
 	}

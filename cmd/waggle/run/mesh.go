@@ -15,7 +15,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/waggle-mesh/waggle/clustermesh/export"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/ipcache"
+	"github.com/waggle-mesh/waggle/kvstoremesh"
 )
 
 // mesh is the processes of all clusters.
@@ -62,6 +65,9 @@ func (l Layout) arguments(p Place, part, backend string) []string {
 			"--k8s-manifests="+p.Cluster.Manifests,
 			"--enable-cilium-endpoint-slice="+strconv.FormatBool(p.Cluster.EndpointSlices),
 			"--clustermesh-enable-mcs-api="+strconv.FormatBool(p.Cluster.MCSAPI),
+			"--"+filter.FlagDefaultGlobalNamespace+"="+strconv.FormatBool(p.Cluster.Namespaces.DefaultGlobal),
+			"--"+filter.FlagSyncMode+"="+string(p.Cluster.Workloads.Mode),
+			"--"+export.FlagClusterRegion+"="+p.Cluster.Region,
 			"--kvstore-opt=etcd.address="+p.Etcd)
 	case partCache:
 		return append(args,
@@ -71,6 +77,7 @@ func (l Layout) arguments(p Place, part, backend string) []string {
 	case partKVStoreMesh:
 		return append(args,
 			"--clustermesh-config="+l.meshConfig(p, part),
+			"--"+kvstoremesh.FlagClusterRegion+"="+p.Cluster.Region,
 			"--kvstore-opt=etcd.address="+p.Etcd)
 	default:
 		if p.Cache != "" {

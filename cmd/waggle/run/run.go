@@ -4,6 +4,7 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -253,9 +254,9 @@ func (s *story) settle(ctx context.Context) ([]Row, error) {
 // prove looks a pod of the first cluster up in the last one's map.
 func (s *story) prove(ctx context.Context, truths []*truth) error {
 	source, target := truths[0], s.mesh.layout.Clusters[len(truths)-1]
-	row, ok := source.example()
+	row, ok := source.example(target.Cluster)
 	if !ok || len(truths) < 2 {
-		s.say("There is no pod to look up: the first cluster has none, or there is only one cluster.")
+		s.say("There is no pod to look up: the first cluster has none that is for the last one, or there is only one cluster.")
 		return nil
 	}
 	entry, err := find(ctx, row, target)
@@ -271,7 +272,7 @@ func (s *story) prove(ctx context.Context, truths []*truth) error {
 // proveCache looks the same pod up in the map of its own cluster, which has it from
 // the in-cluster cache.
 func (s *story) proveCache(ctx context.Context, source *truth) error {
-	row, ok := source.example()
+	row, ok := source.example(source.place.Cluster)
 	if !ok || !source.place.has(partCache) {
 		return nil
 	}
@@ -319,18 +320,21 @@ func (s *story) suggest(truths []*truth) {
 		dir = " --run-dir " + s.RunDir
 	}
 	edit := first.Cluster.Manifests
-	if row, ok := truths[0].example(); ok {
+	example := ""
+	if row, ok := truths[0].example(last.Cluster); ok {
+		example = PodName{first.Cluster.Name, row.Namespace(), row.Pod()}.String()
 		edit += fmt.Sprintf("  (for instance the address or identity of %s/%s)", row.Endpoint().Namespace, row.Endpoint().Pod)
 	}
 	s.say(`Try next, in another terminal:
   edit a manifest below %s
   kill a process:      kill -9 %d   (%s's KVStoreMesh; or any other of 'pgrep -fl waggle')
   see the state:       %s status%s
+  why a pod is synced: %s filter explain%s %s
   ask a process:       %s shell --shell-sock-path %s db/show endpoints
   look into an etcd:   etcdctl --endpoints %s get --prefix cilium/ --keys-only
 Edits are reported here. Ctrl-C ends everything.
 `, edit, s.mesh.pid(last.Cluster.Name, partKVStoreMesh), last.Cluster.Name, self, dir,
-		self, last.Shells[partAgent], last.Etcd)
+		self, dir, cmp.Or(example, "CLUSTER/NAMESPACE/POD"), self, last.Shells[partAgent], last.Etcd)
 }
 
 // ended and started are told by the processes.
@@ -396,7 +400,15 @@ func (s *story) show(rows []Row) error {
 	if err := PrintDatastores(s.Out, s.status.Datastores(), time.Now()); err != nil {
 		return err
 	}
-	fmt.Fprint(s.Out, "(this cluster's agent also has what is its own, from the etcd of its in-cluster cache)\n\n")
+	fmt.Fprint(s.Out, "(this cluster's agent also has what is its own, from the etcd of its in-cluster cache)\n")
+	filters := s.status.Filters()
+	if err := filters.Print(s.Out, false, false); err != nil {
+		return err
+	}
+	if filters.remarkable() {
+		fmt.Fprintln(s.Out, "(what filters leave out; 'filter explain' says why)")
+	}
+	fmt.Fprintln(s.Out)
 	return nil
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"github.com/waggle-mesh/waggle/cells/kubernetes"
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -33,6 +34,9 @@ type truth struct {
 	log       *slog.Logger
 	db        *statedb.DB
 	endpoints statedb.Table[*state.Endpoint]
+	// What decides which of them are for other clusters.
+	namespaces statedb.Table[*state.Namespace]
+	workloads  statedb.Table[*state.Workload]
 }
 
 // startTruth reads the manifests of a cluster, and follows their edits.
@@ -44,8 +48,12 @@ func startTruth(ctx context.Context, place Place) (*truth, error) {
 		kubernetes.ClientCell,
 		kubernetes.Cell,
 		state.Cell,
-		cell.Invoke(func(db *statedb.DB, endpoints statedb.Table[*state.Endpoint]) {
-			t.db, t.endpoints = db, endpoints
+		cell.Provide(func() kubernetes.PodMetadata {
+			return kubernetes.PodMetadata(place.Cluster.Workloads.ReadsPods(place.Cluster.Region))
+		}),
+		cell.Invoke(func(db *statedb.DB, endpoints statedb.Table[*state.Endpoint],
+			namespaces statedb.Table[*state.Namespace], workloads statedb.Table[*state.Workload]) {
+			t.db, t.endpoints, t.namespaces, t.workloads = db, endpoints, namespaces, workloads
 		}),
 	)
 	hive.AddConfigOverride(t.hive, func(cfg *wire.ClusterInfo) {
@@ -57,13 +65,33 @@ func startTruth(ctx context.Context, place Place) (*truth, error) {
 	if err := t.hive.Start(t.log, ctx); err != nil {
 		return nil, fmt.Errorf("reading the manifests of %s: %w", place.Cluster.Name, err)
 	}
-	_, initialized := t.endpoints.Initialized(t.db.ReadTxn())
-	select {
-	case <-initialized:
-		return t, nil
-	case <-ctx.Done():
-		return t, context.Cause(ctx)
+	for _, table := range []statedb.TableMeta{t.endpoints, t.namespaces, t.workloads} {
+		_, initialized := table.Initialized(t.db.ReadTxn())
+		select {
+		case <-initialized:
+		case <-ctx.Done():
+			return t, context.Cause(ctx)
+		}
 	}
+	return t, nil
+}
+
+// isFor says whether a cluster is to have an endpoint: its own always, another one by
+// the filters.
+func (t *truth) isFor(txn statedb.ReadTxn, row *state.Endpoint, reader Cluster) bool {
+	own := t.place.Cluster
+	if reader.Name == own.Name {
+		return true
+	}
+	source := filter.Source{Namespace: row.Namespace(), Namespaces: own.Namespaces, Workloads: own.Workloads, Region: own.Region}
+	if ns, _, found := t.namespaces.Get(txn, state.NamespaceByName(row.Namespace())); found {
+		source.Exists, source.Annotations = true, ns.Annotations
+	}
+	if w, _, found := t.workloads.Get(txn, state.WorkloadByPod(row.Namespace(), row.Pod())); found {
+		source.Pod = w.Workload
+	}
+	decision := source.Explain()
+	return decision.Fate == filter.Pushed && filter.Crosses(decision.Scope, own.Region, reader.Region)
 }
 
 func (t *truth) stop() error {
@@ -72,10 +100,11 @@ func (t *truth) stop() error {
 	return t.hive.Stop(t.log, ctx)
 }
 
-// example is an endpoint with a pod's name, for a proof.
-func (t *truth) example() (*state.Endpoint, bool) {
-	for row := range t.endpoints.All(t.db.ReadTxn()) {
-		if row.Endpoint().Pod != "" {
+// example is an endpoint with a pod's name that a cluster is to have, for a proof.
+func (t *truth) example(reader Cluster) (*state.Endpoint, bool) {
+	txn := t.db.ReadTxn()
+	for row := range t.endpoints.All(txn) {
+		if row.Pod() != "" && t.isFor(txn, row, reader) {
 			return row, true
 		}
 	}
@@ -106,9 +135,9 @@ type wanted struct {
 	gone     bool
 }
 
-func newWanted(change statedb.Change[*state.Endpoint]) wanted {
-	e := change.Object.Endpoint()
-	w := wanted{addr: e.Prefix.Addr(), name: e.Namespace + "/" + e.Pod, gone: change.Deleted,
+func newWanted(row *state.Endpoint, gone bool) wanted {
+	e := row.Endpoint()
+	w := wanted{addr: e.Prefix.Addr(), name: e.Namespace + "/" + e.Pod, gone: gone,
 		identity: fmt.Sprint(e.Identity)}
 	if e.HostIP.IsValid() {
 		w.tunnel = e.HostIP.String()
