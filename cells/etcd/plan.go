@@ -15,7 +15,7 @@ import (
 //
 // Its promises: of several operations on a key only the last is committed; at
 // most one operation on a key is under way; operations are taken in the order
-// in which their keys were first queued; what is already so in etcd is not
+// in which their keys were first queued, but for those that go first; what is already so in etcd is not
 // written; an operation at fault holds back no other key.
 //
 // Cost of an operation from add to succeeded: three accesses to the map of its
@@ -147,6 +147,10 @@ func (p *plan) add(t target, op Op, committed record, known bool) {
 		p.count(old, -1)
 		old.value, old.hash, old.delete, old.stale = op.Value, hash, op.Delete, false
 		p.count(old, 1)
+		if op.First {
+			p.unqueue(old)
+			p.pushFront(old)
+		}
 		return
 	case old.phase == parked:
 		// A new value may be better than the one that was refused.
@@ -163,6 +167,10 @@ func (p *plan) add(t target, op Op, committed record, known bool) {
 	t.scope.setOp(next)
 	next.group = t.scope.openGroup()
 	next.group.left++
+	if op.First {
+		p.pushFront(next)
+		return
+	}
 	p.push(next)
 }
 

@@ -85,7 +85,7 @@ func TestPlanAgainstModel(t *testing.T) {
 				want[k] = v
 				asked(k)
 				committed, known := scope.record(k)
-				p.add(target{scope, k}, Op{Key: k, Value: []byte(v)}, committed, known)
+				p.add(target{scope, k}, Op{Key: k, Value: []byte(v), First: rapid.Bool().Draw(t, "first")}, committed, known)
 			},
 			"delete": func(t *rapid.T) {
 				k := key.Draw(t, "key")
@@ -244,6 +244,24 @@ func TestPlanDropsNoOps(t *testing.T) {
 	require.Zero(t, p.length(), "there and back again")
 	p.add(target{s, "k"}, Op{Key: "k", Value: []byte("v")}, record{hash: has.hash, flags: recordLost}, true)
 	require.Equal(t, 1, p.length(), "etcd has lost it")
+}
+
+func TestPlanTakesFirst(t *testing.T) {
+	p, s := newPlan(), &Scope{}
+	add := func(op Op) { p.add(target{s, op.Key}, op, record{}, false) }
+	keys := func() (keys []string) {
+		for _, op := range p.next(10, 1<<20, false) {
+			keys = append(keys, op.key)
+		}
+		return keys
+	}
+	for _, key := range []string{"a", "b", "c"} {
+		add(Op{Key: key, Value: []byte("v")})
+	}
+	add(Op{Key: "d", Value: []byte("v"), First: true})
+	add(Op{Key: "c", Value: []byte("w"), First: true})
+	add(Op{Key: "b", Value: []byte("w")})
+	require.Equal(t, []string{"c", "d", "a", "b"}, keys())
 }
 
 func TestPlanKeepsToBytes(t *testing.T) {

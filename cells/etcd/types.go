@@ -92,6 +92,10 @@ type Op struct {
 	// Value is not modified and not kept beyond its commit.
 	Value  []byte
 	Delete bool
+	// First queues it before all that is queued, and an operation that is queued on
+	// the key with it: what is applied next may need it. While commits overlap that
+	// says nothing of which ends first.
+	First bool
 }
 
 // ErrOtherEtcd says that the etcd behind an address isn't the one it was: it

@@ -112,7 +112,14 @@ func provideExporter(p params) *Exporter {
 	if by.workload.Mode == filter.SyncOptIn && by.region == "" {
 		p.Log.Info("Scopes of pods don't count, since this cluster has no region", "flag", FlagClusterRegion)
 	}
-	newScope := func(name placeName, refill func([]string)) scope {
+	e := newExporter(p.Log, p.DB, tables, p.Cluster.Name, p.Options, by, newScopes(p.Writer, p.Cluster.Name))
+	e.admit = p.Writer.Admit
+	return e
+}
+
+// newScopes makes the Scopes of a cluster's places.
+func newScopes(writer *etcd.Writer, cluster string) func(placeName, func([]string)) scope {
+	return func(name placeName, refill func([]string)) scope {
 		complete := make(chan struct{})
 		cfg := etcd.ScopeConfig{
 			Prefix:     onDemandPrefix(name.resource),
@@ -121,15 +128,12 @@ func provideExporter(p params) *Exporter {
 			Refill:     refill,
 		}
 		if !name.onDemand {
-			cfg.Prefix = wire.StatePrefix(name.resource, p.Cluster.Name)
-			cfg.Canary = wire.CanaryKey(name.resource, p.Cluster.Name, false)
+			cfg.Prefix = wire.StatePrefix(name.resource, cluster)
+			cfg.Canary = wire.CanaryKey(name.resource, cluster, false)
 			cfg.CanaryValue = func() []byte { return []byte(time.Now().Format(time.RFC3339)) }
 		}
-		return etcdScope{complete: complete, Scope: p.Writer.Scope(cfg)}
+		return etcdScope{complete: complete, Scope: writer.Scope(cfg)}
 	}
-	e := newExporter(p.Log, p.DB, tables, p.Cluster.Name, p.Options, by, newScope)
-	e.admit = p.Writer.Admit
-	return e
 }
 
 // onDemandPrefix is that of what is looked up. Nobody watches it, so that it has no

@@ -73,6 +73,8 @@ type moves struct {
 	// held says whether a pushed key has to stay for now, for another reason; who
 	// says so has it decided again. nil is never.
 	held func(key string, fate filter.Fate) bool
+	// first has what is pushed written before what is queued already.
+	first bool
 	// left is told of pushed keys whose deletion is queued; nil is nobody.
 	left func(key string)
 }
@@ -86,7 +88,7 @@ type decided struct {
 func (m *moves) add(key string, fate filter.Fate, value []byte) {
 	switch fate {
 	case filter.Pushed:
-		m.pushed.ops = append(m.pushed.ops, etcd.Op{Key: key, Value: value})
+		m.pushed.ops = append(m.pushed.ops, etcd.Op{Key: key, Value: value, First: m.first})
 	case filter.OnDemand:
 		m.onDemand.ops = append(m.onDemand.ops, etcd.Op{Key: key, Value: value})
 	case filter.Kept:

@@ -16,11 +16,13 @@ import (
 
 // optIn has endpoints and identities in two places each, and ties them together:
 //
-//	comes: an identity is queued as pushed before the first endpoint that uses it
+//	comes: an identity is queued as pushed before the first endpoint that uses it,
+//	       and before what is queued for that endpoint already
 //	goes:  it is no longer pushed once the deletion of the last one is committed
 //
 // (While commits are full several are under way at once; what is queued earlier may
-// then be there a moment later, which readers bear with.)
+// then be there a moment later, which readers bear with. It isn't waited for, since
+// an identity that etcd refuses is to hold no endpoint back.)
 //
 // An identity that goes for another reason, its namespace or its own deletion, waits
 // for the endpoints that go as well, and not for those that stay.
@@ -46,6 +48,7 @@ func (e *Exporter) optIn(tables state.Tables) {
 	// there may be any left, every identity stays.
 	pruned := func() bool { return endpoints.pushed.pruned > identities.pushed.losses }
 	identities.moves = e.newMoves(identities.places())
+	identities.moves.first = true
 	identities.moves.held = func(key string, fate filter.Fate) bool {
 		id, err := wire.ParseIdentityKey(key)
 		if err != nil || fate == filter.Kept && uses.used(id) {

@@ -31,6 +31,7 @@ import (
 	"github.com/waggle-mesh/waggle/cells/kubernetes"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/export"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -72,6 +73,9 @@ func newHive(cells ...cell.Cell) *hive.Hive {
 		fakeclient.FakeClientCell(),
 		state.Cell,
 		kubernetes.Cell,
+		cell.Provide(func(policy filter.WorkloadPolicy, config export.Config) kubernetes.PodMetadata {
+			return kubernetes.PodMetadata(policy.ReadsPods(config.ClusterRegion))
+		}),
 		etcd.Cell,
 		export.Cell,
 		export.HeartbeatCell,

@@ -1,0 +1,287 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package export
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+
+	"github.com/cilium/statedb"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// unordered is a scope whose operations are committed in the order in which a test
+// says, of each key the last one. A real etcd makes such an order when commits
+// overlap or fail, which can't be brought about at will.
+type unordered struct {
+	committed map[string]string
+	stale     map[string]struct{}
+	pending   map[string]etcd.Op
+	onKey     map[string][]func()
+	onAll     []waiting
+}
+
+// waiting is for keys to be committed.
+type waiting struct {
+	keys map[string]struct{}
+	done func()
+}
+
+func newUnordered(left map[string]string) *unordered {
+	u := &unordered{committed: left, stale: map[string]struct{}{}, pending: map[string]etcd.Op{}, onKey: map[string][]func(){}}
+	for key := range left {
+		u.stale[key] = struct{}{}
+	}
+	return u
+}
+
+func (u *unordered) Load(context.Context) error          { return nil }
+func (u *unordered) AwaitComplete(context.Context) error { return nil }
+func (u *unordered) IsComplete() bool                    { return true }
+func (u *unordered) Len() int                            { return len(u.committed) }
+
+func (u *unordered) Apply(ops []etcd.Op) {
+	for _, op := range ops {
+		if !op.Delete {
+			delete(u.stale, op.Key)
+		}
+		value, there := u.committed[op.Key]
+		if op.Delete && !there || !op.Delete && there && value == string(op.Value) {
+			delete(u.pending, op.Key)
+			u.tell(op.Key)
+			continue
+		}
+		u.pending[op.Key] = op
+	}
+}
+
+func (u *unordered) Holds(key string) bool {
+	if op, ok := u.pending[key]; ok {
+		return !op.Delete
+	}
+	_, ok := u.committed[key]
+	return ok
+}
+
+func (u *unordered) CompleteAfter(uint64) bool {
+	for key := range u.stale {
+		u.Apply([]etcd.Op{{Key: key, Delete: true}})
+	}
+	clear(u.stale)
+	return true
+}
+
+func (u *unordered) AwaitKey(key string, done func()) bool {
+	if _, ok := u.pending[key]; !ok {
+		return false
+	}
+	u.onKey[key] = append(u.onKey[key], done)
+	return true
+}
+
+func (u *unordered) Await(done func()) bool {
+	keys := map[string]struct{}{}
+	for key := range u.pending {
+		keys[key] = struct{}{}
+	}
+	if len(keys) > 0 {
+		u.onAll = append(u.onAll, waiting{keys, done})
+	}
+	return len(keys) > 0
+}
+
+// commit makes what is pending for a key.
+func (u *unordered) commit(key string) etcd.Op {
+	op := u.pending[key]
+	delete(u.pending, key)
+	if op.Delete {
+		delete(u.committed, key)
+	} else {
+		u.committed[key] = string(op.Value)
+	}
+	u.tell(key)
+	return op
+}
+
+func (u *unordered) tell(key string) {
+	for _, done := range u.onKey[key] {
+		done()
+	}
+	delete(u.onKey, key)
+	u.onAll = slices.DeleteFunc(u.onAll, func(w waiting) bool {
+		delete(w.keys, key)
+		if len(w.keys) == 0 {
+			w.done()
+		}
+		return len(w.keys) == 0
+	})
+}
+
+// TestAnyOrderOfCommits has what is queued committed in any order. No endpoint that
+// moves is in neither place, and no identity goes before an endpoint that is pushed
+// with it, whether it was by this process or by an earlier one.
+func TestAnyOrderOfCommits(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := emptyWorld(t)
+		var (
+			scopes  map[placeName]*unordered
+			export  *Exporter
+			changes statedb.ChangeIterator[*state.Namespace]
+			// missing are the keys that have had a reason to be missing since all
+			// was settled.
+			missing, unknown = map[string]bool{}, map[string]bool{}
+		)
+		look := func(all bool) {
+			txn := w.tables.ReadTxn()
+			for _, key := range someEndpoints() {
+				missing[key] = missing[key] && !all || w.mayBeAbsent(txn, key)
+			}
+			for _, id := range someIdentities {
+				key := wire.IdentityKey(id)
+				unknown[key] = unknown[key] && !all || w.mayBeUnknown(txn, key)
+			}
+		}
+		start := func() {
+			w.flags = drawFlags(t)
+			old := scopes
+			scopes = map[placeName]*unordered{}
+			export = newExporter(quietly(), w.db, w.tables.Tables(), localName, Options{}, w.flags.filters(),
+				func(name placeName, _ func([]string)) scope {
+					left := map[string]string{}
+					if old[name] != nil {
+						left = old[name].committed
+					}
+					scopes[name] = newUnordered(left)
+					return scopes[name]
+				})
+			var err error
+			changes, err = export.follow()
+			require.NoError(t, err)
+			look(false)
+		}
+		round := func() {
+			require.NoError(t, export.round(context.Background(), changes, statedb.NewWatchSet()))
+		}
+		pushed, lookups := placeName{wire.Endpoints, false}, placeName{wire.Endpoints, true}
+		commit := func(name placeName, key string) {
+			if op := scopes[name].commit(key); !op.Delete {
+				return
+			}
+			switch name {
+			case pushed, lookups:
+				_, here := scopes[pushed].committed[key]
+				_, there := scopes[lookups].committed[key]
+				require.True(t, here || there || missing[key], "endpoint %s is in neither place", key)
+			case placeName{wire.Identities, false}:
+				for endpoint, value := range scopes[pushed].committed {
+					ep, err := wire.DecodeEndpoint(endpoint, []byte(value), func(b []byte) string { return string(b) })
+					require.NoError(t, err)
+					require.True(t, unknown[key] || wire.IdentityKey(ep.Identity) != key, "identity %s goes before endpoint %s", key, endpoint)
+				}
+			}
+		}
+		pending := func() (all []func()) {
+			for _, resource := range wire.Resources {
+				for _, onDemand := range []bool{false, true} {
+					name := placeName{resource, onDemand}
+					if scopes[name] == nil {
+						continue
+					}
+					for _, key := range slices.Sorted(maps.Keys(scopes[name].pending)) {
+						all = append(all, func() { commit(name, key) })
+					}
+				}
+			}
+			return all
+		}
+		settle := func() {
+			round()
+			for rounds := 0; ; rounds++ {
+				require.Less(t, rounds, 100, "it doesn't settle")
+				all := pending()
+				if len(all) == 0 {
+					break
+				}
+				for len(all) > 0 {
+					rapid.SampledFrom(all).Draw(t, "commit")()
+					all = pending()
+				}
+				round()
+			}
+			want := w.fresh()
+			got := map[string]string{}
+			for name, s := range scopes {
+				for key, value := range s.committed {
+					got[prefixOf(name)+key] = value
+				}
+			}
+			require.Equal(t, want, got)
+			look(true)
+			if export.uses != nil {
+				require.Empty(t, export.uses.departing)
+			}
+		}
+
+		start()
+		look(true)
+		w.populate()
+		for range rapid.IntRange(5, 80).Draw(t, "steps") {
+			switch rapid.IntRange(0, 19).Draw(t, "step") {
+			case 0:
+				start()
+			case 1:
+				settle()
+			case 2, 3, 4, 5, 6, 7:
+				if all := pending(); len(all) > 0 {
+					rapid.SampledFrom(all).Draw(t, "commit")()
+				}
+			case 8, 9, 10, 11, 12:
+				round()
+			default:
+				func() {
+					tx := w.tables.Begin()
+					defer tx.Abort() // rapid gives up a run by a panic
+					for range rapid.IntRange(1, 4).Draw(t, "changes") {
+						w.change(t, tx)
+					}
+					tx.Commit()
+				}()
+				look(false)
+			}
+		}
+		settle()
+	})
+}
+
+// populate fills the tables with what there is at the beginning.
+func (w *world) populate() {
+	tx := w.tables.Begin()
+	defer tx.Commit()
+	for _, namespace := range someNamespaces {
+		tx.UpsertNamespace(state.Namespace{Name: namespace})
+		tx.UpsertService(w.local, service(namespace, "web", true))
+		tx.UpsertServiceExport(w.local, serviceExport(namespace, "web"))
+	}
+	for _, id := range someIdentities {
+		tx.UpsertIdentity(w.local, wire.Identity{ID: id, Labels: fmt.Sprintf("k8s:%s=%s;", wire.LabelNamespace, someNamespaces[(id-200000)/10])})
+	}
+	for ns, namespace := range someNamespaces {
+		for pod, name := range somePods {
+			tx.UpsertEndpoint(w.local, state.Owner{Object: "endpoint/" + namespace + "/" + name}, wire.Endpoint{
+				Prefix: state.PrefixOf(address(ns, pod, false, false)), Identity: 200000 + uint32(10*ns), Namespace: namespace, Pod: name,
+			})
+		}
+	}
+	tx.UpsertWorkload(state.Workload{Namespace: someNamespaces[0], Pod: somePods[0],
+		Workload: filter.ParseWorkload(nil, map[string]string{filter.SyncKey: "true"})})
+}
