@@ -75,8 +75,9 @@ type moves struct {
 	held func(key string, fate filter.Fate) bool
 	// first has what is pushed written before what is queued already.
 	first bool
-	// left is told of pushed keys whose deletion is queued; nil is nobody.
-	left func(key string)
+	// left is told of pushed keys whose deletion is queued, and stays of keys that
+	// were leaving; nil is nobody.
+	left, stays func(key string)
 }
 
 type decided struct {
@@ -122,6 +123,9 @@ func (m *moves) settle(d decided) {
 		delete(m.leaving, d.key)
 		if old != from {
 			delete(old.blocking, d.key) // it stays, after all
+			if m.stays != nil {
+				m.stays(d.key)
+			}
 		}
 	}
 	if !from.Holds(d.key) {

@@ -36,7 +36,7 @@ func (e *Exporter) optIn(tables state.Tables) {
 	e.decisive = append(e.decisive, tables.Endpoints, tables.Identities)
 
 	endpoints.moves = e.newMoves(endpoints.places())
-	endpoints.moves.left = uses.leave
+	endpoints.moves.left, endpoints.moves.stays = uses.leave, uses.stay
 	endpoints.uses = uses
 	endpoints.before = identities.flush
 	endpoints.after = func() { uses.applied(endpoints.pushed, e.inbox.released) }
@@ -47,14 +47,24 @@ func (e *Exporter) optIn(tables state.Tables) {
 	// Which identities an earlier process's endpoints use isn't known: as long as
 	// there may be any left, every identity stays.
 	pruned := func() bool { return endpoints.pushed.pruned > identities.pushed.losses }
+	// An endpoint of another namespace may have got the address of one of these, and
+	// be on its way to where it is looked up.
+	leaves := func(identity uint32) bool {
+		for key, from := range endpoints.moves.leaving {
+			if from == endpoints.pushed && uses.of[key] == identity {
+				return true
+			}
+		}
+		return false
+	}
 	identities.moves = e.newMoves(identities.places())
 	identities.moves.first = true
 	identities.moves.held = func(key string, fate filter.Fate) bool {
 		id, err := wire.ParseIdentityKey(key)
-		if err != nil || fate == filter.Kept && uses.used(id) {
+		if err != nil {
 			return false
 		}
-		return uses.departs(id) || !pruned()
+		return uses.departs(id) || !pruned() || fate == filter.Kept && leaves(id)
 	}
 	identities.mayComplete = pruned
 	identities.again = func(r *round) map[string]struct{} {

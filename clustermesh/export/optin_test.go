@@ -128,3 +128,38 @@ func TestScopeOfPods(t *testing.T) {
 		require.Empty(t, r.lookups[wire.Endpoints].batches)
 	}
 }
+
+// TestAddressGoesToAnotherNamespace has the address of a pushed endpoint, whose
+// namespace ceases to be global, become that of one that is looked up: as long as
+// etcd has the first one its identity stays.
+func TestAddressGoesToAnotherNamespace(t *testing.T) {
+	w := newUnorderedRig(t)
+	w.write(func(tx *state.Txn) {
+		w.namespace(tx, "don", true)
+		w.namespace(tx, "duero", true)
+		tx.UpsertEndpoint(w.local, state.Owner{Object: "endpoint/don"}, endpoint("10.0.0.1", "don", "x"))
+		tx.UpsertEndpoint(w.local, state.Owner{Object: "endpoint/duero"}, endpoint("10.0.0.1", "duero", "y"))
+		tx.UpsertIdentity(w.local, identity(200000, "don"))
+		tx.UpsertWorkload(optsIn("don", "x"))
+	})
+	w.initializeAll()
+	w.settle()
+	endpoints, lookups := w.unordered[placeName{wire.Endpoints, false}], w.unordered[placeName{wire.Endpoints, true}]
+	identities := w.unordered[placeName{wire.Identities, false}]
+	require.Contains(t, identities.committed, "200000")
+	require.Contains(t, endpoints.committed, "10.0.0.1")
+
+	w.write(func(tx *state.Txn) {
+		w.namespace(tx, "don", false)
+		tx.DeleteEndpoint(w.local, state.Owner{Object: "endpoint/don"}, endpoint("10.0.0.1", "", "").Prefix)
+	})
+	w.round()
+	require.NotContains(t, identities.pending, "200000")
+	require.NotContains(t, endpoints.pending, "10.0.0.1")
+	lookups.commit("10.0.0.1")
+	w.round()
+	require.NotContains(t, identities.pending, "200000")
+	endpoints.commit("10.0.0.1")
+	w.round()
+	require.Contains(t, identities.pending, "200000")
+}

@@ -285,3 +285,36 @@ func (w *world) populate() {
 	tx.UpsertWorkload(state.Workload{Namespace: someNamespaces[0], Pod: somePods[0],
 		Workload: filter.ParseWorkload(nil, map[string]string{filter.SyncKey: "true"})})
 }
+
+// unorderedRig is a rig where pods opt in, and commits are made by the test.
+type unorderedRig struct {
+	*rig
+	unordered map[placeName]*unordered
+}
+
+func newUnorderedRig(t testing.TB) *unorderedRig {
+	r := &unorderedRig{rig: newRig(t, Options{}), unordered: map[placeName]*unordered{}}
+	by := r.export.workloads.filters
+	by.workload.Mode = filter.SyncOptIn
+	r.export = newExporter(quietly(), r.export.db, r.writer.Tables(), localName, Options{}, by,
+		func(name placeName, _ func([]string)) scope {
+			r.unordered[name] = newUnordered(map[string]string{})
+			return r.unordered[name]
+		})
+	r.begin()
+	return r
+}
+
+// settle commits until there is nothing left to commit.
+func (r *unorderedRig) settle() {
+	r.round()
+	for again := true; again; r.round() {
+		again = false
+		for _, s := range r.unordered {
+			for key := range s.pending {
+				s.commit(key)
+				again = true
+			}
+		}
+	}
+}

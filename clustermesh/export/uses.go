@@ -63,12 +63,21 @@ func (u *uses) leave(key string) {
 	}
 }
 
+// stay takes note that an endpoint which was about to leave doesn't.
+func (u *uses) stay(key string) {
+	if identity, ok := u.of[key]; ok {
+		u.changed[identity] = struct{}{}
+	}
+}
+
 // applied is called when the operations are queued by which the endpoints leave.
 // released is called, from another goroutine, when one is committed.
 func (u *uses) applied(pushed scope, released func(identity uint32)) {
 	for _, d := range u.left {
 		if pushed.AwaitKey(d.key, func() { released(d.identity) }) {
 			u.departing[d.identity]++
+		} else {
+			u.changed[d.identity] = struct{}{}
 		}
 	}
 	clear(u.left)
