@@ -7,6 +7,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"strconv"
 	"testing"
 
@@ -106,5 +107,25 @@ func BenchmarkNamespaceFlip(b *testing.B) {
 		if err := r.export.round(context.Background(), r.changes, statedb.NewWatchSet()); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkUses is the memory that counting takes for each pushed endpoint, where
+// pods opt in.
+func BenchmarkUses(b *testing.B) {
+	const endpoints = 100_000
+	for b.Loop() {
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		u, ip := newUses(), netip.MustParseAddr("10.0.0.0")
+		for i := range endpoints {
+			ip = ip.Next()
+			u.arrive(ip.String(), uint32(200_000+i%1000))
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/endpoints, "B/endpoint")
+		runtime.KeepAlive(u)
 	}
 }
