@@ -19,12 +19,17 @@ import (
 	"time"
 
 	"github.com/cilium/cilium/pkg/hive"
+	basehive "github.com/cilium/hive"
+	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/hivetest"
+	"github.com/cilium/hive/script"
+	"github.com/cilium/hive/shell"
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/clustermesh/export"
 	"github.com/waggle-mesh/waggle/cmd/waggle/run"
 )
 
@@ -272,10 +277,95 @@ func TestFilters(t *testing.T) {
 		_, err := waggle(append([]string{"filter", "explain"}, tc.args...)...)
 		require.ErrorContains(t, err, tc.problem)
 	}
+	// As a mesh of "waggle run", of which one cluster's KVStoreMesh is away.
+	place := func(name, etcd string, shells map[string]string) run.Place {
+		return run.Place{Cluster: run.Cluster{Name: name}, Etcd: etcd, Shells: shells}
+	}
+	layout, err := json.Marshal(run.Layout{Dir: dir, Clusters: []run.Place{
+		place("amber", source, map[string]string{"clustermesh": exporter.socket, "kvstoremesh": "none"}),
+		place("basil", source, map[string]string{"clustermesh": "none", "kvstoremesh": basil.socket}),
+		place("dill", source, map[string]string{"clustermesh": "none", "kvstoremesh": filepath.Join(dir, "absent.sock")}),
+	}})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "mesh.json"), layout, 0o600))
+	out, err = waggle("filter", "explain", "--run-dir="+dir, "amber/shop/cart-0")
+	require.ErrorIs(t, err, run.ErrCantTell)
+	require.EqualError(t, err, "can't tell what dill has: its KVStoreMesh: not running")
+	require.Contains(t, out, "=> basil (us-east)  not pushed", "what is known is told all the same")
+	require.Contains(t, out, "=> dill             unknown: its KVStoreMesh: not running")
+	_, err = waggle("filter", "explain", "--run-dir="+dir, "aster/shop/cart-0")
+	require.ErrorContains(t, err, `no exporter of a cluster "aster" is asked; there is amber, basil, dill`)
+	_, err = waggle("filter", "explain", "--run-dir="+dir, "dill/shop/cart-0")
+	require.ErrorContains(t, err, "dill's exporter: not running")
+
+	out, err = waggle("status", "--run-dir="+dir, "-o", "json")
+	require.NoError(t, err)
+	var report run.Report
+	require.NoError(t, json.Unmarshal([]byte(out), &report))
+	require.Len(t, report.Remotes, 6)
+	require.Len(t, report.Filters.Exporters, 1)
+	require.Contains(t, report.Filters.Problems, "dill/kvstoremesh: not running")
+	out, err = waggle("status", "--run-dir="+dir)
+	require.NoError(t, err)
+	require.Regexp(t, `(?m)^amber +opt-in +eu-west +endpoints +0 +3 +1 +0$`, out)
+	require.NotRegexp(t, `(?m)^amber +opt-in +eu-west +nodes`, out, "of which nothing is left out")
+	out, err = waggle("status", "--run-dir="+dir, "--filters")
+	require.NoError(t, err)
+	require.Regexp(t, `(?m)^amber +opt-in +eu-west +nodes +0 +0 +0 +0$`, out)
+
 	agent := startProgram(t, dir, "agent", "--cluster-name=amber", "--cluster-id=1", "--ipcache-backend=memory",
 		"--state-dir="+filepath.Join(dir, "state"), "--enable-k8s=false")
 	require.EventuallyWithT(t, func(collect *assert.CollectT) {
 		_, err := waggle("filter", "explain", sockets+","+agent.socket, "amber/shop/cart-0")
 		assert.ErrorContains(collect, err, agent.socket+" can't tell about filters, which exporters and KVStoreMeshes do")
+	}, time.Minute, 50*time.Millisecond)
+}
+
+// TestFilterExplainWithoutEtcd: an exporter whose etcd is away tells the rules, and that
+// it doesn't know what is there.
+func TestFilterExplainWithoutEtcd(t *testing.T) {
+	dir, err := os.MkdirTemp("", "filter-")
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
+	manifests := filepath.Join(dir, "amber")
+	require.NoError(t, os.Mkdir(manifests, 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(manifests, "cluster.yaml"), []byte(filterManifests), 0o644))
+	exporter := startProgram(t, dir, "clustermesh", "--cluster-name=amber", "--cluster-id=1",
+		"--k8s-manifests="+manifests, "--kvstore-opt=etcd.address=http://"+freeAddress(t))
+	require.EventuallyWithT(t, func(collect *assert.CollectT) {
+		out, err := waggle("filter", "explain", "--shell-sock-path="+exporter.socket, "amber/shop/cart-0")
+		assert.ErrorIs(collect, err, run.ErrCantTell)
+		assert.ErrorContains(collect, err, "what amber's etcd has")
+		assert.Contains(collect, out, "every pod of a global namespace is pushed")
+		assert.Contains(collect, out, "10.1.0.10       pushed cilium/state/ip/v1/default/10.1.0.10\n")
+		assert.Contains(collect, out, "amber's exporter has not written everything yet")
+	}, 2*time.Minute, 50*time.Millisecond)
+}
+
+// TestFilterExplainBeforeSync: no answer is better than a wrong one. What answers here
+// stands for an exporter that waits for its API server, which can't be held there.
+func TestFilterExplainBeforeSync(t *testing.T) {
+	dir, err := os.MkdirTemp("", "filter-")
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
+	says := func(answer any) script.Cmd {
+		return script.Command(script.CmdUsage{Flags: export.OutputFlag}, func(s *script.State, _ ...string) (script.WaitFunc, error) {
+			return export.PrintAs(s.Flags, answer, func(*bytes.Buffer) error { return nil })
+		})
+	}
+	socket := filepath.Join(dir, "s.sock")
+	h := hive.New(shell.ServerCell(socket), cell.Provide(func() basehive.ScriptCmdsOut {
+		return basehive.NewScriptCmds(map[string]script.Cmd{
+			"filter/status":  says(export.FilterStatus{Part: export.PartExporter, Cluster: "amber"}),
+			"filter/explain": says(export.Explanation{Part: export.PartExporter, Cluster: "amber", PodKnown: true, Waits: []string{"workloads"}}),
+		})
+	}))
+	log := hivetest.Logger(t, hivetest.LogLevel(slog.LevelWarn))
+	require.NoError(t, h.Start(log, t.Context()))
+	t.Cleanup(func() { assert.NoError(t, h.Stop(log, context.Background())) })
+	require.EventuallyWithT(t, func(collect *assert.CollectT) {
+		out, err := waggle("filter", "explain", "--shell-sock-path="+socket, "amber/shop/cart-0")
+		assert.EqualError(collect, err, "can't tell yet: amber's exporter has not read all of its cluster (workloads)")
+		assert.Empty(collect, out)
 	}, time.Minute, 50*time.Millisecond)
 }
