@@ -7,8 +7,8 @@ package export
 // and by what etcd may still have: an identity is pushed before the first of them,
 // and goes after the last.
 //
-// It takes some 50 bytes for each pushed endpoint, its key included (BenchmarkUses), in the mode in
-// which few are pushed. Only the exporter's job uses it.
+// It takes some 50 bytes for each pushed endpoint, its key included (BenchmarkUses),
+// in the mode in which few are pushed. Only the exporter's job uses it.
 type uses struct {
 	// of is the identity that was last queued for each pushed endpoint, by key.
 	of    map[string]uint32
