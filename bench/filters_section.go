@@ -39,30 +39,32 @@ func (r *FiltersReport) Section() (page.Section, error) {
 
 // bars show keys by resource, and watch events by etcd.
 func (r *FiltersReport) bars(off, on FilterFigures) ([]page.Figure, error) {
-	keys := page.Bars{Y: "keys"}
-	for _, kind := range keyKinds {
-		stack := page.Stack{Name: kind.name}
-		for _, side := range []FilterFigures{off, on} {
-			for _, etcd := range filterEtcds {
-				stack.Values = append(stack.Values, float64(kind.of(side.Keys[etcd])))
+	sides := []string{FiltersOff, FiltersOn}
+	keysOf := func(etcds ...string) page.Bars {
+		bars := page.Bars{Y: "keys"}
+		for _, etcd := range etcds {
+			for _, side := range sides {
+				bars.Labels = append(bars.Labels, etcd+", "+side)
 			}
 		}
-		keys.Stacks = append(keys.Stacks, stack)
+		for _, kind := range keyKinds {
+			stack := page.Stack{Name: kind.name}
+			for _, etcd := range etcds {
+				stack.Values = append(stack.Values, float64(kind.of(off.Keys[etcd])), float64(kind.of(on.Keys[etcd])))
+			}
+			bars.Stacks = append(bars.Stacks, stack)
+		}
+		return bars
 	}
-	events := page.Bars{Y: "events to watchers"}
+	events := page.Bars{Y: "events to watchers", Labels: sides}
 	for _, etcd := range filterEtcds {
 		events.Stacks = append(events.Stacks, page.Stack{Name: etcd, Values: []float64{
 			off.watchEvents(phaseReplace, etcd), on.watchEvents(phaseReplace, etcd),
 		}})
 	}
-	for _, side := range []string{FiltersOff, FiltersOn} {
-		for _, etcd := range filterEtcds {
-			keys.Labels = append(keys.Labels, side+": "+etcd)
-		}
-		events.Labels = append(events.Labels, side)
-	}
 	return draw(
-		drawing{"Keys by resource", "In the exporter's etcd, in those of all other sources, and in the consumer's. " +
-			"What is left once endpoints are gone are nodes and services, which no filter touches.", keys},
+		drawing{"Keys by resource", "In the etcds of all sources but the exporter's, and in the consumer's (etcd). " +
+			"What is left once endpoints are gone are nodes and services, which no filter touches.", keysOf(filterEtcds[1:]...)},
+		drawing{"Keys of one source", "In the exporter's etcd: what isn't pushed is there on demand.", keysOf(filterEtcds[0])},
 		drawing{"Watch events", "While pods are replaced, of each etcd; every further agent adds as many of the consumer's.", events})
 }

@@ -97,7 +97,7 @@ func TestFilters(t *testing.T) {
 	require.Regexp(t, `etcd: endpoints +180 +70 +61.1 %`, text.String())
 	section, err := report.Section()
 	require.NoError(t, err)
-	require.Len(t, section.Figures, 8)
+	require.Len(t, section.Figures, 9)
 	for _, figure := range section.Figures {
 		require.Contains(t, string(figure.SVG), "<path", figure.Title)
 	}

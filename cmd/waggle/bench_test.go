@@ -60,3 +60,18 @@ func TestBenchRollout(t *testing.T) {
 	require.Positive(t, figures["sent_bytes"])
 	require.Positive(t, figures["seconds"])
 }
+
+// TestShare reads shares as people write them.
+func TestShare(t *testing.T) {
+	for text, want := range map[string]share{"5%": 0.05, "0.05": 0.05, " 80 %": 0.8, "0": 0, "100%": 1} {
+		var got share
+		require.NoError(t, got.Set(text), text)
+		require.InDelta(t, want, got, 1e-12, text)
+	}
+	for _, text := range []string{"", "%", "five", "5", "101%", "-1%", "NaN", "NaN%"} {
+		var got share
+		require.ErrorContains(t, got.Set(text), "is no share", text)
+	}
+	s := share(0.05)
+	require.Equal(t, "5%", s.String())
+}
