@@ -124,7 +124,9 @@ func SyncFilters(ctx context.Context, config FiltersConfig) (*FiltersReport, err
 			if err := run.measure(ctx); err != nil {
 				return nil, fmt.Errorf("round %d, filters %s: %w", n+1, side, err)
 			}
-			report.Sources = run.sources.info
+			if side == FiltersOff {
+				report.Sources = run.sources.info
+			}
 			report.Rounds = append(report.Rounds, FiltersRound{Side: side, FilterFigures: run.figures})
 			b.stepDone()
 		}

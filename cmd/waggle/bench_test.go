@@ -66,7 +66,7 @@ func TestShare(t *testing.T) {
 	for text, want := range map[string]share{"5%": 0.05, "0.05": 0.05, " 80 %": 0.8, "0": 0, "100%": 1} {
 		var got share
 		require.NoError(t, got.Set(text), text)
-		require.InDelta(t, want, got, 1e-12, text)
+		require.InDelta(t, float64(want), float64(got), 1e-12, text)
 	}
 	for _, text := range []string{"", "%", "five", "5", "101%", "-1%", "NaN", "NaN%"} {
 		var got share
