@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/statedb"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -128,10 +129,10 @@ func (s *FilterStatus) printMalformed(w io.Writer) error {
 	return nil
 }
 
-// OrDash is the text, or a dash in the place of none.
+// OrDash is the text as a terminal may have it, or a dash in the place of none.
 func OrDash(text string) string {
 	if text == "" {
 		return "-"
 	}
-	return text
+	return filter.Printable(text)
 }

@@ -5,6 +5,9 @@ package filter
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
+	"unicode"
 
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -146,6 +149,7 @@ func (p WorkloadPolicy) ExplainIdentity(global bool, users int) (Fate, string) {
 // ExplainCrossing gives Crosses' decision and the reason.
 func ExplainCrossing(scope wire.Scope, source, consumer string) (bool, string) {
 	crosses := Crosses(scope, source, consumer)
+	source, consumer = Printable(source), Printable(consumer)
 	switch {
 	case scope != wire.ScopeRegional:
 		return crosses, "its scope is global"
@@ -157,6 +161,15 @@ func ExplainCrossing(scope wire.Scope, source, consumer string) (bool, string) {
 		return crosses, "its scope is regional, and both are in region " + source
 	}
 	return crosses, fmt.Sprintf("its scope is regional: for region %s, not %s", source, consumer)
+}
+
+// Printable is a text for a terminal, quoted if it has what a terminal would act on:
+// another cluster may call its region anything.
+func Printable(text string) string {
+	if strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(text)
+	}
+	return text
 }
 
 // MarshalText gives the fate as people read it.

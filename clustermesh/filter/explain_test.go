@@ -105,6 +105,13 @@ func TestExplainCrossingIsTheDecision(t *testing.T) {
 	}
 }
 
+// A region is what another cluster says: it doesn't get to write to terminals.
+func TestExplainHostileRegion(t *testing.T) {
+	_, says := ExplainCrossing(wire.ScopeRegional, "\x1b[2Jeu\n", "us")
+	require.Equal(t, `its scope is regional: for region "\x1b[2Jeu\n", not us`, says)
+	require.Equal(t, "eu west", Printable("eu west"))
+}
+
 func TestFateAsText(t *testing.T) {
 	for _, fate := range []Fate{Kept, OnDemand, Pushed} {
 		text, err := json.Marshal(fate)

@@ -226,7 +226,7 @@ func arrival(fate filter.Fate, scope string, says *kvstoremesh.Explanation, a kv
 	if !says.Connected {
 		away = "it isn't connected to " + says.Source
 		if says.Trouble != "" {
-			away += ": " + says.Trouble
+			away += ": " + filter.Printable(says.Trouble)
 		}
 	}
 	if !says.Known {
@@ -249,9 +249,9 @@ func arrival(fate filter.Fate, scope string, says *kvstoremesh.Explanation, a kv
 	case away != "":
 		out.Outcome, out.Why = OutcomeNotConnected, away
 	case !says.Synced:
-		out.Outcome, out.Why = OutcomePending, joinReasons("it hasn't all endpoints of "+says.Source+" yet", says.Trouble)
+		out.Outcome, out.Why = OutcomePending, joinReasons("it hasn't all endpoints of "+says.Source+" yet", filter.Printable(says.Trouble))
 	default:
-		out.Outcome, out.Why = OutcomePending, joinReasons("it should be, soon", says.Trouble)
+		out.Outcome, out.Why = OutcomePending, joinReasons("it should be, soon", filter.Printable(says.Trouble))
 		if says.Refused > 0 {
 			out.Why = joinReasons(out.Why, fmt.Sprintf("%d values of %s are refused: see 'db/show remote-clusters' there", says.Refused, says.Source))
 		}
