@@ -60,7 +60,7 @@ lint: bin/golangci-lint
 bin/golangci-lint:
 	GOBIN=$(CURDIR)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 
-## bench: a short version of every benchmark next to upstream's, some 5 minutes; writes bench.html
+## bench: a short version of every benchmark next to upstream's, some 6 minutes; writes bench.html
 bench: bin/waggle bin/kube-apiserver bin/upstream-clustermesh-apiserver bin/upstream-ingest bin/upstream-rollout
 	./bin/waggle bench all --peer upstream -o html > bench.html
 
