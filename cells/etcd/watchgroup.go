@@ -16,6 +16,8 @@ import (
 // for each Reader, and a message is what a watcher costs etcd (some 20 to 30 µs),
 // whatever it holds. The Readers list, resume and relist each by itself.
 //
+// Its goroutines end with the contexts of the Readers' Runs, and with the Client.
+//
 // All Readers of a group are to be run with the same Client at a time. A Reader that
 // joins late, from a revision that the watch has passed, has it begin there again, and
 // the others don't see what they had. What a Reader hasn't taken yet is kept for it, as
@@ -35,7 +37,10 @@ func NewWatchGroup(prefix string) *WatchGroup { return &WatchGroup{prefix: prefi
 type groupWatch struct {
 	client     *Client
 	generation uint64
-	members    map[*groupMember]struct{}
+	// metadata is a context that never ends, with the metadata of the Readers': by these
+	// the client finds the stream when a Reader asks for progress.
+	metadata context.Context
+	members  map[*groupMember]struct{}
 	// next is the first revision that wasn't handed out yet.
 	next int64
 	// watch numbers the watches of etcd, of which the last one counts, and cancel ends
@@ -71,14 +76,14 @@ func (g *WatchGroup) join(ctx context.Context, client *Client, generation uint64
 		if c != nil {
 			g.endLocked(c)
 		}
-		c = &groupWatch{client: client, generation: generation, members: map[*groupMember]struct{}{}}
+		c = &groupWatch{client: client, generation: generation, metadata: context.WithoutCancel(ctx), members: map[*groupMember]struct{}{}}
 		g.current = c
 	}
 	if c.cancel == nil || from < c.next {
 		for other := range c.members { // which was handed all that there is before
 			other.next = max(other.next, c.next)
 		}
-		g.watchLocked(ctx, c, from)
+		g.watchLocked(c, from)
 	}
 	c.members[m] = struct{}{}
 	go func() {
@@ -89,13 +94,12 @@ func (g *WatchGroup) join(ctx context.Context, client *Client, generation uint64
 }
 
 // watchLocked has etcd send everything from a revision on, and nothing else any more.
-func (g *WatchGroup) watchLocked(ctx context.Context, c *groupWatch, from int64) {
+func (g *WatchGroup) watchLocked(c *groupWatch, from int64) {
 	if c.cancel != nil {
 		c.cancel()
 	}
-	// Without the end of the Reader's context, but with its metadata: by these the
-	// client finds the stream when a Reader asks for progress.
-	ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	var ctx context.Context
+	ctx, c.cancel = context.WithCancel(c.metadata)
 	c.watch++
 	c.next = from
 	watch := c.watch
@@ -124,6 +128,9 @@ func (g *WatchGroup) hand(c *groupWatch, watch int, resp clientv3.WatchResponse)
 	if c.watch != watch {
 		return false
 	}
+	if resp.CompactRevision > 0 {
+		return g.compacted(c, resp)
+	}
 	if len(resp.Events) == 0 || resp.Err() != nil {
 		if resp.Err() == nil {
 			c.next = max(c.next, resp.Header.Revision+1)
@@ -147,6 +154,26 @@ func (g *WatchGroup) hand(c *groupWatch, watch int, resp clientv3.WatchResponse)
 	}
 	c.next = max(c.next, resp.Events[len(resp.Events)-1].Kv.ModRevision+1)
 	return true
+}
+
+// compacted tells the Readers whose history is gone, and watches on for the others: of
+// those that share a watch, one that comes from long ago is mostly the only one.
+func (g *WatchGroup) compacted(c *groupWatch, resp clientv3.WatchResponse) bool {
+	from := int64(0)
+	for m := range c.members {
+		if m.next <= resp.CompactRevision {
+			m.put(resp)
+			m.end()
+			delete(c.members, m)
+		} else if from == 0 || m.next < from {
+			from = m.next
+		}
+	}
+	if from == 0 {
+		return true // the watch ends by itself
+	}
+	g.watchLocked(c, from)
+	return false
 }
 
 // leave ends the watch with its last Reader.

@@ -217,6 +217,43 @@ func TestWatchGroupKeepsWhatASlowReaderHasNotTaken(t *testing.T) {
 	slow.eventually(t, want)
 }
 
+// TestWatchGroupCompacted has one Reader come back from before a compaction. The other,
+// which has all, lists nothing for that.
+func TestWatchGroupCompacted(t *testing.T) {
+	server := startServer(t, ServerConfig{})
+	client := newTestClient(t, ClientConfig{Endpoints: []string{server.URL()}})
+	group := NewWatchGroup("root/")
+	reader := func(prefix string) (*Reader, *recorder) {
+		cfg := testReaderConfig(t)
+		cfg.Prefix, cfg.Group = prefix, group
+		o := newRecorder()
+		return NewReader(cfg, o), o
+	}
+	put(t, client, "root/a/1", "1", "root/b/1", "1")
+	stays, have := reader("root/a/")
+	defer startReader(t, stays, client)()
+	back, had := reader("root/b/")
+	stop := startReader(t, back, client)
+	put(t, client, "root/a/2", "1", "root/b/2", "1")
+	have.eventually(t, map[string]string{"1": "1", "2": "1"})
+	had.eventually(t, map[string]string{"1": "1", "2": "1"})
+	stop()
+
+	put(t, client, "root/b/1", "2", "root/a/3", "1")
+	have.eventually(t, map[string]string{"1": "1", "2": "1", "3": "1"})
+	resp, err := client.etcd.Get(t.Context(), "root/")
+	require.NoError(t, err)
+	_, err = client.etcd.Compact(t.Context(), resp.Header.Revision)
+	require.NoError(t, err)
+
+	defer startReader(t, back, client)()
+	put(t, client, "root/a/4", "1", "root/b/3", "1")
+	had.eventually(t, map[string]string{"1": "2", "2": "1", "3": "1"})
+	have.eventually(t, map[string]string{"1": "1", "2": "1", "3": "1", "4": "1"})
+	require.EqualValues(t, 2, back.Lists())
+	require.EqualValues(t, 1, stays.Lists())
+}
+
 // BenchmarkWatchGroup is what the division costs this process: ns for each event of a
 // commit over four prefixes.
 func BenchmarkWatchGroup(b *testing.B) {
