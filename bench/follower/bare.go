@@ -18,6 +18,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -97,7 +98,7 @@ func watchAPIServer(ctx context.Context, config AgentsConfig, opened func()) err
 		watches.Go(func() error {
 			// The API server ends the watch of a reader that is too slow, and counts that.
 			for ctx.Err() == nil {
-				body, err := openWatch(ctx, client, restConfig.Host+path, accept)
+				body, err := insistOnWatch(ctx, client, restConfig.Host+path, accept)
 				if err != nil {
 					return err
 				}
@@ -111,6 +112,22 @@ func watchAPIServer(ctx context.Context, config AgentsConfig, opened func()) err
 		})
 	}
 	return watches.Wait()
+}
+
+// insistOnWatch is openWatch as a reflector has it: a server to which a thousand come at
+// once turns some away.
+func insistOnWatch(ctx context.Context, client *http.Client, url, accept string) (body io.ReadCloser, err error) {
+	pauses := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 8, Cap: 10 * time.Second}
+	for {
+		if body, err = openWatch(ctx, client, url, accept); err == nil || ctx.Err() != nil || pauses.Steps == 0 {
+			return body, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(pauses.Step()):
+		}
+	}
 }
 
 // openWatch begins a watch at the newest revision.
