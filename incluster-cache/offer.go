@@ -35,7 +35,7 @@ type Config struct {
 var DefaultConfig = Config{
 	Resources:          words(wire.CacheResources),
 	MaxConcurrentLists: 16,
-	CommitDelay:        50 * time.Millisecond,
+	CommitDelay:        60 * time.Millisecond,
 }
 
 // commitGather is how long the changes of one transaction on the tables have to come
