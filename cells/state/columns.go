@@ -168,19 +168,23 @@ func (n *Namespace) TableRow() []string {
 
 // TableHeader names the columns for `db/show`.
 func (*Workload) TableHeader() []string {
-	return []string{"Namespace", "Pod", "Sync", "Scope", "Problem"}
+	return []string{"Namespace", "Pod", "Sync", "Scope", "Gone", "Problem"}
 }
 
-// TableRow gives the values of the columns; what the pod doesn't say is empty.
+// TableRow gives the values of the columns; what the pod doesn't say is empty, and so is
+// Gone while the pod is there.
 func (w *Workload) TableRow() []string {
-	sync, scope := "", ""
+	sync, scope, gone := "", "", ""
 	if w.SyncFrom != filter.Unset {
 		sync = strconv.FormatBool(w.Sync)
 	}
 	if w.ScopeFrom != filter.Unset {
 		scope = formatScope(w.Scope)
 	}
-	return []string{w.Namespace, w.Pod, sync, scope, w.Problem}
+	if w.Gone {
+		gone = "true"
+	}
+	return []string{w.Namespace, w.Pod, sync, scope, gone, w.Problem}
 }
 
 // TableHeader names the columns for `db/show`.

@@ -31,7 +31,11 @@ type Txn struct {
 	// was none left at some point.
 	uses   map[uint32]int32
 	unused []uint32
-	key    [18]byte
+	// gone is the change to the Writer's; left has the pods that may have no endpoint
+	// any more.
+	gone int
+	left []podName
+	key  [18]byte
 }
 
 // Commit makes the changes visible. It does nothing after Abort or Commit. What it
@@ -44,7 +48,9 @@ func (tx *Txn) Commit() {
 	for _, done := range tx.initialized {
 		done(tx.wtxn)
 	}
-	tx.countUses() // the next Txn may begin with the commit
+	// The next Txn may begin with the commit.
+	tx.countUses()
+	tx.dropGone()
 	tx.wtxn.Commit()
 	tx.w.count(tx.changes)
 	tx.w = nil
@@ -102,6 +108,7 @@ func (tx *Txn) replaceEndpoint(old, row *Endpoint) {
 		tx.countEndpoint(old, -1)
 	}
 	tx.use(old, row)
+	tx.leave(old, row)
 	if row == nil {
 		_, _, err := tx.w.tables.endpoints.Delete(tx.wtxn, old)
 		must(err)
@@ -237,24 +244,6 @@ func (tx *Txn) UpsertNamespace(namespace Namespace) {
 func (tx *Txn) DeleteNamespace(name string) {
 	if old, _, found := tx.w.tables.namespaces.Get(tx.wtxn, NamespaceByName(name)); found {
 		_, _, err := tx.w.tables.namespaces.Delete(tx.wtxn, old)
-		must(err)
-	}
-}
-
-// UpsertWorkload makes or updates what a pod says about itself.
-func (tx *Txn) UpsertWorkload(workload Workload) {
-	old, _, found := tx.w.tables.workloads.Get(tx.wtxn, WorkloadByPod(workload.Namespace, workload.Pod))
-	if found && *old == workload {
-		return
-	}
-	_, _, err := tx.w.tables.workloads.Insert(tx.wtxn, &workload)
-	must(err)
-}
-
-// DeleteWorkload removes what a pod says about itself.
-func (tx *Txn) DeleteWorkload(namespace, pod string) {
-	if old, _, found := tx.w.tables.workloads.Get(tx.wtxn, WorkloadByPod(namespace, pod)); found {
-		_, _, err := tx.w.tables.workloads.Delete(tx.wtxn, old)
 		must(err)
 	}
 }

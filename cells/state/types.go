@@ -13,6 +13,7 @@
 //	writer.go    the Writer: origins, counts, initial sync
 //	txn.go       one transaction
 //	uses.go      which identities endpoints use, and those that wait to be deleted
+//	workloads.go what pods say, and the last word of those that were deleted
 //	tables.go    the tables and their indexes
 //	columns.go   rows as text
 //	cell.go      the wiring
@@ -109,6 +110,9 @@ type Namespace struct {
 type Workload struct {
 	Namespace, Pod string
 	filter.Workload
+	// Gone: the pod was deleted, and endpoints of it are yet to go. Until then its last
+	// word counts.
+	Gone bool
 }
 
 // Export is a row of the table "exports": what became of one resource of this
@@ -233,6 +237,7 @@ type Counts struct {
 //	tx.DeleteOrigin(origin, resource)            every row and claim of it
 //	tx.UpsertNamespace(Namespace)                tx.DeleteNamespace(name)
 //	tx.UpsertWorkload(Workload)                  tx.DeleteWorkload(namespace, pod)
+//	tx.ReleaseWorkload(namespace, pod)           deletes it with the last endpoint of the pod
 //	tx.UpsertExport(Export)
 //	tx.UpdateRemoteCluster(name, func(*RemoteCluster))   copies the row, then applies fn; inserts if absent
 //	tx.DeleteRemoteCluster(name)

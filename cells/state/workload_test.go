@@ -122,8 +122,8 @@ func TestWorkloads(t *testing.T) {
 	says("a", "b", synced)
 	says("a", "bc", filter.Workload{Scope: wire.ScopeRegional, ScopeFrom: filter.AsLabel, Problem: "p"})
 	require.Equal(t, &Workload{Namespace: "a", Pod: "b", Workload: synced}, row("a", "b"))
-	require.Equal(t, []string{"a", "b", "true", "", ""}, row("a", "b").TableRow())
-	require.Equal(t, []string{"a", "bc", "", "regional", "p"}, row("a", "bc").TableRow())
+	require.Equal(t, []string{"a", "b", "true", "", "", ""}, row("a", "b").TableRow())
+	require.Equal(t, []string{"a", "bc", "", "regional", "", "p"}, row("a", "bc").TableRow())
 	require.Nil(t, row("a", ""))
 
 	// Where it says it is a change like any other: an annotation comes before a label.

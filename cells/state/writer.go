@@ -21,6 +21,8 @@ type Writer struct {
 	metas  []statedb.TableMeta
 	// uses counts the claims of each identity; it belongs to the Txn that runs.
 	uses map[uint32]int32
+	// gone counts the rows of workloads that are Gone; it belongs to the Txn that runs.
+	gone int
 
 	mu      sync.Mutex
 	origins map[Origin]*Origin
