@@ -256,7 +256,7 @@ func assemble(p params) ([]*kind, *applier, error) {
 			convertNamespace, applyNamespace)))
 	}
 	if bool(p.Pods) && reads(state.Workloads) {
-		milestone(state.Workloads, add(podKind, all, newWorkloads(report(podKind), p.Metrics)))
+		milestone(state.Workloads, add(podKind, all, newWorkloads(p.Writer, report(podKind), p.Metrics)))
 	}
 	if reads(wire.Identities) {
 		milestone(wire.Identities, add(ciliumIdentityKind, all, newReflector(ciliumIdentityKind.Kind, report(ciliumIdentityKind), p.Metrics,

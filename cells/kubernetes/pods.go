@@ -25,9 +25,17 @@ import (
 
 // newWorkloads is the reflector of pods. It keeps nothing of those that say nothing,
 // which are most: in a cluster of 100,000 pods with 5,000 that opt in it remembers 5,000.
-func newWorkloads(problems *problems, metrics *Metrics) *reflector[state.Workload, string] {
+// Nor does it remember those that are deleted, whose last word may still be in the table.
+func newWorkloads(writer *state.Writer, problems *problems, metrics *Metrics) *reflector[state.Workload, string] {
 	r := newReflector(podKind.Kind, problems, metrics, convertPod, applyWorkload(problems))
-	r.absent = func(w state.Workload) bool { return w.IsZero() }
+	table := writer.Tables().Workloads
+	r.keepingNothingOf(
+		func(w state.Workload) bool { return w.IsZero() },
+		func(object string) bool {
+			namespace, pod, _ := strings.Cut(object, "/")
+			_, _, found := table.Get(writer.ReadTxn(), state.WorkloadByPod(namespace, pod))
+			return found
+		})
 	r.transform = stripPod
 	return r
 }
@@ -46,11 +54,18 @@ func convertPod(obj metav1.Object, _ report) (state.Workload, bool) {
 
 // applyWorkload writes the row of a pod. What it remembers is the Problem: a pod
 // changes its status many times in its life, and is reported once for each fault.
+//
+// A pod that is gone leaves its last word to its endpoints. One that is silent is an
+// operator's change, which takes effect at once, or another one of the same name.
 func applyWorkload(problems *problems) apply[state.Workload, string] {
 	return func(tx *state.Txn, c change[state.Workload], old memory[string]) string {
 		if c.deleted {
 			namespace, pod, _ := strings.Cut(c.object, "/")
-			tx.DeleteWorkload(namespace, pod)
+			if c.said == silent {
+				tx.DeleteWorkload(namespace, pod)
+			} else {
+				tx.ReleaseWorkload(namespace, pod)
+			}
 			return ""
 		}
 		if c.rows.Problem != "" && c.rows.Problem != old.value {
