@@ -402,7 +402,9 @@ func (w *world) change(t *rapid.T, tx *state.Txn) {
 			return settings
 		}
 		says := filter.ParseWorkload(value(""), value("", "regional", "malformed"))
-		if says.IsZero() {
+		if says.IsZero() && rapid.Bool().Draw(t, "gone") {
+			tx.ReleaseWorkload(namespace, name)
+		} else if says.IsZero() {
 			tx.DeleteWorkload(namespace, name)
 		} else {
 			tx.UpsertWorkload(state.Workload{Namespace: namespace, Pod: name, Workload: says})

@@ -93,9 +93,16 @@ func TestPodsOptIn(t *testing.T) {
 	require.Equal(t, 1, r.scopes[wire.Services].Len())
 	require.Equal(t, 1, r.scopes[wire.ServiceExports].Len())
 
-	// The pod goes, and then its endpoint; or the identity first.
-	r.write(func(tx *state.Txn) { tx.DeleteWorkload("don", "out"); tx.DeleteIdentity(r.local, 200002) })
-	at("", "10.0.0.1 10.0.0.2 fd00::1", "", "200001 200003")
+	// The pod says nothing, and opts in again.
+	r.write(func(tx *state.Txn) { tx.DeleteWorkload("don", "out") })
+	at("", "10.0.0.1 10.0.0.2 fd00::1", "", "200001 200002 200003")
+	r.write(func(tx *state.Txn) { tx.UpsertWorkload(optsIn("don", "out")) })
+	at("10.0.0.2", "10.0.0.1 fd00::1", "200003", "200001 200002")
+
+	// The pod goes, and then its endpoint, which stays where it is until then; or the
+	// identity first.
+	r.write(func(tx *state.Txn) { tx.ReleaseWorkload("don", "out"); tx.DeleteIdentity(r.local, 200002) })
+	at("10.0.0.2", "10.0.0.1 fd00::1", "200003", "200001")
 	r.write(func(tx *state.Txn) { tx.DeleteEndpoint(r.local, owner, endpoint("10.0.0.2", "", "").Prefix) })
 	at("", "10.0.0.1 fd00::1", "", "200001 200003")
 	require.Empty(t, r.export.uses.of)
@@ -120,9 +127,12 @@ func TestScopeOfPods(t *testing.T) {
 		})
 		r.round()
 		require.Contains(t, r.scopes[wire.Endpoints].get("10.0.0.1"), want)
+		r.write(func(tx *state.Txn) { tx.ReleaseWorkload("don", "x") })
+		r.round()
+		require.Contains(t, r.scopes[wire.Endpoints].get("10.0.0.1"), want, "the pod is gone, and its endpoint is yet to go")
 		r.write(func(tx *state.Txn) { tx.DeleteWorkload("don", "x") })
 		r.round()
-		require.NotContains(t, r.scopes[wire.Endpoints].get("10.0.0.1"), "SyncScope")
+		require.NotContains(t, r.scopes[wire.Endpoints].get("10.0.0.1"), "SyncScope", "a pod of its name says nothing")
 		require.NotNil(t, r.lookups[wire.Endpoints], "what an earlier process in another mode left goes")
 		require.Equal(t, 1, r.lookups[wire.Endpoints].completed())
 		require.Empty(t, r.lookups[wire.Endpoints].batches)

@@ -6,8 +6,10 @@ package export_test
 import (
 	"context"
 	"flag"
+	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -25,6 +27,7 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
@@ -102,7 +105,30 @@ func setupWith(t testing.TB, args []string, cells ...cell.Cell) *script.Engine {
 	require.NoError(t, err)
 	maps.Insert(cmds, maps.All(script.DefaultCmds()))
 	maps.Insert(cmds, maps.All(etcd.ScriptCommands(client)))
+	cmds["kvstore/revisions"] = revisionsCommand(client)
 	return &script.Engine{Cmds: cmds, RetryInterval: 10 * time.Millisecond, MaxRetryInterval: 200 * time.Millisecond}
+}
+
+// revisionsCommand writes which revisions made and last changed each key: what is the
+// same twice wasn't written in between.
+func revisionsCommand(client *etcd.Client) script.Cmd {
+	return script.Command(
+		script.CmdUsage{Summary: "list the revisions of the keys below a prefix", Args: "prefix output-file"},
+		func(s *script.State, args ...string) (script.WaitFunc, error) {
+			if len(args) != 2 {
+				return nil, script.ErrUsage
+			}
+			resp, err := client.Etcd().Get(s.Context(), args[0], clientv3.WithPrefix(), clientv3.WithKeysOnly())
+			if err != nil {
+				return nil, fmt.Errorf("listing %q: %w", args[0], err)
+			}
+			var out strings.Builder
+			for _, kv := range resp.Kvs {
+				fmt.Fprintf(&out, "%s %d %d %d\n", kv.Key, kv.CreateRevision, kv.ModRevision, kv.Version)
+			}
+			return nil, os.WriteFile(s.Path(args[1]), []byte(out.String()), 0o600)
+		},
+	)
 }
 
 func runScripts(t *testing.T, setup func(testing.TB, []string) *script.Engine, pattern string) {
