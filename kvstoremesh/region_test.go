@@ -7,9 +7,11 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -199,11 +201,11 @@ func TestRegionsAtRandom(t *testing.T) {
 					scopes[address] = wire.Scope(rng.IntN(2))
 					f.put("cilium/state/ip/v1/default/"+address, endpointAt(t, address, scopes[address]))
 				case n < 15:
-					for address := range scopes {
+					if there := slices.Sorted(maps.Keys(scopes)); len(there) > 0 {
+						address := there[rng.IntN(len(there))]
 						delete(scopes, address)
 						_, err := f.source.Etcd().Delete(t.Context(), "cilium/state/ip/v1/default/"+address)
 						require.NoError(t, err)
-						break
 					}
 				case n < 18:
 					stop()
