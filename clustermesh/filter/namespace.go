@@ -7,7 +7,7 @@
 //
 //	namespace.go  which namespaces export at all
 //	workload.go   what a pod says about itself
-//	decide.go     where an endpoint, an identity, a service goes, of a source
+//	decide.go     where an endpoint or an identity goes, of a source
 //	region.go     what is left out on the way to another region, by a consumer
 //	explain.go    the same decisions with their reasons, rule by rule
 package filter
