@@ -5,16 +5,13 @@ package kvstoremesh
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"slices"
 	"text/tabwriter"
-	"time"
 
 	"github.com/cilium/statedb"
-	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/cells/state"
@@ -24,9 +21,6 @@ import (
 
 // PartKVStoreMesh is the Part of what a KVStoreMesh says.
 const PartKVStoreMesh = "kvstoremesh"
-
-// etcdPatience bounds what a question waits for the local etcd.
-const etcdPatience = 5 * time.Second
 
 // Explanation is what a KVStoreMesh says about a remote cluster, and which of some
 // of its addresses the local agents are given.
@@ -160,25 +154,16 @@ func (e *Explanation) Print(w io.Writer) error {
 
 // look finds out which of the addresses the local etcd has.
 func (e *Explanation) look(ctx context.Context, client *etcd.Client) error {
-	if len(e.Addresses) == 0 {
-		return nil
-	}
-	kv := client.Etcd()
-	if kv == nil {
-		return errors.New("the etcd client isn't open yet")
-	}
-	ctx, cancel := context.WithTimeout(ctx, etcdPatience)
-	defer cancel()
-	ops := make([]clientv3.Op, 0, len(e.Addresses))
+	keys := make([]string, 0, len(e.Addresses))
 	for _, a := range e.Addresses {
-		ops = append(ops, clientv3.OpGet(a.Key, clientv3.WithCountOnly()))
+		keys = append(keys, a.Key)
 	}
-	resp, err := kv.Txn(ctx).Then(ops...).Commit()
+	has, err := client.Existing(ctx, keys)
 	if err != nil {
-		return fmt.Errorf("looking %d keys up: %w", len(ops), err)
+		return err
 	}
 	for i := range e.Addresses {
-		e.Addresses[i].Taken = resp.Responses[i].GetResponseRange().Count > 0
+		e.Addresses[i].Taken = has[e.Addresses[i].Key]
 	}
 	return nil
 }

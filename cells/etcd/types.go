@@ -6,7 +6,7 @@
 //
 //	types.go       the contract: what goes in and comes out
 //	config.go      flags and upstream's etcd configuration file
-//	client.go      a connection, and whether it is still to the same etcd
+//	client.go      a connection, and whether it is still to the same etcd; existing.go asks for a few keys
 //	reader.go      list, watch, resume, relist; diff.go is its pure part, what it remembers
 //	resume.go      to go on where a Reader of an earlier process was
 //	watchgroup.go  one watch for several Readers

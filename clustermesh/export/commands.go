@@ -5,29 +5,21 @@ package export
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/cilium/hive"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/script"
 	"github.com/cilium/statedb"
 	"github.com/spf13/pflag"
-	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
-
-// etcdPatience bounds what a question about a pod waits for etcd: without its
-// answer the rest is told.
-const etcdPatience = 5 * time.Second
 
 type commandParams struct {
 	cell.In
@@ -110,7 +102,7 @@ func explainCommand(p commandParams, x *explainer) script.Cmd {
 				answer.Written = true
 			default:
 			}
-			has, err := existing(s.Context(), p.Client, answer.keys())
+			has, err := p.Client.Existing(s.Context(), answer.keys())
 			if err != nil {
 				answer.EtcdError = err.Error()
 			} else {
@@ -144,30 +136,4 @@ func statusCommand(db *statedb.DB, x *explainer) script.Cmd {
 			})
 		},
 	)
-}
-
-// existing says which keys etcd has, all at one revision.
-func existing(ctx context.Context, client *etcd.Client, keys []string) (map[string]bool, error) {
-	if len(keys) == 0 {
-		return nil, nil
-	}
-	kv := client.Etcd()
-	if kv == nil {
-		return nil, errors.New("the etcd client isn't open yet")
-	}
-	ctx, cancel := context.WithTimeout(ctx, etcdPatience)
-	defer cancel()
-	ops := make([]clientv3.Op, 0, len(keys))
-	for _, key := range keys {
-		ops = append(ops, clientv3.OpGet(key, clientv3.WithCountOnly()))
-	}
-	resp, err := kv.Txn(ctx).Then(ops...).Commit()
-	if err != nil {
-		return nil, fmt.Errorf("looking %d keys up: %w", len(keys), err)
-	}
-	has := map[string]bool{}
-	for i, key := range keys {
-		has[key] = resp.Responses[i].GetResponseRange().Count > 0
-	}
-	return has, nil
 }
