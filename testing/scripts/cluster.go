@@ -34,6 +34,8 @@ type cluster struct {
 	name string
 	id   string // as a flag has it; empty until one was given
 	kube *fakeclient.FakeClientset
+	// churn is what k8s/churn started; nil if there is none.
+	churn *churn
 	// dir has a directory of etcd configurations for each part that reads others.
 	dir string
 }

@@ -237,3 +237,31 @@ func historyCommand(srv *server) script.Cmd {
 		},
 	)
 }
+
+// vanishedCommand is ETCD/kvstore/vanished.
+func vanishedCommand(srv *server) script.Cmd {
+	return script.Command(
+		script.CmdUsage{
+			Summary: "print what was below one of some prefixes and then below none of them",
+			Args:    "PREFIX...",
+			Detail: []string{
+				"For keys that move from one prefix to another, which are named without it: those that were in neither place are printed, one line for each time.",
+				"It goes as far back as kvstore/history, revision by revision.",
+			},
+		},
+		func(s *script.State, args ...string) (script.WaitFunc, error) {
+			if len(args) == 0 {
+				return nil, fmt.Errorf("%w: which prefixes", script.ErrUsage)
+			}
+			var text string
+			err := srv.do(s.Context(), func(ctx context.Context, client *clientv3.Client) (err error) {
+				text, err = vanished(ctx, client, args)
+				return err
+			})
+			if err != nil {
+				return nil, err
+			}
+			return func(*script.State) (string, string, error) { return text, "", nil }, nil
+		},
+	)
+}

@@ -19,7 +19,7 @@
 // A command that belongs to one part bears the part's name, and is otherwise
 // what the part's own shell has, or what upstream's script tests call it:
 //
-//	CLUSTER/k8s/…          the cluster's Kubernetes (k8s/add, k8s/delete, …)
+//	CLUSTER/k8s/…          the cluster's Kubernetes (k8s/add, k8s/delete, …; k8s/churn)
 //	ETCD/kvstore/…         an etcd (kvstore/list, kvstore/update, …)
 //	CLUSTER/exporter/…     the hives (db/cmp, db/show, ipcache/get, …)
 //	CLUSTER/kvstoremesh/…
@@ -34,6 +34,7 @@
 //	mesh.go       all that a script has started, by name
 //	cluster.go    one cluster: its Kubernetes, and the parts it may have
 //	part.go       one hive, and its commands
+//	churn.go      what changes in a cluster's Kubernetes while a script goes on
 //	etcd.go       one etcd
 //	link.go       the way to an etcd
 //	commands.go   mesh/…, net/… and the parts; commands_etcd.go etcd/… and kvstore/…

@@ -185,14 +185,67 @@ func putOnLease(ctx context.Context, client *clientv3.Client, key string, ttl ti
 // history gives what happened to the keys below a prefix, one line for each
 // change, as far back as the etcd remembers.
 func history(ctx context.Context, client *clientv3.Client, prefix string, onlyDeleted bool) (string, error) {
+	var out strings.Builder
+	err := walk(ctx, client, func(event *clientv3.Event) {
+		wanted := !onlyDeleted || event.Type == clientv3.EventTypeDelete
+		if wanted && strings.HasPrefix(string(event.Kv.Key), prefix) {
+			fmt.Fprintf(&out, "%s %s\n", event.Type, event.Kv.Key)
+		}
+	})
+	return out.String(), err
+}
+
+// vanished gives what was below one of the prefixes at one revision and below none of
+// them at the next, without the prefix, one line for each time.
+func vanished(ctx context.Context, client *clientv3.Client, prefixes []string) (string, error) {
+	var (
+		out      strings.Builder
+		revision int64
+		deleted  []string                // at that revision
+		places   = map[string]set[int]{} // by key, the prefixes that it is below
+	)
+	settle := func() {
+		for _, key := range deleted {
+			if len(places[key]) == 0 {
+				fmt.Fprintln(&out, key)
+			}
+		}
+		deleted = deleted[:0]
+	}
+	err := walk(ctx, client, func(event *clientv3.Event) {
+		if event.Kv.ModRevision != revision {
+			settle()
+			revision = event.Kv.ModRevision
+		}
+		for i, prefix := range prefixes {
+			key, below := strings.CutPrefix(string(event.Kv.Key), prefix)
+			switch {
+			case !below:
+			case event.Type == clientv3.EventTypeDelete:
+				delete(places[key], i)
+				deleted = append(deleted, key)
+			case places[key] == nil:
+				places[key] = set[int]{i: {}}
+			default:
+				places[key][i] = struct{}{}
+			}
+		}
+	})
+	settle()
+	return out.String(), err
+}
+
+type set[K comparable] = map[K]struct{}
+
+// walk tells what happened in an etcd, in order, as far back as it remembers.
+func walk(ctx context.Context, client *clientv3.Client, tell func(*clientv3.Event)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// All keys are watched: once this one is seen, so was everything before it.
 	end, err := client.Put(ctx, scratchKey, "")
 	if err != nil {
-		return "", fmt.Errorf("marking the end of history: %w", err)
+		return fmt.Errorf("marking the end of history: %w", err)
 	}
-	var out strings.Builder
 	from := int64(1)
 	for {
 		for resp := range client.Watch(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithRev(from)) {
@@ -201,21 +254,18 @@ func history(ctx context.Context, client *clientv3.Client, prefix string, onlyDe
 				break
 			}
 			if err := resp.Err(); err != nil {
-				return "", fmt.Errorf("reading history: %w", err)
+				return fmt.Errorf("reading history: %w", err)
 			}
 			for _, event := range resp.Events {
 				from = event.Kv.ModRevision + 1
-				wanted := !onlyDeleted || event.Type == clientv3.EventTypeDelete
-				if wanted && strings.HasPrefix(string(event.Kv.Key), prefix) {
-					fmt.Fprintf(&out, "%s %s\n", event.Type, event.Kv.Key)
-				}
+				tell(event)
 			}
 			if from > end.Header.Revision {
-				return out.String(), nil
+				return nil
 			}
 		}
 		if ctx.Err() != nil {
-			return "", ctx.Err()
+			return ctx.Err()
 		}
 	}
 }

@@ -81,6 +81,39 @@ func TestHistory(t *testing.T) {
 	require.Equal(t, "PUT a/3\n", text)
 }
 
+// TestVanished tells a key that moves from one that is gone in between.
+func TestVanished(t *testing.T) {
+	s := newTestServer(t, 0)
+	client := s.client.Etcd()
+	commit := func(ops ...clientv3.Op) {
+		t.Helper()
+		_, err := client.Txn(t.Context()).Then(ops...).Commit()
+		require.NoError(t, err)
+	}
+	is := func(want string) {
+		t.Helper()
+		text, err := vanished(t.Context(), client, []string{"a/", "b/"})
+		require.NoError(t, err)
+		require.Equal(t, want, text)
+	}
+	put := func(key string) clientv3.Op { return clientv3.OpPut(key, "") }
+	commit(put("a/1"), put("a/2"), put("c/3"))
+	commit(put("b/1"))
+	commit(put("b/1"), clientv3.OpDelete("a/1"))
+	commit(put("a/1"), clientv3.OpDelete("b/1"), clientv3.OpDelete("c/3"))
+	is("")
+	commit(clientv3.OpDelete("a/1"), clientv3.OpDelete("a/2"))
+	commit(put("b/1"))
+	is("1\n2\n")
+	commit(clientv3.OpDelete("b/1"))
+	is("1\n2\n1\n")
+	commit(put("a/4"))
+	require.NoError(t, compact(t.Context(), client))
+	commit(put("b/4"))
+	commit(clientv3.OpDelete("a/4"))
+	is("")
+}
+
 // TestExpireLeases takes all keys on leases, and no other.
 func TestExpireLeases(t *testing.T) {
 	s := newTestServer(t, 0)

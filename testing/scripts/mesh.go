@@ -78,6 +78,11 @@ func (m *Mesh) LastFailure() error { return m.failure }
 // Close stops everything, what was started last first.
 func (m *Mesh) Close() error {
 	var errs []error
+	for _, c := range m.clusters {
+		if c.churn != nil {
+			errs = append(errs, c.churn.stop())
+		}
+	}
 	for _, name := range slices.Backward(m.order) {
 		errs = append(errs, m.parts[name].stop())
 	}
@@ -129,7 +134,10 @@ func (m *Mesh) halt(srv *server) error {
 // since its start.
 func (m *Mesh) addStoreCommands(srv *server) {
 	m.add(srv.name, etcd.ScriptCommands(srv.client))
-	m.add(srv.name, map[string]script.Cmd{"kvstore/history": historyCommand(srv)})
+	m.add(srv.name, map[string]script.Cmd{
+		"kvstore/history":  historyCommand(srv),
+		"kvstore/vanished": vanishedCommand(srv),
+	})
 }
 
 // add adds the commands of something that has a name.
@@ -174,7 +182,12 @@ func (m *Mesh) cluster(s *script.State, name string) *cluster {
 		c = &cluster{name: name, dir: filepath.Join(workDir(s), "mesh", name)}
 		c.kube, _ = fakeclient.NewFakeClientset(m.options.Log)
 		m.clusters[name] = c
-		m.add(name, fakeclient.FakeClientCommands(c.kube))
+		cmds := fakeclient.FakeClientCommands(c.kube)
+		m.add(name, cmds)
+		m.add(name, map[string]script.Cmd{
+			"k8s/churn":      churnCommand(c, cmds),
+			"k8s/churn-stop": churnStopCommand(c),
+		})
 	}
 	return c
 }
