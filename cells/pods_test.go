@@ -115,7 +115,7 @@ func TestWatchOfPods(t *testing.T) {
 	listed := map[string]string{
 		"default/labelled":  "true",
 		"default/annotated": " regional",
-		"default/malformed": `  annotation ` + filter.SyncKey + `="maybe": must be true or false`,
+		"default/malformed": `   annotation ` + filter.SyncKey + `="maybe": must be true or false`,
 	}
 	cluster := mesh.NewCluster(t, "cluster1", 1)
 
