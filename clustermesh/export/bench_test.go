@@ -118,7 +118,7 @@ func BenchmarkUses(b *testing.B) {
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
-		u, ip := newUses(), netip.MustParseAddr("10.0.0.0")
+		u, ip := newUses(func(string) bool { return false }), netip.MustParseAddr("10.0.0.0")
 		for i := range endpoints {
 			ip = ip.Next()
 			u.arrive(ip.String(), uint32(200_000+i%1000))

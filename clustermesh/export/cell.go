@@ -36,6 +36,9 @@ var Cell = cell.Module(
 
 	exporter,
 
+	// Says that --cluster-region is missing.
+	cell.Invoke(registerRegion),
+
 	// The table "exports".
 	cell.Invoke(keepCounts),
 
@@ -109,12 +112,25 @@ func provideExporter(p params) *Exporter {
 	if !p.Options.PushedOnly {
 		by.workload, by.region = p.Mode, p.Config.ClusterRegion
 	}
-	if by.workload.Mode == filter.SyncOptIn && by.region == "" {
-		p.Log.Info("Scopes of pods don't count, since this cluster has no region", "flag", FlagClusterRegion)
-	}
 	e := newExporter(p.Log, p.DB, tables, p.Cluster.Name, p.Options, by, newScopes(p.Writer, p.Cluster.Name))
 	e.admit = p.Writer.Admit
 	return e
+}
+
+// registerRegion says once that there is no region, with which the scopes of pods would
+// mean something.
+func registerRegion(log *slog.Logger, config Config, policy filter.WorkloadPolicy, lc cell.Lifecycle) {
+	if config.ClusterRegion != "" {
+		return
+	}
+	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error {
+		if policy.Mode == filter.SyncOptIn {
+			log.Info("Without a region pods are asked whether they are synced, and not how far", "flag", "--"+FlagClusterRegion)
+		} else {
+			log.Info("Without a region pods aren't asked how far they are synced, and aren't read", "flag", "--"+FlagClusterRegion)
+		}
+		return nil
+	}})
 }
 
 // newScopes makes the Scopes of a cluster's places.

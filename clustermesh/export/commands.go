@@ -102,6 +102,7 @@ func explainCommand(p commandParams, x *explainer) script.Cmd {
 				answer.Written = true
 			default:
 			}
+			answer.refused(p.Exporter.refusal)
 			has, err := p.Client.Existing(s.Context(), answer.keys())
 			if err != nil {
 				answer.EtcdError = err.Error()

@@ -17,7 +17,8 @@ const FlagClusterRegion = "cluster-region"
 
 // Config of the exporter.
 type Config struct {
-	// ClusterRegion is the region that the cluster config names; empty is none.
+	// ClusterRegion is the region that the cluster config names; empty is none. With one,
+	// what pods say about their scope counts, so that pods have to be readable.
 	ClusterRegion string `mapstructure:"cluster-region"`
 }
 
@@ -27,7 +28,8 @@ var DefaultConfig = Config{}
 // Flags registers the flags with c's values as their defaults.
 func (c Config) Flags(flags *pflag.FlagSet) {
 	flags.String(FlagClusterRegion, c.ClusterRegion,
-		"Region of this cluster, which its cluster configuration names to other clusters")
+		"Region of this cluster, which its cluster configuration names to other clusters. "+
+			"If it is set, the exporter reads pods, and needs permission to list and watch them: without it no endpoint is exported")
 }
 
 // Options is what differs between the mesh's etcd and the in-cluster cache's. A

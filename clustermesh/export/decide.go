@@ -73,7 +73,7 @@ func (c *codec[Row]) decide(row Row, deleted bool, n *namespaces, buf *[]byte) (
 		return d, ok, nil
 	}
 	if c.namespace != nil && !n.isGlobal(c.namespace(row)) {
-		d.home = true
+		d.home = c.namespace(row) != ""
 		return d, true, nil
 	}
 	var says filter.Workload

@@ -19,6 +19,7 @@
 //	moves.go          from one of the two to the other, and never in neither
 //	uses.go           which identities the pushed endpoints have
 //	optin.go          ties endpoints and identities together
+//	problems.go       what can't be encoded
 //	exporter.go       all of them: rounds, initial sync, health
 //	inbox.go          what the etcd.Writer tells: what is committed, and what etcd lost
 //	counts.go         the table "exports"

@@ -28,7 +28,7 @@ type codec[Row any] struct {
 	// says is what the row's pod says about itself; nil where no pod is asked.
 	says func(Row) filter.Workload
 	// fate decides about a row in a global namespace, or in none where it never is
-	// in one; nil pushes it.
+	// in one, by what pods say; nil pushes it.
 	fate func(row Row, says filter.Workload) filter.Fate
 	// appendValue appends the row's value to dst.
 	appendValue func(dst []byte, row Row, says filter.Workload) ([]byte, error)
@@ -82,18 +82,16 @@ func endpointCodec(namedPorts bool, pods *workloads) *codec[*state.Endpoint] {
 // identityCodec has no index by namespace: it would cost more memory than a
 // walk over some ten thousand identities costs time, when a namespace flips. used
 // says whether a pushed endpoint has an identity; it is asked in the mode in which
-// that matters.
+// that matters. In the other one nothing decides but the namespace, and no identity
+// waits for what pods say.
 func identityCodec(policy filter.WorkloadPolicy, used func(identity uint32) bool) *codec[*state.Identity] {
-	return &codec[*state.Identity]{
+	c := &codec[*state.Identity]{
 		resource: wire.Identities,
 		key:      func(row *state.Identity) (string, bool) { return wire.IdentityKey(row.ID), true },
 		eligible: func(row *state.Identity) bool { return row.Origin.Source == state.SourceLocal },
 		namespace: func(row *state.Identity) string {
 			namespace, _ := wire.Label(row.Labels, wire.LabelNamespace)
 			return namespace
-		},
-		fate: func(row *state.Identity, _ filter.Workload) filter.Fate {
-			return policy.Identity(true, policy.Mode == filter.SyncOptIn && used(row.ID))
 		},
 		appendValue: func(dst []byte, row *state.Identity, _ filter.Workload) ([]byte, error) {
 			return append(dst, row.Labels...), nil
@@ -103,6 +101,10 @@ func identityCodec(policy filter.WorkloadPolicy, used func(identity uint32) bool
 			return state.IdentityByID(id), err == nil
 		},
 	}
+	if policy.Mode == filter.SyncOptIn {
+		c.fate = func(row *state.Identity, _ filter.Workload) filter.Fate { return policy.Identity(true, used(row.ID)) }
+	}
+	return c
 }
 
 func nodeCodec(cluster string) *codec[*state.Node] {

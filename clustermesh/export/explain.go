@@ -70,6 +70,8 @@ type Location struct {
 	// Found are the keys that etcd has of it: more than one, or another one, while
 	// it moves.
 	Found []string `json:"found,omitempty"`
+	// Refused is why it can't be encoded: what etcd has of it is then an earlier value.
+	Refused string `json:"refused,omitempty"`
 }
 
 // explainer answers questions about pods from the tables.
@@ -227,6 +229,22 @@ func (e *Explanation) found(has map[string]bool) {
 		missing := func(key string) bool { return !has[key] }
 		ep.Endpoint.Found = slices.DeleteFunc(keys[:2:2], missing)
 		ep.Identity.Found = slices.DeleteFunc(keys[2:], missing)
+	}
+}
+
+// refused takes in what can't be encoded.
+func (e *Explanation) refused(why func(resource wire.Resource, key string) error) {
+	for i := range e.Endpoints {
+		ep := &e.Endpoints[i]
+		if ep.Holder != "" {
+			continue
+		}
+		if err := why(wire.Endpoints, wire.EndpointKey(ep.Address)); err != nil {
+			ep.Endpoint.Refused = err.Error()
+		}
+		if err := why(wire.Identities, wire.IdentityKey(ep.ID)); err != nil {
+			ep.Identity.Refused = err.Error()
+		}
 	}
 }
 

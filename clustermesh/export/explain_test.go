@@ -125,6 +125,34 @@ func TestExplainShowsWhereThingsAre(t *testing.T) {
 		" (still in etcd: cilium/state/identities/v1/id/200000)", ep.Identity.text(true))
 }
 
+// TestExplainSaysWhatCannotBeEncoded, with the pod's earlier value in etcd or without.
+func TestExplainSaysWhatCannotBeEncoded(t *testing.T) {
+	r := newRigOf(t, Options{}, filter.SyncOptIn, "eu")
+	r.begin()
+	r.initializeAll()
+	r.write(func(tx *state.Txn) {
+		r.namespace(tx, "don", true)
+		tx.UpsertWorkload(optsIn("don", "web"))
+		tx.UpsertIdentity(r.local, identity(200000, "don"))
+		tx.UpsertEndpoint(r.local, owner, endpoint("10.0.0.1", "don", "web"))
+		large := endpoint("10.0.0.2", "don", "web")
+		large.Metadata = strings.Repeat("x", wire.MaxValueBytes)
+		tx.UpsertEndpoint(r.local, owner, large)
+	})
+	r.round()
+	answer := explained(r).explain(r.writer.ReadTxn(), "don", "web")
+	answer.refused(r.export.refusal)
+	answer.found(map[string]bool{"cilium/state/ip/v1/default/10.0.0.1": true})
+	require.Equal(t, "pushed cilium/state/ip/v1/default/10.0.0.1", answer.Endpoints[0].Endpoint.text(true))
+	require.Contains(t, answer.Endpoints[1].Endpoint.text(true),
+		"pushed cilium/state/ip/v1/default/10.0.0.2 (not in etcd); it can't be encoded: ")
+	require.Contains(t, answer.Endpoints[1].Endpoint.text(true), "are more than 1048576")
+
+	r.write(func(tx *state.Txn) { tx.UpsertEndpoint(r.local, owner, endpoint("10.0.0.2", "don", "web")) })
+	r.round()
+	require.NoError(t, r.export.refusal(wire.Endpoints, "10.0.0.2"))
+}
+
 func TestFilterStatus(t *testing.T) {
 	r := newRig(t, Options{})
 	x := explained(r)

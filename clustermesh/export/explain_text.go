@@ -74,9 +74,17 @@ func (l Location) text(asked bool) string {
 	if l.Key != "" {
 		text += " " + l.Key
 	}
-	if !asked {
-		return text
+	if asked {
+		text += l.foundText()
 	}
+	if l.Refused != "" {
+		text += "; it can't be encoded: " + filter.Printable(l.Refused)
+	}
+	return text
+}
+
+// foundText says where it is, if that isn't where it belongs.
+func (l Location) foundText() (text string) {
 	var others []string
 	there := false
 	for _, key := range l.Found {

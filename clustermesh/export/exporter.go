@@ -72,7 +72,10 @@ func newExporter(
 	}
 	at := func(resource wire.Resource, onDemand bool) *place {
 		name := placeName{resource, onDemand}
-		return &place{name: name, scope: newScope(name, func(keys []string) { e.inbox.refill(name, keys) })}
+		return &place{
+			name: name, scope: newScope(name, func(keys []string) { e.inbox.refill(name, keys) }),
+			awaited: map[string]struct{}{},
+		}
 	}
 	// In the order of wire.Resources: an endpoint is of no use before its
 	// identity and node.
@@ -116,6 +119,17 @@ func (e *Exporter) Counts() map[wire.Resource]int {
 		counts[f.resource()] = f.target().Len()
 	}
 	return counts
+}
+
+// refusal is why what a key stands for can't be encoded; nil if it can, as far as is
+// known. It is safe to call from any goroutine.
+func (e *Exporter) refusal(resource wire.Resource, key string) error {
+	for _, f := range e.followers {
+		if f.resource() == resource {
+			return f.refusal(key)
+		}
+	}
+	return nil
 }
 
 // Synced is closed once all that the cluster had at start is in etcd, canaries
@@ -289,17 +303,24 @@ func (e *Exporter) readWorkloads(txn statedb.ReadTxn, r *round) {
 	}
 }
 
-// readNews takes note of what was committed.
+// readNews takes note of what was committed, and of what was lost: by whoever doesn't
+// decide anything yet as well, since all that it decides comes later.
 func (e *Exporter) readNews(r *round) {
 	for _, f := range e.followers {
 		for _, p := range f.places() {
+			if want, ok := r.news.refills[p.name]; ok {
+				p.refills, p.losses = want.calls, want.losses
+			}
+			for key := range r.news.settled[p.name] {
+				delete(p.awaited, key)
+			}
 			if losses, ok := r.news.pruned[p.name]; ok {
 				p.pruned, r.pruned = max(p.pruned, losses+1), true
 			}
 		}
 	}
-	for identity, n := range r.news.released {
-		e.uses.departed(identity, n)
+	for key := range r.news.released {
+		e.uses.departed(key)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -50,6 +51,29 @@ func TestEachResourceCompletesWithItsTable(t *testing.T) {
 	require.Equal(t, map[wire.Resource]int{
 		wire.Identities: 0, wire.Nodes: 1, wire.Endpoints: 1, wire.Services: 0, wire.ServiceExports: 0,
 	}, r.export.Counts())
+}
+
+// TestIdentitiesDontWaitForPods: where all are pushed, what pods say is about endpoints
+// alone.
+func TestIdentitiesDontWaitForPods(t *testing.T) {
+	r := newRigOf(t, Options{}, filter.SyncAll, "eu")
+	r.begin()
+	r.write(func(tx *state.Txn) {
+		r.namespace(tx, "don", true)
+		tx.UpsertEndpoint(r.local, owner, endpoint("10.0.0.1", "don", "x"))
+		tx.UpsertIdentity(r.local, identity(200000, "don"))
+	})
+	r.initialize(state.Namespaces, wire.Endpoints, wire.Identities, wire.Nodes, wire.Services, wire.ServiceExports)
+	r.round()
+	require.Equal(t, "200000", r.scopes[wire.Identities].list())
+	require.Equal(t, 1, r.scopes[wire.Identities].completed())
+	require.Zero(t, r.scopes[wire.Endpoints].Len())
+	require.Zero(t, r.scopes[wire.Endpoints].completed())
+
+	r.initialize(state.Workloads)
+	r.round()
+	require.Equal(t, "10.0.0.1", r.scopes[wire.Endpoints].list())
+	require.Equal(t, 1, r.scopes[wire.Endpoints].completed())
 }
 
 func TestOnlyWhatIsLocalIsExported(t *testing.T) {
@@ -178,6 +202,13 @@ func TestNamespaceFlipDecidesItsObjectsAgain(t *testing.T) {
 	r.round()
 	require.Len(t, r.scopes[wire.Endpoints].batches, batches)
 
+	// What is in no namespace isn't kept by one.
+	for _, f := range r.export.followers {
+		if notGlobal, _ := f.counts(); f.resource() != wire.Nodes {
+			require.Equal(t, 1, notGlobal, f.resource())
+		}
+	}
+
 	// A namespace that comes is global by the policy; one that goes isn't.
 	r.write(func(tx *state.Txn) { r.namespace(tx, "nowhere", true); tx.DeleteNamespace("don-2") })
 	r.round()
@@ -202,12 +233,12 @@ func TestRefill(t *testing.T) {
 	r.initializeAll()
 	r.round()
 
-	r.export.inbox.refill(placeName{wire.Endpoints, false}, []string{"10.0.0.2"})
-	r.export.inbox.refill(placeName{wire.Endpoints, false}, []string{"10.0.0.2", "10.9.9.9", "not an address"})
-	r.export.inbox.refill(placeName{wire.Nodes, false}, []string{"n1", "gone"})
-	r.export.inbox.refill(placeName{wire.Services, false}, []string{"don/web", "nonsense"})
-	r.export.inbox.refill(placeName{wire.ServiceExports, false}, []string{"don/web"})
-	r.export.inbox.refill(placeName{wire.Identities, false}, []string{"200000", "x"})
+	r.lose(placeName{wire.Endpoints, false}, []string{"10.0.0.2"})
+	r.lose(placeName{wire.Endpoints, false}, []string{"10.0.0.2", "10.9.9.9", "not an address"})
+	r.lose(placeName{wire.Nodes, false}, []string{"n1", "gone"})
+	r.lose(placeName{wire.Services, false}, []string{"don/web", "nonsense"})
+	r.lose(placeName{wire.ServiceExports, false}, []string{"don/web"})
+	r.lose(placeName{wire.Identities, false}, []string{"200000", "x"})
 	r.round()
 	require.Equal(t, []string{"10.0.0.2"}, r.scopes[wire.Endpoints].lastBatch())
 	require.Equal(t, []string{"n1"}, r.scopes[wire.Nodes].lastBatch())
@@ -216,7 +247,7 @@ func TestRefill(t *testing.T) {
 	require.Equal(t, []string{"200000"}, r.scopes[wire.Identities].lastBatch())
 	require.Equal(t, 2, r.scopes[wire.Endpoints].completed())
 
-	r.export.inbox.refill(placeName{wire.Endpoints, false}, nil)
+	r.lose(placeName{wire.Endpoints, false}, nil)
 	r.round()
 	require.ElementsMatch(t, []string{"10.0.0.1", "10.0.0.2", "10.0.0.3"}, r.scopes[wire.Endpoints].lastBatch())
 	require.Equal(t, 3, r.scopes[wire.Endpoints].completed())
@@ -297,6 +328,6 @@ func TestRunFollowsTheTables(t *testing.T) {
 	r.write(func(tx *state.Txn) { r.namespace(tx, "don", false) })
 	eventually(func() bool { return endpoints.get("10.0.0.1") == "" })
 	completed := endpoints.completed()
-	r.export.inbox.refill(placeName{wire.Endpoints, false}, nil)
+	r.lose(placeName{wire.Endpoints, false}, nil)
 	eventually(func() bool { return endpoints.completed() == completed+1 })
 }

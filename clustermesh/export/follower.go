@@ -7,8 +7,6 @@ import (
 	"context"
 	"iter"
 	"log/slog"
-	"maps"
-	"slices"
 	"sync/atomic"
 
 	"github.com/cilium/statedb"
@@ -59,13 +57,12 @@ type follower[Row any] struct {
 	// became initialized.
 	complete bool
 	buf      []byte
-	// problems are the rows that couldn't be encoded, by key.
-	problems map[string]error
+	problems *problems
 	// home are the keys of the rows that are kept by their namespace: their strings
 	// and some 50 bytes each.
 	home map[string]struct{}
-	// The sizes of these two, for other goroutines.
-	refused, notGlobal atomic.Int64
+	// The size of that, for other goroutines.
+	notGlobal atomic.Int64
 }
 
 func newFollower[Row any](log *slog.Logger, c *codec[Row], table statedb.Table[Row], pushed *place) *follower[Row] {
@@ -74,7 +71,7 @@ func newFollower[Row any](log *slog.Logger, c *codec[Row], table statedb.Table[R
 		codec:    c,
 		table:    table,
 		pushed:   pushed,
-		problems: map[string]error{},
+		problems: newProblems(),
 		home:     map[string]struct{}{},
 	}
 }
@@ -92,8 +89,10 @@ type tableFollower interface {
 	round(ctx context.Context, txn statedb.ReadTxn, r *round) error
 	completed() bool
 	problem() (count int, example string, err error)
-	// counts is safe to call from any goroutine.
+	// counts and refusal are safe to call from any goroutine. refusal is why a key's row
+	// couldn't be encoded, nil if it could.
 	counts() (notGlobal, refused int)
+	refusal(key string) error
 }
 
 // round is what followers share in one round.
@@ -123,9 +122,13 @@ func (f *follower[Row]) target() scope           { return f.pushed }
 func (f *follower[Row]) meta() statedb.TableMeta { return f.table }
 func (f *follower[Row]) completed() bool         { return f.complete }
 
+func (f *follower[Row]) problem() (count int, example string, err error) { return f.problems.first() }
+
 func (f *follower[Row]) counts() (notGlobal, refused int) {
-	return int(f.notGlobal.Load()), int(f.refused.Load())
+	return int(f.notGlobal.Load()), f.problems.count()
 }
+
+func (f *follower[Row]) refusal(key string) error { return f.problems.of(key) }
 
 func (f *follower[Row]) places() []*place {
 	if f.onDemand == nil {
@@ -164,7 +167,6 @@ func (f *follower[Row]) round(ctx context.Context, txn statedb.ReadTxn, r *round
 		return err
 	}
 	f.flush()
-	f.refused.Store(int64(len(f.problems)))
 	f.notGlobal.Store(int64(len(f.home)))
 
 	if !initialized {
@@ -201,9 +203,11 @@ func (f *follower[Row]) redecide(ctx context.Context, txn statedb.ReadTxn, r *ro
 			}
 		}
 	}
-	for key := range r.news.settled[f.codec.resource] {
-		if err := f.addKey(ctx, key, txn, r); err != nil {
-			return err
+	for _, p := range f.places() {
+		for key := range r.news.settled[p.name] {
+			if err := f.addKey(ctx, key, txn, r); err != nil {
+				return err
+			}
 		}
 	}
 	if f.again != nil {
@@ -273,7 +277,6 @@ func (f *follower[Row]) refill(ctx context.Context, txn statedb.ReadTxn, r *roun
 		if !ok {
 			continue
 		}
-		p.refills, p.losses = want.calls, want.losses
 		places, all = append(places, p), all || want.all
 		for key := range want.keys {
 			if err := f.addKey(ctx, key, txn, r); err != nil {
@@ -314,10 +317,9 @@ func (f *follower[Row]) addKey(ctx context.Context, key string, txn statedb.Read
 func (f *follower[Row]) add(ctx context.Context, row Row, deleted bool, txn statedb.ReadTxn, r *round) error {
 	d, ok, err := f.codec.decide(row, deleted, r.namespaces, &f.buf)
 	if err != nil {
-		if old := f.problems[d.key]; old == nil || old.Error() != err.Error() {
+		if f.problems.add(d.key, err) {
 			f.log.Warn("Not exporting an object that can't be encoded", "key", d.key, "error", err)
 		}
-		f.problems[d.key] = err
 		if f.moves != nil {
 			f.moves.again(d.key, d.fate)
 		}
@@ -326,7 +328,7 @@ func (f *follower[Row]) add(ctx context.Context, row Row, deleted bool, txn stat
 	if !ok {
 		return nil
 	}
-	delete(f.problems, d.key)
+	f.problems.drop(d.key)
 	if d.home {
 		f.home[d.key] = struct{}{}
 	} else {
@@ -367,13 +369,4 @@ func (f *follower[Row]) flush() {
 	if f.after != nil {
 		f.after()
 	}
-}
-
-// problem names the first of the rows that couldn't be encoded.
-func (f *follower[Row]) problem() (count int, example string, err error) {
-	if len(f.problems) == 0 {
-		return 0, "", nil
-	}
-	example = slices.Min(slices.Collect(maps.Keys(f.problems)))
-	return len(f.problems), example, f.problems[example]
 }

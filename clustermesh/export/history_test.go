@@ -60,8 +60,13 @@ func within(spans []span, revision int64) bool {
 // world is one set of tables, an etcd, and the exporters that come and go between
 // them. It knows when in the etcd's history a key could be missing.
 type world struct {
-	t      *rapid.T
-	client *etcd.Client
+	t rapid.TB
+	// client is the test's own, and through that of the exporters.
+	client, through *etcd.Client
+	// late are the tables that aren't initialized, and heartbeat has a heartbeat
+	// written beside each exporter.
+	late      []func(*state.Txn)
+	heartbeat bool
 
 	db      *statedb.DB
 	tables  *state.Writer
@@ -69,6 +74,7 @@ type world struct {
 	flags   flags
 	marked  int64 // the last marker, see settle
 	stop    func()
+	export  *Exporter
 	writer  *etcd.Writer
 	begin   int64             // the revision from which on the history counts
 	absent  map[string][]span // by the key of an endpoint: it isn't to be exported
@@ -86,7 +92,7 @@ func startServer(t require.TestingT, url string) (*etcd.Server, func()) {
 }
 
 // emptyWorld is one of empty tables.
-func emptyWorld(t *rapid.T) *world {
+func emptyWorld(t rapid.TB) *world {
 	w := &world{t: t, db: statedb.New()}
 	var err error
 	w.tables, err = state.NewWriter(w.db)
@@ -96,31 +102,62 @@ func emptyWorld(t *rapid.T) *world {
 }
 
 // newWorld makes a world with an etcd that is empty, and an exporter that runs.
-func newWorld(t *rapid.T, client *etcd.Client, f flags) *world {
+func newWorld(t rapid.TB, client *etcd.Client, f flags) *world {
+	w := idleWorld(t, client, client)
+	w.start(f)
+	return w
+}
+
+// idleWorld is one in which no exporter runs yet.
+func idleWorld(t rapid.TB, client, through *etcd.Client) *world {
 	w := emptyWorld(t)
-	w.client, w.absent, w.unknown = client, map[string][]span{}, map[string][]span{}
+	w.client, w.through, w.absent, w.unknown = client, through, map[string][]span{}, map[string][]span{}
 	_, err := client.Etcd().Delete(context.Background(), "cilium/", clientv3.WithPrefix())
 	require.NoError(t, err)
 	w.begin = w.revision()
 	for _, id := range someIdentities {
 		w.unknown[wire.IdentityKey(id)] = []span{{from: w.begin}}
 	}
-	w.start(f)
 	return w
+}
+
+// delay has tables that aren't initialized until initialize.
+func (w *world) delay(tables ...wire.Resource) {
+	for _, table := range tables {
+		w.late = append(w.late, w.tables.RegisterInitializer("test", table))
+	}
+}
+
+// initialize initializes so many of the tables that aren't.
+func (w *world) initialize(tables int) {
+	w.write(func(tx *state.Txn) {
+		for _, done := range w.late[:tables] {
+			done(tx)
+		}
+	})
+	w.late = w.late[tables:]
 }
 
 // start starts an exporter with these flags.
 func (w *world) start(f flags) {
 	w.flags = f
+	if w.heartbeat { // so that one is this process's
+		_, err := w.client.Etcd().Delete(context.Background(), wire.HeartbeatKey)
+		require.NoError(w.t, err)
+	}
 	before := w.revision()
 	ctx, cancel := context.WithCancel(context.Background())
 	writing, stopWriting := context.WithCancel(context.Background())
-	w.writer = etcd.NewWriter(quietly(), w.client)
+	w.writer = etcd.NewWriter(quietly(), w.through)
 	export := newExporter(quietly(), w.db, w.tables.Tables(), localName, Options{}, f.filters(), newScopes(w.writer, localName))
 	export.admit = w.writer.Admit
+	w.export = export
 	var exporting, writes sync.WaitGroup
 	writes.Go(func() { _ = w.writer.Run(writing) })
 	exporting.Go(func() { _ = export.run(ctx, &healthRecorder{}) })
+	if heartbeat := NewHeartbeat(w.writer); w.heartbeat {
+		exporting.Go(func() { _ = heartbeat.Run(ctx, &healthRecorder{}) })
+	}
 	w.stop = func() {
 		// What is on its way to etcd arrives: a commit that is made after its
 		// process's end is nobody's fault.
@@ -245,6 +282,7 @@ func (w *world) content(prefix string) map[string]string {
 // settle waits until etcd has what a fresh exporter would write, and closes the
 // spans of what is there now.
 func (w *world) settle() {
+	w.initialize(len(w.late))
 	// The exporter may be about to apply what was in the tables before: then it
 	// looks as it should, and changes. What the last follower writes says that it
 	// has seen all.

@@ -5,8 +5,6 @@ package export
 
 import (
 	"sync"
-
-	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
 // refill is what is to be encoded again of one place, because etcd lost it.
@@ -21,10 +19,11 @@ type refill struct {
 // news is what the Writer has told since it was last asked.
 type news struct {
 	refills map[placeName]refill
-	// settled are keys that were committed where they were to be.
-	settled map[wire.Resource]map[string]struct{}
-	// released counts the committed departures of endpoints by their identity.
-	released map[uint32]int
+	// settled are keys that were waited for in a place, and of which all that was queued
+	// there then is committed.
+	settled map[placeName]map[string]struct{}
+	// released are likewise the keys of endpoints that departed.
+	released map[string]struct{}
 	// pruned are the places that a completion is committed of, and after how many
 	// losses.
 	pruned map[placeName]uint64
@@ -49,8 +48,8 @@ func newInbox() *inbox {
 
 func emptyNews() news {
 	return news{
-		refills: map[placeName]refill{}, settled: map[wire.Resource]map[string]struct{}{},
-		released: map[uint32]int{}, pruned: map[placeName]uint64{},
+		refills: map[placeName]refill{}, settled: map[placeName]map[string]struct{}{},
+		released: map[string]struct{}{}, pruned: map[placeName]uint64{},
 	}
 }
 
@@ -84,17 +83,17 @@ func (i *inbox) refill(place placeName, keys []string) {
 	})
 }
 
-func (i *inbox) settled(resource wire.Resource, key string) {
+func (i *inbox) settled(place placeName, key string) {
 	i.note(func(n *news) {
-		if n.settled[resource] == nil {
-			n.settled[resource] = map[string]struct{}{}
+		if n.settled[place] == nil {
+			n.settled[place] = map[string]struct{}{}
 		}
-		n.settled[resource][key] = struct{}{}
+		n.settled[place][key] = struct{}{}
 	})
 }
 
-func (i *inbox) released(identity uint32) {
-	i.note(func(n *news) { n.released[identity]++ })
+func (i *inbox) released(key string) {
+	i.note(func(n *news) { n.released[key] = struct{}{} })
 }
 
 func (i *inbox) pruned(place placeName, losses uint64) {

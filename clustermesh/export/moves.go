@@ -43,6 +43,10 @@ type place struct {
 	// process left of it here must not go, nor the canary say that all is there.
 	due      bool
 	blocking map[string]struct{}
+	// awaited are the keys that AwaitKey was asked for, until it is read that it called
+	// back: what is decided meanwhile doesn't ask again, so that at most one waits for
+	// each key, however often that changes while etcd is away.
+	awaited map[string]struct{}
 	// pruned is one more than the losses after which, in etcd, nothing was left of
 	// what an earlier process or another etcd had.
 	pruned uint64
@@ -68,8 +72,9 @@ type moves struct {
 	decided []decided
 	// leaving are the keys that are still in a place which they are to leave.
 	leaving map[string]*place
-	// wake has a key decided again; it is safe to call from any goroutine.
-	wake func(key string)
+	// wake has a key decided again that was waited for in a place; it is safe to call
+	// from any goroutine.
+	wake func(place placeName, key string)
 	// held says whether a pushed key has to stay for now, for another reason; who
 	// says so has it decided again. nil is never.
 	held func(key string, fate filter.Fate) bool
@@ -132,7 +137,7 @@ func (m *moves) settle(d decided) {
 		delete(from.blocking, d.key)
 		return // or its deletion is queued
 	}
-	waits := d.fate != filter.Kept && to.AwaitKey(d.key, func() { m.wake(d.key) })
+	waits := d.fate != filter.Kept && m.await(to, d.key)
 	if from == m.pushed && m.held != nil && m.held(d.key, d.fate) {
 		waits = true
 	}
@@ -145,6 +150,19 @@ func (m *moves) settle(d decided) {
 	if from == m.pushed && m.left != nil {
 		m.left(d.key)
 	}
+}
+
+// await says whether there may be something to wait for in a place, before a key leaves
+// the other one; it is decided again then.
+func (m *moves) await(to *place, key string) bool {
+	if _, waits := to.awaited[key]; waits {
+		return true
+	}
+	if !to.AwaitKey(key, func() { m.wake(to.name, key) }) {
+		return false
+	}
+	to.awaited[key] = struct{}{}
+	return true
 }
 
 // again has a key decided on whose new value can't be encoded: it doesn't stay in

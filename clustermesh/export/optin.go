@@ -29,7 +29,9 @@ import (
 func (e *Exporter) optIn(tables state.Tables) {
 	endpoints := find[*state.Endpoint](e.followers)
 	identities := find[*state.Identity](e.followers)
-	uses := newUses()
+	uses := newUses(func(key string) bool {
+		return endpoints.pushed.AwaitKey(key, func() { e.inbox.released(key) })
+	})
 	e.uses = uses
 	// Which identities are used is known once all endpoints are, and an endpoint's
 	// identity comes first.
@@ -39,7 +41,7 @@ func (e *Exporter) optIn(tables state.Tables) {
 	endpoints.moves.left, endpoints.moves.stays = uses.leave, uses.stay
 	endpoints.uses = uses
 	endpoints.before = identities.flush
-	endpoints.after = func() { uses.applied(endpoints.pushed, e.inbox.released) }
+	endpoints.after = uses.applied
 	endpoints.arrived = func(ctx context.Context, identity uint32, txn statedb.ReadTxn, r *round) error {
 		return identities.addKey(ctx, wire.IdentityKey(identity), txn, r)
 	}
@@ -85,11 +87,10 @@ func (e *Exporter) optIn(tables state.Tables) {
 }
 
 func (e *Exporter) newMoves(places []*place) *moves {
-	resource := places[0].name.resource
 	return &moves{
 		pushed: places[0], onDemand: places[1],
 		leaving: map[string]*place{},
-		wake:    func(key string) { e.inbox.settled(resource, key) },
+		wake:    e.inbox.settled,
 	}
 }
 

@@ -143,7 +143,7 @@ func TestScopeOfPods(t *testing.T) {
 // namespace ceases to be global, become that of one that is looked up: as long as
 // etcd has the first one its identity stays.
 func TestAddressGoesToAnotherNamespace(t *testing.T) {
-	w := newUnorderedRig(t)
+	w := newUnorderedRig(t, filter.SyncOptIn)
 	w.write(func(tx *state.Txn) {
 		w.namespace(tx, "don", true)
 		w.namespace(tx, "duero", true)

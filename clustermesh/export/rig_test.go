@@ -45,6 +45,7 @@ type recorder struct {
 	batches  [][]etcd.Op
 	keys     map[string]string
 	complete int
+	refills  uint64
 	told     chan struct{} // gets something after each call
 }
 
@@ -75,9 +76,12 @@ func (r *recorder) Apply(ops []etcd.Op) {
 	r.told <- struct{}{}
 }
 
-func (r *recorder) CompleteAfter(uint64) bool {
+func (r *recorder) CompleteAfter(refills uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if refills != r.refills {
+		return false
+	}
 	r.complete++
 	r.told <- struct{}{}
 	return true
@@ -202,6 +206,24 @@ func (r *rig) write(fn func(*state.Txn)) {
 	tx := r.writer.Begin()
 	fn(tx)
 	tx.Commit()
+}
+
+// lose has etcd lose keys (nil: all) of a place, and the exporter asked for them.
+func (r *rig) lose(name placeName, keys []string) {
+	recorder := r.scopes[name.resource]
+	if name.onDemand {
+		recorder = r.lookups[name.resource]
+	}
+	recorder.mu.Lock()
+	recorder.refills++
+	for _, key := range keys {
+		delete(recorder.keys, key)
+	}
+	if keys == nil {
+		clear(recorder.keys)
+	}
+	recorder.mu.Unlock()
+	r.export.inbox.refill(name, keys)
 }
 
 // initialize marks tables as initialized.

@@ -4,6 +4,7 @@
 package export_test
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -129,6 +130,29 @@ func revisionsCommand(client *etcd.Client) script.Cmd {
 			return nil, os.WriteFile(s.Path(args[1]), []byte(out.String()), 0o600)
 		},
 	)
+}
+
+// TestMissingRegionIsSaidOnce: an exporter without a region says at its start what that
+// means in its mode; one with a region doesn't.
+func TestMissingRegionIsSaidOnce(t *testing.T) {
+	const all, optIn = "Without a region pods aren't asked how far", "Without a region pods are asked whether"
+	for flags, want := range map[string][2]int{
+		"": {1, 0}, "--clustermesh-sync-mode=opt-in": {0, 1},
+		"--cluster-region=eu": {0, 0}, "--cluster-region=eu --clustermesh-sync-mode=opt-in": {0, 0},
+	} {
+		var out bytes.Buffer
+		log := slog.New(slog.NewTextHandler(&out, nil))
+		h := newHive()
+		set := pflag.NewFlagSet("", pflag.ContinueOnError)
+		h.RegisterFlags(set)
+		require.NoError(t, set.Parse(append(strings.Fields(flags), "--kvstore-opt="+etcd.OptAddress+"="+startEtcd(t).URL())))
+		require.NoError(t, h.Populate(log))
+		require.NotContains(t, out.String(), "Without a region", "it hasn't begun")
+		require.NoError(t, h.Start(log, t.Context()))
+		require.NoError(t, h.Stop(log, context.Background()))
+		require.Equal(t, want[0], strings.Count(out.String(), all), flags)
+		require.Equal(t, want[1], strings.Count(out.String(), optIn), flags)
+	}
 }
 
 func runScripts(t *testing.T, setup func(testing.TB, []string) *script.Engine, pattern string) {

@@ -25,10 +25,13 @@ import (
 // overlap or fail, which can't be brought about at will.
 type unordered struct {
 	committed map[string]string
-	stale     map[string]struct{}
-	pending   map[string]etcd.Op
-	onKey     map[string][]func()
-	onAll     []waiting
+	// lost are keys that etcd has lost; they are held until they are deleted.
+	lost    map[string]struct{}
+	stale   map[string]struct{}
+	pending map[string]etcd.Op
+	onKey   map[string][]func()
+	onAll   []waiting
+	refills uint64
 }
 
 // waiting is for keys to be committed.
@@ -38,11 +41,29 @@ type waiting struct {
 }
 
 func newUnordered(left map[string]string) *unordered {
-	u := &unordered{committed: left, stale: map[string]struct{}{}, pending: map[string]etcd.Op{}, onKey: map[string][]func(){}}
-	for key := range left {
+	u := &unordered{lost: map[string]struct{}{}, pending: map[string]etcd.Op{}, onKey: map[string][]func(){}}
+	u.find(left)
+	return u
+}
+
+// find has the scope learn what etcd has.
+func (u *unordered) find(left map[string]string) {
+	u.committed, u.stale = map[string]string{}, map[string]struct{}{}
+	for key, value := range left {
+		u.committed[key], u.stale[key] = value, struct{}{}
+	}
+}
+
+// lose swaps the etcd for one that has this left; what is pending is committed there.
+func (u *unordered) lose(left map[string]string) {
+	for key := range u.committed {
+		u.lost[key] = struct{}{}
+	}
+	u.find(left)
+	for key := range u.lost {
 		u.stale[key] = struct{}{}
 	}
-	return u
+	u.refills++
 }
 
 func (u *unordered) Load(context.Context) error          { return nil }
@@ -56,7 +77,8 @@ func (u *unordered) Apply(ops []etcd.Op) {
 			delete(u.stale, op.Key)
 		}
 		value, there := u.committed[op.Key]
-		if op.Delete && !there || !op.Delete && there && value == string(op.Value) {
+		_, lost := u.lost[op.Key]
+		if op.Delete && !there && !lost || !op.Delete && there && value == string(op.Value) {
 			delete(u.pending, op.Key)
 			u.tell(op.Key)
 			continue
@@ -70,10 +92,14 @@ func (u *unordered) Holds(key string) bool {
 		return !op.Delete
 	}
 	_, ok := u.committed[key]
-	return ok
+	_, lost := u.lost[key]
+	return ok || lost
 }
 
-func (u *unordered) CompleteAfter(uint64) bool {
+func (u *unordered) CompleteAfter(refills uint64) bool {
+	if refills != u.refills {
+		return false
+	}
 	for key := range u.stale {
 		u.Apply([]etcd.Op{{Key: key, Delete: true}})
 	}
@@ -104,6 +130,7 @@ func (u *unordered) Await(done func()) bool {
 func (u *unordered) commit(key string) etcd.Op {
 	op := u.pending[key]
 	delete(u.pending, key)
+	delete(u.lost, key)
 	if op.Delete {
 		delete(u.committed, key)
 	} else {
@@ -140,6 +167,10 @@ func TestAnyOrderOfCommits(t *testing.T) {
 			// missing are the keys that have had a reason to be missing since all
 			// was settled.
 			missing, unknown = map[string]bool{}, map[string]bool{}
+			// older is what there was when all was settled, and asked are the places
+			// that the exporter isn't asked for yet although they are lost.
+			older map[placeName]map[string]string
+			asked []placeName
 		)
 		look := func(all bool) {
 			txn := w.tables.ReadTxn()
@@ -154,6 +185,7 @@ func TestAnyOrderOfCommits(t *testing.T) {
 		start := func() {
 			w.flags = drawFlags(t)
 			old := scopes
+			asked = nil
 			scopes = map[placeName]*unordered{}
 			export = newExporter(quietly(), w.db, w.tables.Tables(), localName, Options{}, w.flags.filters(),
 				func(name placeName, _ func([]string)) scope {
@@ -171,6 +203,49 @@ func TestAnyOrderOfCommits(t *testing.T) {
 		}
 		round := func() {
 			require.NoError(t, export.round(context.Background(), changes, statedb.NewWatchSet()))
+		}
+		// lose swaps the etcd for an empty one or for one with older data. What is lost
+		// with it may be missing, and what is already on its way to be deleted.
+		lose := func() {
+			left := older
+			if rapid.Bool().Draw(t, "empty") {
+				left = nil
+			}
+			for _, resource := range wire.Resources {
+				for _, onDemand := range []bool{false, true} {
+					name := placeName{resource, onDemand}
+					s := scopes[name]
+					if s == nil {
+						continue
+					}
+					s.lose(left[name])
+					asked = append(asked, name)
+					for key, op := range s.pending {
+						if !op.Delete {
+							continue
+						}
+						switch resource {
+						case wire.Endpoints:
+							missing[key] = true
+						case wire.Identities:
+							unknown[key] = true
+						}
+					}
+				}
+			}
+			for _, key := range someEndpoints() {
+				_, here := left[placeName{wire.Endpoints, false}][key]
+				_, there := left[placeName{wire.Endpoints, true}][key]
+				missing[key] = missing[key] || !here && !there
+			}
+			// Identities first: who isn't told yet of a loss can't go by it.
+			asked = slices.DeleteFunc(asked, func(name placeName) bool {
+				if name == (placeName{wire.Identities, false}) {
+					export.inbox.refill(name, nil)
+					return true
+				}
+				return false
+			})
 		}
 		pushed, lookups := placeName{wire.Endpoints, false}, placeName{wire.Endpoints, true}
 		commit := func(name placeName, key string) {
@@ -202,6 +277,12 @@ func TestAnyOrderOfCommits(t *testing.T) {
 					}
 				}
 			}
+			for i, name := range asked {
+				all = append(all, func() {
+					asked = slices.Delete(slices.Clone(asked), i, i+1)
+					export.inbox.refill(name, nil)
+				})
+			}
 			return all
 		}
 		settle := func() {
@@ -209,7 +290,7 @@ func TestAnyOrderOfCommits(t *testing.T) {
 			for rounds := 0; ; rounds++ {
 				require.Less(t, rounds, 100, "it doesn't settle")
 				all := pending()
-				if len(all) == 0 {
+				if len(all) == 0 && export.inbox.news.isEmpty() {
 					break
 				}
 				for len(all) > 0 {
@@ -229,6 +310,16 @@ func TestAnyOrderOfCommits(t *testing.T) {
 			look(true)
 			if export.uses != nil {
 				require.Empty(t, export.uses.departing)
+				require.Empty(t, export.uses.from)
+			}
+			for _, f := range export.followers {
+				for _, p := range f.places() {
+					require.Empty(t, p.awaited)
+				}
+			}
+			older = map[placeName]map[string]string{}
+			for name, s := range scopes {
+				older[name] = maps.Clone(s.committed)
 			}
 		}
 
@@ -241,7 +332,9 @@ func TestAnyOrderOfCommits(t *testing.T) {
 				start()
 			case 1:
 				settle()
-			case 2, 3, 4, 5, 6, 7:
+			case 2:
+				lose()
+			case 3, 4, 5, 6, 7:
 				if all := pending(); len(all) > 0 {
 					rapid.SampledFrom(all).Draw(t, "commit")()
 				}
@@ -292,10 +385,10 @@ type unorderedRig struct {
 	unordered map[placeName]*unordered
 }
 
-func newUnorderedRig(t testing.TB) *unorderedRig {
+func newUnorderedRig(t testing.TB, mode filter.SyncMode) *unorderedRig {
 	r := &unorderedRig{rig: newRig(t, Options{}), unordered: map[placeName]*unordered{}}
 	by := r.export.workloads.filters
-	by.workload.Mode = filter.SyncOptIn
+	by.workload.Mode = mode
 	r.export = newExporter(quietly(), r.export.db, r.writer.Tables(), localName, Options{}, by,
 		func(name placeName, _ func([]string)) scope {
 			r.unordered[name] = newUnordered(map[string]string{})

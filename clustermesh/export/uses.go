@@ -14,8 +14,12 @@ type uses struct {
 	of    map[string]uint32
 	count map[uint32]int
 	// departing counts the endpoints that no longer have the identity, and of which
-	// that isn't committed.
+	// that isn't committed; from are the identities that each of those had, by key.
 	departing map[uint32]int
+	from      map[string]map[uint32]struct{}
+	// await has departed called for an endpoint's key once what is queued for it by now
+	// is committed, and is false if that is so already.
+	await func(key string) bool
 	// left are the departures of the present batch.
 	left []departure
 	// changed are the identities that became unused, or free to go.
@@ -27,8 +31,11 @@ type departure struct {
 	identity uint32
 }
 
-func newUses() *uses {
-	return &uses{of: map[string]uint32{}, count: map[uint32]int{}, departing: map[uint32]int{}, changed: map[uint32]struct{}{}}
+func newUses(await func(key string) bool) *uses {
+	return &uses{
+		of: map[string]uint32{}, count: map[uint32]int{}, departing: map[uint32]int{}, from: map[string]map[uint32]struct{}{},
+		await: await, changed: map[uint32]struct{}{},
+	}
 }
 
 func (u *uses) used(identity uint32) bool    { return u.count[identity] > 0 }
@@ -70,26 +77,41 @@ func (u *uses) stay(key string) {
 	}
 }
 
-// applied is called when the operations are queued by which the endpoints leave.
-// released is called, from another goroutine, when one is committed.
-func (u *uses) applied(pushed scope, released func(identity uint32)) {
+// applied is called when the operations are queued by which the endpoints leave. One
+// waits for each key, however often that one comes and goes meanwhile.
+func (u *uses) applied() {
 	for _, d := range u.left {
-		if pushed.AwaitKey(d.key, func() { released(d.identity) }) {
+		from, waits := u.from[d.key]
+		if !waits {
+			if !u.await(d.key) {
+				u.changed[d.identity] = struct{}{}
+				continue
+			}
+			from = map[uint32]struct{}{}
+			u.from[d.key] = from
+		}
+		if _, counted := from[d.identity]; !counted {
+			from[d.identity] = struct{}{}
 			u.departing[d.identity]++
-		} else {
-			u.changed[d.identity] = struct{}{}
 		}
 	}
 	clear(u.left)
 	u.left = u.left[:0]
 }
 
-// departed takes note that as many departures are committed.
-func (u *uses) departed(identity uint32, n int) {
-	if u.departing[identity] -= n; u.departing[identity] == 0 {
-		delete(u.departing, identity)
-		u.changed[identity] = struct{}{}
+// departed takes note that what was queued for an endpoint is committed. Since then it
+// may have come and gone again.
+func (u *uses) departed(key string) {
+	if u.await(key) {
+		return
 	}
+	for identity := range u.from[key] {
+		if u.departing[identity]--; u.departing[identity] == 0 {
+			delete(u.departing, identity)
+			u.changed[identity] = struct{}{}
+		}
+	}
+	delete(u.from, key)
 }
 
 // take gives the identities that are to be decided again.
