@@ -40,8 +40,14 @@ func (w *Writer) wrote(batch []*operation, revision int64) {
 	}
 }
 
-// saw takes note of keys that were read. The lock is held.
-func (w *Writer) saw(kvs []*mvccpb.KeyValue) {
+// saw takes note of keys that were read before anything was written, and of the etcd
+// that has them: one that is swapped before the first commit is another one as well. The
+// lock is held.
+func (w *Writer) saw(header *pb.ResponseHeader, kvs []*mvccpb.KeyValue) {
+	if w.etcd.clusterID == 0 || w.etcd.clusterID == header.ClusterId {
+		w.etcd.clusterID = header.ClusterId
+		w.etcd.revision = max(w.etcd.revision, header.Revision)
+	}
 	if len(kvs) == 0 {
 		return
 	}

@@ -69,3 +69,39 @@ func TestCanaryAfterForeignHands(t *testing.T) {
 	s.Complete()
 	eventuallyContent(t, c, "synced/", map[string]string{"p": "done"})
 }
+
+// TestEtcdSwappedBeforeTheFirstCommit loads a Scope from one etcd, and then finds an
+// empty one of the same ID: what was loaded is written, and the canary after it.
+func TestEtcdSwappedBeforeTheFirstCommit(t *testing.T) {
+	for _, token := range []string{"", "same"} {
+		t.Run("token "+token, func(t *testing.T) {
+			first, second := startServer(t, ServerConfig{Token: token}), startServer(t, ServerConfig{Token: token})
+			want := numbered(3, "v")
+			before := clientAt(t, time.Minute, first.URL())
+			for key, value := range want {
+				put(t, before, "p/"+key, value)
+			}
+			p := newProxy(t, first)
+			c := clientAt(t, time.Minute, p.url())
+			w := startWriter(t, c)
+			var s *Scope
+			s = w.Scope(ScopeConfig{
+				Prefix: "p/", Canary: "synced/p", CanaryValue: func() []byte { return []byte("done") },
+				Refill: func([]string) {
+					s.Apply(ops(want))
+					s.Complete()
+				},
+			})
+			require.NoError(t, s.Load(t.Context()))
+			_, reconnected := c.Generation()
+			p.set(second)
+			p.cut()
+			<-reconnected
+			s.Apply(ops(want)) // all of which is there already, it would seem
+			s.Complete()
+			direct := clientAt(t, time.Minute, second.URL())
+			eventuallyContent(t, direct, "synced/", map[string]string{"p": "done"})
+			require.Equal(t, want, content(t, direct, "p/"))
+		})
+	}
+}

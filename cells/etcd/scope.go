@@ -189,7 +189,7 @@ func (s *Scope) learnPage(page *pb.RangeResponse) {
 	for _, kv := range page.Kvs {
 		s.learn(string(kv.Key[len(s.cfg.Prefix):]), kv)
 	}
-	s.w.saw(page.Kvs)
+	s.w.saw(page.Header, page.Kvs)
 }
 
 // learnCanary takes note of the canary, if there is one. The lock is held.
