@@ -7,7 +7,8 @@
 //	remote etcd  cilium/state/… or cilium/cache/…  ──▶  local etcd  cilium/cache/…
 //
 // It carries bytes, not objects: keys and sizes are checked, values are not
-// decoded; of the endpoints of another region the scope alone is looked for. A batch that was read is a batch that is written. Nothing is kept of
+// decoded; of the endpoints of another region the scope alone is looked for. A batch
+// that was read is a batch that is written. Nothing is kept of
 // a value but a hash; what the local etcd loses is read again from the source.
 //
 //	config.go    flags

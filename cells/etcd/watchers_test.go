@@ -34,25 +34,28 @@ func BenchmarkWatchers(b *testing.B) {
 			server := startServer(b, ServerConfig{})
 			writer := newTestClient(b, ClientConfig{Endpoints: []string{server.URL()}}).etcd
 			var told atomic.Int64
+			all := make(chan struct{}, 1) // one change at a time
 			for range watchers {
 				watch := connect(server.URL()).Watch(b.Context(), "p/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
 				require.True(b, (<-watch).Created)
 				go func() {
 					for range watch {
-						told.Add(1)
+						if told.Add(1)%watchers == 0 {
+							all <- struct{}{}
+						}
 					}
 				}()
 			}
 			var n int64
+			pace := time.NewTicker(20 * time.Millisecond) // as commits come, not back to back
+			defer pace.Stop()
 			before := processorTime(b)
 			for b.Loop() {
 				n++
 				_, err := writer.Put(b.Context(), "p/x", fmt.Sprint(n))
 				require.NoError(b, err)
-				for told.Load() < n*watchers {
-					time.Sleep(time.Millisecond)
-				}
-				time.Sleep(20 * time.Millisecond) // as commits come, not back to back
+				<-all
+				<-pace.C
 			}
 			b.ReportMetric(float64((processorTime(b)-before).Microseconds())/float64(n*watchers), "µs-CPU/message")
 		})
