@@ -264,6 +264,7 @@ func TestRevoke(t *testing.T) {
 	want := f.oneOfEach()
 	stop := f.run()
 	f.wants(want)
+	f.ready() // a row is there before its resource is synced
 	stop()
 
 	f.handler.Revoke(t.Context())

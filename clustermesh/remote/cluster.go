@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/hive/cell"
@@ -44,6 +45,8 @@ type cluster struct {
 	ids     *ids
 	handler Handler
 	status  *status
+	// current is the connection that Run has, for those who read by themselves.
+	current atomic.Pointer[Connection]
 
 	mu sync.Mutex
 	// noted is what happened since the job last looked.

@@ -82,6 +82,24 @@ func (m *Mesh) Clusters() []string {
 	return slices.Sorted(maps.Keys(m.clusters))
 }
 
+// Connection is the one over which a cluster is followed now, for whoever looks up a
+// key or two. It is false while there is none: the cluster isn't configured, its etcd
+// doesn't answer, or its config isn't acceptable. The Client may be closed at any time
+// after: a request then fails as if the etcd was away.
+func (m *Mesh) Connection(cluster string) (Connection, bool) {
+	m.mu.Lock()
+	c, ok := m.clusters[cluster]
+	m.mu.Unlock()
+	if !ok {
+		return Connection{}, false
+	}
+	conn := c.current.Load()
+	if conn == nil {
+		return Connection{}, false
+	}
+	return *conn, true
+}
+
 // follow is the job that follows the configuration directory.
 func (m *Mesh) follow(ctx context.Context, health cell.Health, d *directory) {
 	var once sync.Once

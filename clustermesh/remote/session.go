@@ -194,6 +194,7 @@ func (c *cluster) start(ctx context.Context, conn Connection) {
 	ctx, cancel := context.WithCancel(ctx)
 	run := &running{raw: conn.RawConfig, config: conn.Config, cancel: cancel, ended: make(chan struct{})}
 	c.run = run
+	c.current.Store(&conn)
 	c.log.Info("Following remote cluster", "cluster-id", conn.Config.ID, "cached", conn.Config.Capabilities.Cached)
 	go func() {
 		defer close(run.ended)
@@ -208,6 +209,7 @@ func (c *cluster) stop() {
 	if c.run == nil {
 		return
 	}
+	c.current.Store(nil)
 	c.run.cancel()
 	<-c.run.ended
 	c.run = nil
