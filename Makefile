@@ -6,7 +6,7 @@ GO ?= go
 LINT_VERSION = v2.15.0
 SOURCES = $(shell find . -name '*.go' -not -path './testdata/*' -o -name go.mod -o -name go.sum)
 
-.PHONY: run build test unit lint bench microbench clean help
+.PHONY: run build test unit lint generate bench microbench clean help
 
 ## run: run a mesh of three clusters on this machine (MESH=DIR for another one)
 run: bin/waggle
@@ -59,6 +59,12 @@ lint: bin/golangci-lint
 
 bin/golangci-lint:
 	GOBIN=$(CURDIR)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+
+## generate: compile the BPF programs anew; what comes out is committed
+generate:
+	@command -v clang-14 llvm-strip-14 >/dev/null || { \
+		echo "The BPF programs are compiled by clang 14, for the same bytes everywhere: apt-get install clang-14 llvm-14" >&2; exit 1; }
+	$(GO) generate ./ipcache/...
 
 ## bench: a short version of every benchmark next to upstream's, some 6 minutes; writes bench.html
 bench: bin/waggle bin/kube-apiserver bin/upstream-clustermesh-apiserver bin/upstream-ingest bin/upstream-rollout

@@ -5,6 +5,17 @@
 // clusters' pods that the ipcache map doesn't know.
 //
 //	types.go    the contract
+//	c/          the programs: miss.c looks, maps.h has the maps and the signal
+//	generate.go how they are compiled
+//	config.go   what they are told when they are loaded
+//	kernel.go   Open and Close; probe.go tries what the kernel can
+//	pins.go     what is pinned, and whose it is
+//	links.go    on and off an interface, and over a restart
+//	signals.go  the ring buffer
+//	cidrs.go    the remote pod CIDRs
+//	seen.go     when addresses were last used
+//	stats.go    the counters
+//	remove.go   all of it away
 //
 // The programs run at the head of the TCX chain of an interface, look, and always let
 // the packet go on (TCX_NEXT): they decide about no packet, and whether it is dropped

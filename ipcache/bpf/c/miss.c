@@ -1,0 +1,257 @@
+/* Copyright Authors of Waggle */
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Programs for the ingress of interfaces, at the head of the TCX chain. Each looks at
+ * one address of a packet and lets the packet go on, whatever it finds.
+ */
+#include "maps.h"
+
+/* Set by the loader before it loads the programs; the verifier knows them then, and
+ * what they rule out isn't even compiled.
+ */
+
+/* Packets begin with the IP header: WireGuard, ipip, tun and the like. */
+volatile const __u8 no_mac_header = 0;
+/* At most one signal for an address in so many nanoseconds. */
+volatile const __u64 interval_ns = 200000000;
+/* A token takes so long to come back, and a full bucket so long to fill. */
+volatile const __u64 token_ns = 1000000;
+volatile const __u64 bucket_ns = 100000000;
+/* Uses are stamped when the last stamp is so old. */
+volatile const __u64 stamp_ns = 1000000000;
+
+/* Identities below this one are reserved, and no endpoint's. */
+#define MIN_ENDPOINT_IDENTITY 256
+
+/* In terms of the datapath: this address is known only as part of the world. Upstream
+ * has an entry with such an identity for each remote pod CIDR, and one for everything.
+ */
+static __always_inline int is_world(__u32 identity)
+{
+	return identity == 2 || identity == 9 || identity == 10 || (identity & 0xff000000) == 0x01000000;
+}
+
+/* What is known of a packet. */
+struct subject {
+	struct ipcache_key key;
+	union address addr;
+	__u32 cluster_id;
+	__u32 identity;
+	__u8 side;
+};
+
+/* Reads len bytes of the IP header from byte `from` of it: where they are in the linear
+ * part, which is nearly always, directly. False for a packet that ends before.
+ */
+static __always_inline int read_header(struct __sk_buff *skb, __u32 from, void *to, __u32 len)
+{
+	__u32 offset = (no_mac_header ? 0 : ETH_HLEN) + from;
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+
+	if (likely(data + offset + len <= end)) {
+		__builtin_memcpy(to, data + offset, len);
+		return 1;
+	}
+	return skb_load_bytes(skb, offset, to, len) == 0;
+}
+
+/* Finds the address. Every fragment of a packet has it. False for what isn't IP. */
+static __always_inline int read_address(struct __sk_buff *skb, struct subject *s)
+{
+	if (skb->protocol == htons(ETH_P_IP)) {
+		__u32 header[5]; /* the whole of it, so that a shorter packet is none */
+
+		if (!read_header(skb, 0, header, sizeof(header)))
+			return 0;
+		s->key.ip4 = s->side == SIDE_SOURCE ? header[3] : header[4];
+		s->key.family = FAMILY_IPV4;
+		s->key.prefix_len = STATIC_PREFIX_BITS + 32;
+		s->addr.words[2] = htonl(0xffff);
+		s->addr.words[3] = s->key.ip4;
+		return 1;
+	}
+	if (skb->protocol == htons(ETH_P_IPV6)) {
+		__u32 header[10];
+
+		if (!read_header(skb, 0, header, sizeof(header)))
+			return 0;
+		__builtin_memcpy(&s->addr, s->side == SIDE_SOURCE ? &header[2] : &header[6], sizeof(s->addr));
+		__builtin_memcpy(s->key.ip6, &s->addr, sizeof(s->addr));
+		s->key.family = FAMILY_IPV6;
+		s->key.prefix_len = STATIC_PREFIX_BITS + 128;
+		return 1;
+	}
+	return 0;
+}
+
+/* The identity that the tunnel's header carries as its VNI; 0 if it has none, or the
+ * reserved identity of a node or of the world, which says nothing of an endpoint.
+ */
+static __always_inline __u32 tunnel_identity(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key tunnel = {};
+
+	if (skb_get_tunnel_key(skb, &tunnel, sizeof(tunnel), 0) < 0 &&
+	    skb_get_tunnel_key(skb, &tunnel, sizeof(tunnel), BPF_F_TUNINFO_IPV6) < 0)
+		return 0;
+	return tunnel.tunnel_id >= MIN_ENDPOINT_IDENTITY ? tunnel.tunnel_id : 0;
+}
+
+/* Takes a token of the interface and cluster, if there is one. */
+static __always_inline int take_token(__u32 ifindex, __u32 cluster_id, __u64 now)
+{
+	struct bucket_key key = { .ifindex = ifindex, .cluster_id = cluster_id };
+	__u64 *spent = map_lookup_elem(&waggle_buckets, &key);
+	__u64 next = now + token_ns;
+	int i;
+
+	if (!spent) {
+		if (!map_update_elem(&waggle_buckets, &key, &next, BPF_NOEXIST))
+			return 1;
+		/* Another CPU was first, or there is no room. */
+		spent = map_lookup_elem(&waggle_buckets, &key);
+		if (!spent)
+			return 0;
+	}
+	/* Who loses the race for a token tries for the next. */
+	for (i = 0; i < 4; i++) {
+		__u64 old = READ_ONCE(*spent);
+
+		next = (old > now ? old : now) + token_ns;
+		if (next - now > bucket_ns)
+			return 0;
+		if (__sync_val_compare_and_swap(spent, old, next) == old)
+			return 1;
+	}
+	return 0;
+}
+
+/* Tells user space of a miss, unless it was told recently or is told too much. The
+ * order matters: what is limited by rate isn't noted as told, so that it is tried again
+ * with the next packet, and a scan of addresses writes to no map.
+ */
+static __always_inline void signal_miss(struct __sk_buff *skb, struct subject *s, struct signal_key *key,
+					struct counters *counters)
+{
+	__u64 now = ktime_get_ns();
+	__u64 *told = map_lookup_elem(&waggle_signals, key);
+	__u64 last = told ? READ_ONCE(*told) : 0;
+	struct ipcache_miss *miss;
+	int mine;
+
+	if (told && now - last < interval_ns)
+		goto repeated;
+	if (!take_token(skb->ifindex, s->cluster_id, now)) {
+		counters->rate_limited++;
+		return;
+	}
+	miss = ringbuf_reserve(&waggle_misses, sizeof(*miss), 0);
+	if (!miss) {
+		counters->ring_full++;
+		return;
+	}
+	if (told)
+		mine = __sync_val_compare_and_swap(told, last, now) == last;
+	else
+		mine = map_update_elem(&waggle_signals, key, &now, BPF_NOEXIST) == 0;
+	if (!mine) {
+		/* Another CPU was first. */
+		ringbuf_discard(miss, BPF_RB_NO_WAKEUP);
+		goto repeated;
+	}
+	miss->signal_nr = SIGNAL_IPCACHE_MISS;
+	miss->cluster_id = s->cluster_id;
+	miss->identity = s->identity;
+	miss->ifindex = skb->ifindex;
+	miss->time = now;
+	miss->addr = s->addr;
+	miss->family = s->key.family;
+	miss->side = s->side;
+	__builtin_memset(miss->pad, 0, sizeof(miss->pad));
+	ringbuf_submit(miss, 0);
+	counters->signals++;
+	return;
+
+repeated:
+	counters->repeated++;
+}
+
+/* Notes that the address is in use, if that is asked for. The coarse clock is the same
+ * clock at the last tick, for a tenth of the price.
+ */
+static __always_inline void stamp(union address *addr)
+{
+	__u64 *seen = map_lookup_elem(&waggle_seen, addr);
+
+	if (unlikely(seen != 0)) {
+		__u64 now = ktime_get_coarse_ns();
+
+		if (now - READ_ONCE(*seen) >= stamp_ns)
+			WRITE_ONCE(*seen, now);
+	}
+}
+
+static __always_inline int look(struct __sk_buff *skb, __u8 side, int tunnel)
+{
+	struct subject s = { .side = side };
+	struct signal_key told = {};
+	struct ipcache_value *entry;
+	struct counters *counters;
+	__u32 *cluster_id, zero = 0;
+
+	counters = map_lookup_elem(&waggle_counters, &zero);
+	if (!counters)
+		return TCX_NEXT;
+	if (!read_address(skb, &s))
+		goto other;
+	cluster_id = map_lookup_elem(&waggle_cidrs, &s.key);
+	if (likely(!cluster_id))
+		goto other;
+	s.cluster_id = *cluster_id;
+	if (tunnel)
+		s.identity = tunnel_identity(skb);
+
+	entry = map_lookup_elem(&waggle_ipcache, &s.key);
+	if (likely(entry && !is_world(entry->identity))) {
+		stamp(&s.addr);
+		if (likely(!s.identity || s.identity == entry->identity)) {
+			counters->hits++;
+			return TCX_NEXT;
+		}
+		/* Policy goes by the header, so that its identity is what must be known. */
+		told.identity = s.identity;
+	} else {
+		told.addr = s.addr;
+	}
+	counters->misses++;
+	signal_miss(skb, &s, &told, counters);
+	return TCX_NEXT;
+
+other:
+	counters->others++;
+	return TCX_NEXT;
+}
+
+/* On the host's end of a pod's veth pair: what the pod sends. */
+SEC("tcx/ingress")
+int waggle_pod(struct __sk_buff *skb)
+{
+	return look(skb, SIDE_DESTINATION, 0);
+}
+
+/* On a device of the node: what arrives. */
+SEC("tcx/ingress")
+int waggle_uplink(struct __sk_buff *skb)
+{
+	return look(skb, SIDE_SOURCE, 0);
+}
+
+/* On a tunnel device with a header for each packet: what was inside. */
+SEC("tcx/ingress")
+int waggle_tunnel(struct __sk_buff *skb)
+{
+	return look(skb, SIDE_SOURCE, 1);
+}
+
+char programs_license[] SEC("license") = "Dual BSD/GPL";

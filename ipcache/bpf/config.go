@@ -1,0 +1,99 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"os"
+	"time"
+)
+
+// What a [Config] has where it says nothing.
+const (
+	DefaultInterval    = 200 * time.Millisecond
+	DefaultRate        = 1000
+	DefaultBurst       = 100
+	DefaultMaxFollowed = 65536
+	DefaultRingBytes   = 1 << 20
+)
+
+// stampInterval is how exact the times of [Kernel.LastSeen] are: far below any sensible
+// TTL, and seldom enough that CPUs don't fight over the cache line.
+const stampInterval = time.Second
+
+// Config says where the programs find what they read, and how much they may tell.
+// What is zero has the default above.
+type Config struct {
+	// Dir is a directory on a BPF file system for our maps and links. It is made if it
+	// isn't there, and only one process at a time can have it.
+	Dir string
+	// IPCacheMap is where the map is pinned that the datapath reads: Cilium's
+	// cilium_ipcache_v2 or ours. It is only read.
+	IPCacheMap string
+	// Interval is the least time between two signals for the same address.
+	Interval time.Duration
+	// Rate is how many signals per second an interface may give for one cluster, and
+	// Burst how many at once.
+	Rate, Burst uint32
+	// MaxFollowed is how many addresses can be followed.
+	MaxFollowed int
+	// RingBytes is the size of the ring buffer, a power of two and of whole pages; a
+	// signal takes 56 bytes of it.
+	RingBytes int
+}
+
+func (c Config) withDefaults() Config {
+	if c.Interval == 0 {
+		c.Interval = DefaultInterval
+	}
+	if c.Rate == 0 {
+		c.Rate = DefaultRate
+	}
+	if c.Burst == 0 {
+		c.Burst = DefaultBurst
+	}
+	if c.MaxFollowed == 0 {
+		c.MaxFollowed = DefaultMaxFollowed
+	}
+	if c.RingBytes == 0 {
+		c.RingBytes = DefaultRingBytes
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	var errs []error
+	if c.Dir == "" {
+		errs = append(errs, errors.New("no directory for the maps"))
+	}
+	if c.IPCacheMap == "" {
+		errs = append(errs, errors.New("no ipcache map"))
+	}
+	if c.Interval < 0 {
+		errs = append(errs, fmt.Errorf("an interval of %s between signals", c.Interval))
+	}
+	if c.Rate > uint32(time.Second) {
+		errs = append(errs, fmt.Errorf("a rate of %d signals per second", c.Rate))
+	}
+	if c.MaxFollowed < 0 {
+		errs = append(errs, fmt.Errorf("%d addresses to follow", c.MaxFollowed))
+	}
+	if c.RingBytes < 0 || bits.OnesCount(uint(c.RingBytes)) != 1 || c.RingBytes%os.Getpagesize() != 0 {
+		errs = append(errs, fmt.Errorf("a ring buffer of %d bytes, which isn't a power of two and whole pages", c.RingBytes))
+	}
+	return errors.Join(errs...)
+}
+
+// constants are the read-only globals of the programs.
+func (c Config) constants() map[string]any {
+	token := uint64(time.Second) / uint64(c.Rate)
+	return map[string]any{
+		"interval_ns": uint64(c.Interval),
+		"token_ns":    token,
+		"bucket_ns":   token * uint64(c.Burst),
+		"stamp_ns":    uint64(stampInterval),
+	}
+}

@@ -1,0 +1,143 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/hive/hivetest"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// patience is how long a test waits for what must come.
+const patience = 2 * time.Minute
+
+// skip skips the test for want of what it needs; where everything must be there, it
+// fails.
+func skip(t testing.TB, err error) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatal(err)
+	}
+	t.Skip(err)
+}
+
+// bpfRoot mounts a BPF file system of the test's own.
+func bpfRoot(t testing.TB) string {
+	t.Helper()
+	root := t.TempDir()
+	if err := unix.Mount("bpf", root, "bpf", 0, "mode=0700"); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			skip(t, errors.New("mounting a BPF file system needs CAP_SYS_ADMIN"))
+		}
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(root, unix.MNT_DETACH)) })
+	return root
+}
+
+// newIPCache makes and pins a map as Cilium's is.
+func newIPCache(t testing.TB, path string, capacity uint32) *ebpf.Map {
+	t.Helper()
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "cilium_ipcache_", Type: ebpf.LPMTrie, KeySize: cidrKeySize, ValueSize: ipcacheValueSize,
+		MaxEntries: capacity, Flags: unix.BPF_F_NO_PREALLOC | unix.BPF_F_RDONLY_PROG,
+	})
+	require.NoError(t, err)
+	require.NoError(t, m.Pin(path))
+	t.Cleanup(func() { require.NoError(t, m.Close()) })
+	return m
+}
+
+// fixture is a Kernel with an ipcache map.
+type fixture struct {
+	*Kernel
+	cfg     Config
+	entries *ebpf.Map
+	read    uint64 // signals that the test has had
+}
+
+// newFixture opens a Kernel on directories of the test's own.
+func newFixture(t testing.TB, edit func(*Config)) *fixture {
+	t.Helper()
+	root := bpfRoot(t)
+	f := &fixture{cfg: Config{
+		Dir:        filepath.Join(root, "ondemand"),
+		IPCacheMap: filepath.Join(root, "cilium_ipcache_v2"),
+		// No second signal in a test, however slow the machine.
+		Interval: time.Hour,
+	}}
+	if edit != nil {
+		edit(&f.cfg)
+	}
+	f.entries = newIPCache(t, f.cfg.IPCacheMap, 1<<20)
+	f.open(t)
+	t.Cleanup(func() { require.NoError(t, f.Close()) })
+	return f
+}
+
+func (f *fixture) open(t testing.TB) {
+	t.Helper()
+	var err error
+	f.Kernel, err = Open(hivetest.Logger(t), f.cfg)
+	if errors.Is(err, ErrUnsupported) {
+		skip(t, err)
+	}
+	require.NoError(t, err)
+}
+
+// upsert puts an entry into the ipcache map.
+func (f *fixture) upsert(t testing.TB, prefix string, identity uint32) {
+	t.Helper()
+	require.NoError(t, f.entries.Put(newCIDRKey(netip.MustParsePrefix(prefix)), missIpcacheValue{Identity: identity}))
+}
+
+// stats are the counters, which must add up.
+func (f *fixture) stats(t testing.TB) Stats {
+	t.Helper()
+	stats, err := f.Stats()
+	require.NoError(t, err)
+	require.Equal(t, stats.Misses, stats.Signals+stats.Repeated+stats.RateLimited+stats.RingFull, "%+v", stats)
+	return stats
+}
+
+// signals are all that were given since the last call.
+func (f *fixture) signals(t testing.TB) (all []Miss) {
+	t.Helper()
+	given := f.stats(t).Signals
+	if f.read == given {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err := f.Read(ctx, func(batch []Miss) {
+		all = append(all, batch...)
+		f.read += uint64(len(batch))
+		if f.read >= given {
+			cancel()
+		}
+	})
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, given, f.read)
+	return all
+}
+
+// run gives a frame to a program as if it had come in on the loopback device.
+func (f *fixture) run(t testing.TB, program *ebpf.Program, frame []byte) {
+	t.Helper()
+	verdict, err := program.Run(&ebpf.RunOptions{Data: frame})
+	require.NoError(t, err)
+	require.EqualValues(t, tcxNext, int32(verdict), "the packet must go on")
+}
+
+// tcxNext is the kernel's TCX_NEXT.
+const tcxNext = -1

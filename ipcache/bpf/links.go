@@ -1,0 +1,223 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+)
+
+// attachment is our program on one interface. Its link is pinned, by the kind and the
+// index of the interface.
+type attachment struct {
+	link link.Link
+	kind Kind
+	path string
+}
+
+// Attached is the kind of each interface that has a program of ours, by index.
+func (k *Kernel) Attached() map[int]Kind {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	attached := make(map[int]Kind, len(k.links))
+	for ifindex, a := range k.links {
+		attached[ifindex] = a.kind
+	}
+	return attached
+}
+
+// Attach puts a program in front of all others on the ingress of an interface; they all
+// see every packet still. It does nothing if that is so already, and replaces the
+// program in place if the interface was of another kind.
+func (k *Kernel) Attach(ifindex int, kind Kind) error {
+	device, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return fmt.Errorf("looking for interface %d: %w", ifindex, err)
+	}
+	program, err := k.programFor(device, kind)
+	if err != nil {
+		return err
+	}
+
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	path := filepath.Join(k.linksDir(), pinName(kind, ifindex))
+	if a, ok := k.links[ifindex]; ok {
+		alive, err := a.alive(ifindex)
+		if err != nil {
+			return err
+		}
+		if alive {
+			return a.become(program, kind, path)
+		}
+		// The index was another interface's.
+		delete(k.links, ifindex)
+		if err := a.remove(); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(k.linksDir(), 0o700); err != nil {
+		return fmt.Errorf("making the directory of links: %w", err)
+	}
+	l, err := link.AttachTCX(link.TCXOptions{
+		Interface: ifindex,
+		Program:   program,
+		Attach:    ebpf.AttachTCXIngress,
+		Anchor:    link.Head(),
+	})
+	if err != nil {
+		return fmt.Errorf("attaching to %s: %w", device.Attrs().Name, unpermitted(err))
+	}
+	if err := l.Pin(path); err != nil {
+		return errors.Join(fmt.Errorf("pinning the link to %s at %s: %w", device.Attrs().Name, path, err), l.Close())
+	}
+	k.links[ifindex] = &attachment{link: l, kind: kind, path: path}
+	return nil
+}
+
+// Detach takes our program off an interface, if there is one.
+func (k *Kernel) Detach(ifindex int) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	a, ok := k.links[ifindex]
+	if !ok {
+		return nil
+	}
+	delete(k.links, ifindex)
+	return a.remove()
+}
+
+// alive says whether the interface that it was attached to is still there.
+func (a *attachment) alive(ifindex int) (bool, error) {
+	info, err := a.link.Info()
+	if err != nil {
+		return false, fmt.Errorf("asking about the link at %s: %w", a.path, err)
+	}
+	tcx := info.TCX()
+	return tcx != nil && int(tcx.Ifindex) == ifindex, nil
+}
+
+// become replaces the program in place, unless the kind is the same.
+func (a *attachment) become(program *ebpf.Program, kind Kind, path string) error {
+	if a.kind == kind {
+		return nil
+	}
+	if err := a.link.Update(program); err != nil {
+		return fmt.Errorf("replacing the program of the link at %s: %w", a.path, err)
+	}
+	if err := a.link.Pin(path); err != nil {
+		return fmt.Errorf("moving the pin of a link from %s to %s: %w", a.path, path, err)
+	}
+	a.kind, a.path = kind, path
+	return nil
+}
+
+// remove unpins and closes the link, which detaches the program.
+func (a *attachment) remove() error {
+	if err := errors.Join(a.link.Unpin(), a.link.Close()); err != nil {
+		return fmt.Errorf("removing the link at %s: %w", a.path, err)
+	}
+	return nil
+}
+
+// restoreLinks takes over the links of an earlier process and has them run our programs
+// from now on. What can't be taken over is detached, and attached anew when asked for.
+func (k *Kernel) restoreLinks() error {
+	entries, err := os.ReadDir(k.linksDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("looking for links of an earlier process: %w", err)
+	}
+	for _, entry := range entries {
+		path := filepath.Join(k.linksDir(), entry.Name())
+		kind, ifindex, ok := parsePinName(entry.Name())
+		if !ok {
+			return fmt.Errorf("the directory of links has %s: %w", path, ErrForeignPin)
+		}
+		l, err := link.LoadPinnedLink(path, nil)
+		if err != nil {
+			return fmt.Errorf("opening the link at %s: %w", path, err)
+		}
+		a := &attachment{link: l, kind: kind, path: path}
+		if err := k.takeOver(a, ifindex); err != nil {
+			k.log.Info("Detaching from an interface", "ifindex", ifindex, "reason", err)
+			if err := a.remove(); err != nil {
+				return err
+			}
+			continue
+		}
+		k.links[ifindex] = a
+	}
+	return nil
+}
+
+func (k *Kernel) takeOver(a *attachment, ifindex int) error {
+	alive, err := a.alive(ifindex)
+	if err != nil {
+		return err
+	}
+	if !alive {
+		return errors.New("it is gone")
+	}
+	device, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return fmt.Errorf("looking for it: %w", err)
+	}
+	program, err := k.programFor(device, a.kind)
+	if err != nil {
+		return err
+	}
+	if err := a.link.Update(program); err != nil {
+		return fmt.Errorf("replacing its program: %w", err)
+	}
+	return nil
+}
+
+// programFor is the program for packets as the device has them: with an Ethernet header
+// in front or without any.
+func (k *Kernel) programFor(device netlink.Link, kind Kind) (*ebpf.Program, error) {
+	var variant programs
+	switch hardware := device.Attrs().EncapType; hardware {
+	case "ether", "loopback":
+		variant = k.ethernet
+	case "none", "ipip", "tunnel6", "sit", "gre", "gre6", "ppp", "void":
+		variant = k.raw
+	default:
+		return nil, fmt.Errorf("interface %s has hardware of the type %q, which isn't known here", device.Attrs().Name, hardware)
+	}
+	program := variant.of(kind)
+	if program == nil {
+		return nil, fmt.Errorf("interface %s is of no known kind (%d)", device.Attrs().Name, kind)
+	}
+	return program, nil
+}
+
+// pinName can't have the interface's name: it may have a dot, which the BPF file system
+// doesn't take, and it may change.
+func pinName(kind Kind, ifindex int) string { return kind.String() + "_" + strconv.Itoa(ifindex) }
+
+func parsePinName(name string) (Kind, int, bool) {
+	prefix, index, _ := strings.Cut(name, "_")
+	ifindex, err := strconv.Atoi(index)
+	if err != nil || ifindex <= 0 {
+		return 0, 0, false
+	}
+	for _, kind := range []Kind{KindPod, KindUplink, KindTunnel} {
+		if prefix == kind.String() {
+			return kind, ifindex, true
+		}
+	}
+	return 0, 0, false
+}

@@ -1,0 +1,71 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"runtime"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// inNamespace has the rest of the test run in a network namespace of its own, which
+// goes with it: the thread that has it ends with the test's goroutine.
+func inNamespace(t testing.TB) {
+	t.Helper()
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			skip(t, errors.New("a network namespace needs CAP_SYS_ADMIN"))
+		}
+		t.Fatal(err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	require.NoError(t, err)
+	require.NoError(t, netlink.LinkSetUp(lo))
+}
+
+// addVeth makes a pair of interfaces, both up, and gives the index of the first.
+func addVeth(t testing.TB, name, peer string) int {
+	t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	require.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: peer}))
+	for _, each := range []string{peer, name} {
+		device, err := netlink.LinkByName(each)
+		require.NoError(t, err)
+		require.NoError(t, netlink.LinkSetUp(device))
+	}
+	return ifindex(t, name)
+}
+
+func ifindex(t testing.TB, name string) int {
+	t.Helper()
+	device, err := netlink.LinkByName(name)
+	require.NoError(t, err)
+	return device.Attrs().Index
+}
+
+// send puts a frame onto an interface, as if its owner had sent it.
+func send(t testing.TB, ifindex int, frame []byte) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	to := &unix.SockaddrLinklayer{Ifindex: ifindex, Halen: 6}
+	copy(to.Addr[:], net.HardwareAddr(frame[:6]))
+	require.NoError(t, unix.Sendto(fd, frame, 0, to))
+}
+
+func addrs(misses []Miss) (all []netip.Addr) {
+	for _, miss := range misses {
+		all = append(all, miss.Addr)
+	}
+	return all
+}

@@ -1,0 +1,171 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Names of maps in the kernel, in the object, and in the directory.
+const (
+	ipcacheName  = "waggle_ipcache"
+	cidrsName    = "waggle_cidrs"
+	seenName     = "waggle_seen"
+	countersName = "waggle_counters"
+	missesName   = "waggle_misses"
+
+	// linksName is the directory of links.
+	linksName = "links"
+)
+
+// maxCIDRs is how many remote pod CIDRs there can be: more than one of each family for
+// each of 100,000 nodes, if none of them can be merged. Only those that are there take
+// memory.
+const maxCIDRs = 1 << 18
+
+const (
+	cidrKeySize      = 24
+	ipcacheValueSize = 24
+)
+
+// pinned are the maps that outlive us. The maps of the rate limits don't: their content is
+// worth nothing after a second, and the programs that use them hold them.
+type pinned struct {
+	cidrs, seen, counters, misses *ebpf.Map
+}
+
+func (m *pinned) byName() map[string]*ebpf.Map {
+	return map[string]*ebpf.Map{cidrsName: m.cidrs, seenName: m.seen, countersName: m.counters, missesName: m.misses}
+}
+
+// open opens the pinned maps or makes them.
+func (m *pinned) open(log *slog.Logger, cfg Config) error {
+	spec, err := loadMiss()
+	if err != nil {
+		return fmt.Errorf("reading the programs: %w", err)
+	}
+	for _, each := range []struct {
+		name     string
+		capacity int
+		m        **ebpf.Map
+	}{
+		{cidrsName, maxCIDRs, &m.cidrs},
+		{seenName, cfg.MaxFollowed, &m.seen},
+		{countersName, 1, &m.counters},
+		{missesName, cfg.RingBytes, &m.misses},
+	} {
+		mapSpec := spec.Maps[each.name]
+		mapSpec.MaxEntries = uint32(each.capacity)
+		*each.m, err = openMap(log, filepath.Join(cfg.Dir, each.name), mapSpec)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *pinned) close() error {
+	return errors.Join(m.cidrs.Close(), m.seen.Close(), m.counters.Close(), m.misses.Close())
+}
+
+// openMap opens one pinned map. One of ours with another size or layout is replaced.
+func openMap(log *slog.Logger, path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	switch old, err := ebpf.LoadPinnedMap(path, nil); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("opening the map at %s: %w", path, unpermitted(err))
+	default:
+		err := spec.Compatible(old)
+		if err == nil {
+			return old, nil
+		}
+		if !errors.Is(err, ebpf.ErrMapIncompatible) {
+			return nil, errors.Join(fmt.Errorf("checking the map at %s: %w", path, err), old.Close())
+		}
+		log.Warn("Replacing a pinned map, which has another size or layout", "path", path, "difference", err)
+		if err := errors.Join(old.Unpin(), old.Close()); err != nil {
+			return nil, fmt.Errorf("removing the map at %s: %w", path, err)
+		}
+	}
+	m, err := ebpf.NewMap(spec)
+	if err != nil {
+		return nil, fmt.Errorf("making the map %s: %w", spec.Name, unpermitted(err))
+	}
+	if err := m.Pin(path); err != nil {
+		return nil, errors.Join(fmt.Errorf("pinning the map at %s: %w", path, err), m.Close())
+	}
+	return m, nil
+}
+
+// lockDir makes the directory and takes it for this process. The lock ends with the
+// process, however it ends.
+func lockDir(path string) (*os.File, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("making the directory of maps: %w", unpermitted(err))
+	}
+	var stat unix.Statfs_t
+	if err := unix.Statfs(path, &stat); err != nil {
+		return nil, fmt.Errorf("looking at the file system of %s: %w", path, err)
+	}
+	if stat.Type != unix.BPF_FS_MAGIC {
+		return nil, fmt.Errorf("the directory of maps, %s, isn't on a BPF file system", path)
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening the directory of maps: %w", err)
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrInUse
+		}
+		return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), dir.Close())
+	}
+	return dir, nil
+}
+
+// checkPins refuses a directory with something in it that we don't make, before
+// anything there is changed.
+func checkPins(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("looking into the directory of maps: %w", err)
+	}
+	for _, entry := range entries {
+		switch entry.Name() {
+		case cidrsName, seenName, countersName, missesName:
+			if err := checkMap(filepath.Join(dir, entry.Name())); err != nil {
+				return err
+			}
+		case linksName:
+		default:
+			return fmt.Errorf("the directory of maps has %s: %w", filepath.Join(dir, entry.Name()), ErrForeignPin)
+		}
+	}
+	return nil
+}
+
+// checkMap refuses a map that only has the name of its pin in common with ours.
+func checkMap(path string) error {
+	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return fmt.Errorf("opening the map at %s: %w", path, unpermitted(err))
+	}
+	defer m.Close()
+	info, err := m.Info()
+	if err != nil {
+		return fmt.Errorf("asking about the map at %s: %w", path, err)
+	}
+	if info.Name != filepath.Base(path) {
+		return fmt.Errorf("the map at %s is named %q: %w", path, info.Name, ErrForeignPin)
+	}
+	return nil
+}
