@@ -1,0 +1,95 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// ErrBadAnswer says that an etcd answered something that can't be the answer to what
+// it was asked, or more than would be read.
+var ErrBadAnswer = errors.New("not an answer to what was asked")
+
+// Together is what an etcd has at several keys, all at one revision.
+type Together struct {
+	Header *pb.ResponseHeader
+	// KVs are in the order of the keys; nil where there is none.
+	KVs []*mvccpb.KeyValue
+}
+
+// GetTogether reads several keys at one revision and in one round trip, until ctx ends.
+// It is linearizable: what was written before is seen. Of an answer of more than
+// maxBytes nothing is read: an etcd that can't be trusted can't fill our memory.
+//
+// The error wraps ErrBadAnswer, or is the etcd's, for status.Code or CodeOf.
+func (c *Client) GetTogether(ctx context.Context, maxBytes int, keys ...string) (Together, error) {
+	txn := &pb.TxnRequest{Success: make([]*pb.RequestOp, len(keys))}
+	for i, key := range keys {
+		txn.Success[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte(key)}}}
+	}
+	resp, err := c.kv.Txn(ctx, txn, grpc.MaxCallRecvMsgSize(maxBytes))
+	if err == nil {
+		var read Together
+		if read, err = together(resp, keys); err == nil {
+			return read, nil
+		}
+	} else if tooLarge(err) {
+		err = fmt.Errorf("%w: %w", ErrBadAnswer, err)
+	} else {
+		err = rpctypes.Error(err)
+	}
+	return Together{}, fmt.Errorf("reading %s: %w", strings.Join(keys, ", "), err)
+}
+
+func together(resp *pb.TxnResponse, keys []string) (Together, error) {
+	if resp.Header == nil || len(resp.Responses) != len(keys) {
+		return Together{}, fmt.Errorf("%w: %d answers to %d keys", ErrBadAnswer, len(resp.Responses), len(keys))
+	}
+	read := Together{Header: resp.Header, KVs: make([]*mvccpb.KeyValue, len(keys))}
+	for i, one := range resp.Responses {
+		found := one.GetResponseRange()
+		switch {
+		case found == nil || len(found.Kvs) > 1:
+			return Together{}, fmt.Errorf("%w: it isn't what there is at one key", ErrBadAnswer)
+		case len(found.Kvs) == 0:
+			continue
+		case string(found.Kvs[0].Key) != keys[i]:
+			return Together{}, fmt.Errorf("%w: it is what there is at %.256q", ErrBadAnswer, found.Kvs[0].Key)
+		}
+		read.KVs[i] = found.Kvs[0]
+	}
+	return read, nil
+}
+
+// tooLarge tells gRPC's own refusal to read from etcd's errors of the same code.
+func tooLarge(err error) bool {
+	if status.Code(err) != codes.ResourceExhausted {
+		return false
+	}
+	var known rpctypes.EtcdError
+	return !errors.As(rpctypes.Error(err), &known)
+}
+
+// CodeOf is the gRPC code of an error of a Client: Unknown where it has none, which is
+// one of its own making.
+func CodeOf(err error) codes.Code {
+	var known rpctypes.EtcdError
+	switch {
+	case errors.As(err, &known):
+		return known.Code()
+	case errors.Is(err, context.DeadlineExceeded):
+		return codes.DeadlineExceeded
+	}
+	return status.Code(err)
+}
