@@ -18,6 +18,7 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
 	"github.com/waggle-mesh/waggle/kvstoremesh"
+	"github.com/waggle-mesh/waggle/kvstoremesh/readthrough"
 )
 
 // Exporter is the hive of "waggle clustermesh": Kubernetes → etcd.
@@ -58,6 +59,7 @@ var KVStoreMesh = cell.Module(
 	remote.Cell,        // the remote clusters' life
 	remote.Metrics(""), // upstream's metrics of it
 	kvstoremesh.Cell,   // cilium/state/… there → cilium/cache/… here
+	readthrough.Cell,   // what isn't pushed, looked up there for the agents here
 )
 
 // InClusterCache is the hive of "waggle incluster-cache": Kubernetes → an etcd of

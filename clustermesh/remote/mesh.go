@@ -82,6 +82,14 @@ func (m *Mesh) Clusters() []string {
 	return slices.Sorted(maps.Keys(m.clusters))
 }
 
+// Configured says whether there is a cluster of that name, connected or not.
+func (m *Mesh) Configured(cluster string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, ok := m.clusters[cluster]
+	return ok
+}
+
 // Connection is the one over which a cluster is followed now, for whoever looks up a
 // key or two. It is false while there is none: the cluster isn't configured, its etcd
 // doesn't answer, or its config isn't acceptable. The Client may be closed at any time

@@ -47,7 +47,7 @@ etcd in Cilium's kvstore schema, for remote clusters to read.`,
 		long: `Follows the etcd of each remote cluster that --clustermesh-config has a file for,
 and writes what it holds below cilium/cache/ of the local etcd, so that the local
 agents read only that one.`,
-		cells: cell.Group(cells.KVStoreMesh, skippedMetrics),
+		cells: cell.Group(cells.KVStoreMesh, skippedMetrics, readThroughMetrics),
 		// Of what it reads it keeps next to nothing, so that most of its heap is
 		// garbage: less of that costs little. 50 is 7 % less memory for 13 % more
 		// CPU, 100 the other way round (docs/performance.md).

@@ -1,0 +1,90 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package readthrough
+
+import (
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"k8s.io/utils/clock"
+)
+
+const (
+	// cacheEntries and cacheBytes bound what is kept: the look-ups of some seconds of
+	// a whole mesh, of 200 bytes each. A source can make its values as large as a
+	// megabyte.
+	cacheEntries = 1 << 15
+	cacheBytes   = 16 << 20
+	// entryBytes is about what an entry takes beside its value.
+	entryBytes = 256
+)
+
+// cache keeps answers, found and not found, for a moment. Its methods are safe for
+// concurrent use.
+//
+// The library's own cache with a TTL has a goroutine that can't be ended. Here all live
+// equally long and are never renewed, so that what is oldest is what ends first, and
+// goes when something is added.
+type cache struct {
+	ttl   time.Duration
+	clock clock.PassiveClock
+
+	mu      sync.Mutex
+	answers *simplelru.LRU[string, cached]
+	bytes   int
+}
+
+type cached struct {
+	answer
+	until time.Time
+}
+
+func newCache(ttl time.Duration, clock clock.PassiveClock) *cache {
+	c := &cache{ttl: ttl, clock: clock}
+	// The error is for a size that isn't positive.
+	c.answers, _ = simplelru.NewLRU(cacheEntries, func(key string, one cached) { c.bytes -= one.size(key) })
+	return c
+}
+
+// get gives what was put there less than the TTL ago.
+func (c *cache) get(key string) (answer, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// Not Get, which would make it the youngest.
+	one, ok := c.answers.Peek(key)
+	if !ok || !c.clock.Now().Before(one.until) {
+		return answer{}, false
+	}
+	return one.answer, true
+}
+
+// put keeps an answer, in place of what there was.
+func (c *cache) put(key string, a answer) {
+	if c.ttl == 0 {
+		return
+	}
+	now := c.clock.Now()
+	one := cached{a, now.Add(c.ttl)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.answers.Remove(key)
+	c.bytes += one.size(key)
+	c.answers.Add(key, one)
+	for {
+		_, oldest, ok := c.answers.GetOldest()
+		if !ok || c.bytes <= cacheBytes && now.Before(oldest.until) {
+			return
+		}
+		c.answers.RemoveOldest()
+	}
+}
+
+func (one cached) size(key string) int {
+	size := entryBytes + len(key)
+	if one.kv != nil {
+		size += len(one.kv.Key) + len(one.kv.Value)
+	}
+	return size
+}

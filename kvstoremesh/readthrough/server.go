@@ -1,0 +1,169 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package readthrough
+
+import (
+	"context"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/api/v3/version"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+const (
+	methodRange        = "/etcdserverpb.KV/Range"
+	methodStatus       = "/etcdserverpb.Maintenance/Status"
+	methodAuthenticate = "/etcdserverpb.Auth/Authenticate"
+
+	// healthKey is what "etcdctl endpoint health" asks an etcd for.
+	healthKey = "health"
+
+	// A request is a key of some 100 bytes.
+	maxRequestBytes = 16 << 10
+	// maxStreams are the requests at a time over one connection, which one agent has.
+	maxStreams = 256
+)
+
+// server is etcd's service of keys and values, as far as it is answered: Range of one
+// key. What is answered is at most --ondemand-cache-ttl old, whether the request allows
+// that or not, and the header is that of the etcd that has answered.
+type server struct {
+	pb.UnimplementedKVServer
+	pb.UnimplementedMaintenanceServer
+	source  *source
+	names   names
+	metrics *Metrics
+}
+
+// grpc gives the gRPC server of what is answered.
+func (s *server) grpc(creds credentials.TransportCredentials) *grpc.Server {
+	server := grpc.NewServer(
+		grpc.Creds(creds),
+		grpc.MaxRecvMsgSize(maxRequestBytes),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.WaitForHandlers(true),
+		// A client that is gone is noticed; and etcd's clients ask whether we are there.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(s.intercept),
+		grpc.UnknownServiceHandler(s.refuse),
+	)
+	pb.RegisterKVServer(server, s)
+	pb.RegisterMaintenanceServer(server, s)
+	return server
+}
+
+// intercept lets through what is answered, for clients that may ask.
+func (s *server) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	end := s.metrics.begin()
+	resp, outcome, err := s.admit(ctx, req, info.FullMethod, handler)
+	end(outcome)
+	return resp, err
+}
+
+func (s *server) admit(ctx context.Context, req any, method string, handler grpc.UnaryHandler) (resp any, outcome string, err error) {
+	if err = s.names.check(ctx); err == nil {
+		switch method {
+		case methodRange, methodStatus:
+			resp, err = handler(ctx, req)
+		default:
+			err = notAnswered(method)
+		}
+	}
+	if err != nil {
+		return nil, outcomeOf(err), err
+	}
+	if found, ok := resp.(*pb.RangeResponse); ok && found.Count == 0 {
+		return resp, outcomeNotFound, nil
+	}
+	return resp, outcomeFound, nil
+}
+
+// refuse is for all that isn't KV or Maintenance.
+func (s *server) refuse(_ any, stream grpc.ServerStream) (err error) {
+	end := s.metrics.begin()
+	defer func() { end(outcomeOf(err)) }()
+	if err := s.names.check(stream.Context()); err != nil {
+		return err
+	}
+	method, _ := grpc.MethodFromServerStream(stream)
+	if method == methodAuthenticate {
+		// A client that has a password goes on without it.
+		return rpctypes.ErrGRPCAuthNotEnabled
+	}
+	return notAnswered(method)
+}
+
+func notAnswered(method string) error {
+	return fail(outcomeMalformed, codes.Unimplemented, "%.256s isn't answered: this is no etcd, and only single keys are looked up", method)
+}
+
+// Range implements pb.KVServer.
+func (s *server) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {
+	if err := checkRange(req); err != nil {
+		return nil, err
+	}
+	key := string(req.Key)
+	if key == healthKey {
+		return &pb.RangeResponse{Header: &pb.ResponseHeader{}}, nil
+	}
+	lookup, err := wire.ParseReadThroughKey(key)
+	if err != nil {
+		return nil, fail(outcomeMalformed, codes.InvalidArgument, "%v", err)
+	}
+	a, err := s.source.ask(lookup)
+	if err != nil {
+		return nil, err
+	}
+	return respond(req, a), nil
+}
+
+// checkRange refuses what would mean something else than the one key as it is now.
+func checkRange(req *pb.RangeRequest) error {
+	switch {
+	case len(req.Key) == 0:
+		return rpctypes.ErrGRPCEmptyKey
+	case len(req.RangeEnd) > 0:
+		return fail(outcomeMalformed, codes.InvalidArgument, "no range is answered, such as that from %.256q to %.256q: only single keys are looked up", req.Key, req.RangeEnd)
+	case req.Revision > 0:
+		return rpctypes.ErrGRPCCompacted // no history is kept
+	case req.MinModRevision != 0, req.MaxModRevision != 0, req.MinCreateRevision != 0, req.MaxCreateRevision != 0:
+		return fail(outcomeMalformed, codes.InvalidArgument, "%.256q can't be asked for by revision", req.Key)
+	}
+	return nil
+}
+
+// respond gives what etcd would if it had the key that was asked for.
+func respond(req *pb.RangeRequest, a answer) *pb.RangeResponse {
+	header := *a.header // which others are given as well
+	resp := &pb.RangeResponse{Header: &header}
+	if a.kv == nil {
+		return resp
+	}
+	resp.Count = 1
+	if req.CountOnly {
+		return resp
+	}
+	kv := &mvccpb.KeyValue{Key: req.Key, CreateRevision: a.kv.CreateRevision, ModRevision: a.kv.ModRevision, Version: a.kv.Version}
+	if !req.KeysOnly {
+		kv.Value = a.kv.Value
+	}
+	resp.Kvs = []*mvccpb.KeyValue{kv}
+	return resp
+}
+
+// Status implements pb.MaintenanceServer: whoever gets it has a connection that is
+// answered.
+func (s *server) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
+	return &pb.StatusResponse{Header: &pb.ResponseHeader{}, Version: version.Version}, nil
+}
