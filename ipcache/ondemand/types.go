@@ -10,7 +10,10 @@
 //	                                │                                                  ▲
 //	                          nothing there ─▶ negative cache              expiry ─────┘
 //
-//	types.go    the contract
+//	types.go        the contract
+//	answer.go       how an etcd is asked a question
+//	local.go        the etcd by which the agent follows a cluster, as a resolver
+//	readthrough.go  KVStoreMesh's read-through, as a resolver
 package ondemand
 
 import (

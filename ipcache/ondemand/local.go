@@ -1,0 +1,73 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package ondemand
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/waggle-mesh/waggle/clustermesh/remote"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// Local looks a question up in the etcd that the agent follows the cluster by: that of
+// its KVStoreMesh, which has what is pushed, or the cluster's own, which also has what
+// is to be looked up.
+type Local struct{ mesh connections }
+
+// NewLocal makes the resolver "local".
+func NewLocal(mesh *remote.Mesh) *Local { return &Local{mesh} }
+
+// Name implements IPCacheMissResolver.
+func (*Local) Name() string { return "local" }
+
+// Resolve implements IPCacheMissResolver, in one round trip or two.
+func (l *Local) Resolve(ctx context.Context, q Question) (Answer, error) {
+	conn, ok := l.mesh.Connection(q.Cluster)
+	switch {
+	case !ok:
+		return Answer{}, fmt.Errorf("%w: %q is not connected", ErrUnavailable, q.Cluster)
+	case conn.Config.ID != q.ClusterID:
+		return Answer{}, fmt.Errorf("%w: %q has the ID %d, not %d", ErrUnavailable, q.Cluster, conn.Config.ID, q.ClusterID)
+	}
+	return answerBy(ctx, q, func(ctx context.Context, lookups ...wire.Lookup) ([][]byte, error) {
+		return readSource(ctx, conn, lookups)
+	})
+}
+
+// readSource reads all look-ups at one revision.
+func readSource(ctx context.Context, conn remote.Connection, lookups []wire.Lookup) ([][]byte, error) {
+	cached := conn.Config.Capabilities.Cached
+	var keys []string
+	ends := make([]int, len(lookups)) // of each look-up's keys
+	for i, lookup := range lookups {
+		keys = append(keys, lookup.SourceKeys(cached)...)
+		ends[i] = len(keys)
+	}
+	// Room for a value that is a little too large to be refused by its name.
+	read, err := conn.Client.GetTogether(ctx, (len(keys)+1)*wire.MaxValueBytes, keys...)
+	if err != nil {
+		return nil, asResolver(err)
+	}
+	values := make([][]byte, len(lookups))
+	from := 0
+	for i, end := range ends {
+		for _, kv := range read.KVs[from:end] {
+			if kv != nil {
+				values[i] = present(kv.Value)
+				break
+			}
+		}
+		from = end
+	}
+	return values, nil
+}
+
+// present makes of an empty value one that isn't nil, which means that there is none.
+func present(value []byte) []byte {
+	if value == nil {
+		return []byte{}
+	}
+	return value
+}
