@@ -12,6 +12,7 @@
 //	mesh.go       a cluster, and the parts that run in it
 //	hive.go       a hive that is stopped and started
 //	etcd.go       an etcd behind an address that stays (testing/relay)
+//	roles.go      its users, as upstream makes them
 //	directory.go  a --clustermesh-config directory
 //	objects.go    Kubernetes objects in memory
 //	cache.go      the in-cluster cache, and an agent that reads it
