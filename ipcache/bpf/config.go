@@ -33,6 +33,9 @@ type Config struct {
 	// IPCacheMap is where the map is pinned that the datapath reads: Cilium's
 	// cilium_ipcache_v2 or ours. It is only read.
 	IPCacheMap string
+	// NetNS is the network namespace of the interfaces, as a file; empty is that of the
+	// process.
+	NetNS string
 	// Interval is the least time between two signals for the same address.
 	Interval time.Duration
 	// Rate is how many signals per second an interface may give for one cluster, and

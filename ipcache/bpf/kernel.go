@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"sync"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
 )
 
@@ -26,39 +25,14 @@ type Kernel struct {
 	cfg  Config
 	dir  *os.File // holds the lock on the directory
 	maps pinned
-	// ipcache is the map that the datapath reads.
-	ipcache       *ebpf.Map
-	ethernet, raw programs
 
 	// reading is held by who reads the signals.
 	reading sync.Mutex
 
-	mu    sync.Mutex
-	links map[int]*attachment
-	cidrs map[netip.Prefix]uint32
-}
-
-// programs are those for interfaces of one hardware type.
-type programs struct {
-	Pod    *ebpf.Program `ebpf:"waggle_pod"`
-	Uplink *ebpf.Program `ebpf:"waggle_uplink"`
-	Tunnel *ebpf.Program `ebpf:"waggle_tunnel"`
-}
-
-func (p programs) of(kind Kind) *ebpf.Program {
-	switch kind {
-	case KindPod:
-		return p.Pod
-	case KindUplink:
-		return p.Uplink
-	case KindTunnel:
-		return p.Tunnel
-	}
-	return nil
-}
-
-func (p programs) close() error {
-	return errors.Join(p.Pod.Close(), p.Uplink.Close(), p.Tunnel.Close())
+	mu       sync.Mutex
+	programs *programs
+	links    map[int]*attachment
+	cidrs    map[netip.Prefix]uint32
 }
 
 // Open loads the programs, and opens the maps that an earlier process has pinned in the
@@ -93,49 +67,21 @@ func Open(log *slog.Logger, cfg Config) (_ *Kernel, err error) {
 	if err := checkPins(cfg.Dir); err != nil {
 		return nil, err
 	}
-	if k.ipcache, err = openIPCache(cfg.IPCacheMap); err != nil {
+	// A map that isn't there is found out before anything is made.
+	ipcache, err := openIPCache(cfg.IPCacheMap)
+	if err != nil {
 		return nil, err
 	}
 	if err := k.maps.open(log, cfg); err != nil {
+		return nil, errors.Join(err, ipcache.Close())
+	}
+	if k.programs, err = loadPrograms(cfg, &k.maps, ipcache); err != nil {
 		return nil, err
 	}
-	if err := k.load(); err != nil {
-		return nil, err
-	}
-	if err := k.restoreLinks(); err != nil {
+	if err := cfg.inNetNS(k.restoreLinks); err != nil {
 		return nil, err
 	}
 	return k, nil
-}
-
-// load loads the programs, once for each kind of hardware.
-func (k *Kernel) load() error {
-	for _, variant := range []struct {
-		programs    *programs
-		noMACHeader uint8
-	}{{&k.ethernet, 0}, {&k.raw, 1}} {
-		spec, err := loadMiss()
-		if err != nil {
-			return fmt.Errorf("reading the programs: %w", err)
-		}
-		constants := k.cfg.constants()
-		constants["no_mac_header"] = variant.noMACHeader
-		for name, value := range constants {
-			if err := spec.Variables[name].Set(value); err != nil {
-				return fmt.Errorf("setting %s in the programs: %w", name, err)
-			}
-		}
-		shared := k.maps.byName()
-		shared[ipcacheName] = k.ipcache
-		for name, m := range shared {
-			spec.Maps[name].MaxEntries = m.MaxEntries()
-			spec.Maps[name].Flags = m.Flags()
-		}
-		if err := spec.LoadAndAssign(variant.programs, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
-			return fmt.Errorf("loading the programs: %w", unpermitted(err))
-		}
-	}
-	return nil
 }
 
 // Close lets go of everything and takes nothing away: what is pinned stays, and the
@@ -148,25 +94,13 @@ func (k *Kernel) Close() error {
 		errs = append(errs, a.link.Close())
 	}
 	clear(k.links)
-	errs = append(errs, k.ethernet.close(), k.raw.close(), k.maps.close(), k.ipcache.Close())
+	errs = append(errs, k.programs.close(), k.maps.close())
+	k.programs = nil
 	if k.dir != nil {
 		errs = append(errs, k.dir.Close())
 		k.dir = nil
 	}
 	return errors.Join(errs...)
-}
-
-// openIPCache opens the map that the datapath reads. We write nothing into it.
-func openIPCache(path string) (*ebpf.Map, error) {
-	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
-	if err != nil {
-		return nil, fmt.Errorf("opening the ipcache map at %s: %w", path, unpermitted(err))
-	}
-	if m.Type() != ebpf.LPMTrie || m.KeySize() != cidrKeySize || m.ValueSize() != ipcacheValueSize {
-		return nil, errors.Join(fmt.Errorf("the map at %s is a %s with keys of %d and values of %d bytes: %w",
-			path, m.Type(), m.KeySize(), m.ValueSize(), ErrForeignPin), m.Close())
-	}
-	return m, nil
 }
 
 func (k *Kernel) linksDir() string { return filepath.Join(k.cfg.Dir, linksName) }

@@ -6,7 +6,6 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -22,6 +21,7 @@ import (
 type attachment struct {
 	link link.Link
 	kind Kind
+	raw  bool // packets have no Ethernet header
 	path string
 }
 
@@ -39,35 +39,47 @@ func (k *Kernel) Attached() map[int]Kind {
 // Attach puts a program in front of all others on the ingress of an interface; they all
 // see every packet still. It does nothing if that is so already, and replaces the
 // program in place if the interface was of another kind.
+//
+// For an interface that isn't there the error is netlink's LinkNotFoundError or ENODEV.
 func (k *Kernel) Attach(ifindex int, kind Kind) error {
-	device, err := netlink.LinkByIndex(ifindex)
-	if err != nil {
-		return fmt.Errorf("looking for interface %d: %w", ifindex, err)
-	}
-	program, err := k.programFor(device, kind)
-	if err != nil {
-		return err
-	}
-
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	path := filepath.Join(k.linksDir(), pinName(kind, ifindex))
-	if a, ok := k.links[ifindex]; ok {
+	return k.cfg.inNetNS(func() error { return k.attach(ifindex, kind) })
+}
+
+func (k *Kernel) attach(ifindex int, kind Kind) error {
+	a, ok := k.links[ifindex]
+	if ok {
 		alive, err := a.alive(ifindex)
 		if err != nil {
 			return err
 		}
-		if alive {
-			return a.become(program, kind, path)
-		}
-		// The index was another interface's.
-		delete(k.links, ifindex)
-		if err := a.remove(); err != nil {
-			return err
+		if !alive {
+			// The index was another interface's.
+			delete(k.links, ifindex)
+			if err := a.remove(); err != nil {
+				return err
+			}
+			ok = false
+		} else if a.kind == kind {
+			return nil
 		}
 	}
-	if err := os.MkdirAll(k.linksDir(), 0o700); err != nil {
-		return fmt.Errorf("making the directory of links: %w", err)
+	device, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return fmt.Errorf("looking for interface %d: %w", ifindex, err)
+	}
+	raw, err := isRaw(device)
+	if err != nil {
+		return err
+	}
+	program := k.programs.of(kind, raw)
+	if program == nil {
+		return fmt.Errorf("interface %s is of no known kind (%d)", device.Attrs().Name, kind)
+	}
+	path := filepath.Join(k.linksDir(), pinName(kind, ifindex))
+	if ok {
+		return a.become(program, kind, path)
 	}
 	l, err := link.AttachTCX(link.TCXOptions{
 		Interface: ifindex,
@@ -76,12 +88,12 @@ func (k *Kernel) Attach(ifindex int, kind Kind) error {
 		Anchor:    link.Head(),
 	})
 	if err != nil {
-		return fmt.Errorf("attaching to %s: %w", device.Attrs().Name, unpermitted(err))
+		return fmt.Errorf("attaching to interface %s: %w", device.Attrs().Name, unpermitted(err))
 	}
 	if err := l.Pin(path); err != nil {
-		return errors.Join(fmt.Errorf("pinning the link to %s at %s: %w", device.Attrs().Name, path, err), l.Close())
+		return errors.Join(fmt.Errorf("pinning the link to interface %s at %s: %w", device.Attrs().Name, path, err), l.Close())
 	}
-	k.links[ifindex] = &attachment{link: l, kind: kind, path: path}
+	k.links[ifindex] = &attachment{link: l, kind: kind, raw: raw, path: path}
 	return nil
 }
 
@@ -107,11 +119,8 @@ func (a *attachment) alive(ifindex int) (bool, error) {
 	return tcx != nil && int(tcx.Ifindex) == ifindex, nil
 }
 
-// become replaces the program in place, unless the kind is the same.
+// become replaces the program in place by one of another kind.
 func (a *attachment) become(program *ebpf.Program, kind Kind, path string) error {
-	if a.kind == kind {
-		return nil
-	}
 	if err := a.link.Update(program); err != nil {
 		return fmt.Errorf("replacing the program of the link at %s: %w", a.path, err)
 	}
@@ -133,10 +142,10 @@ func (a *attachment) remove() error {
 // restoreLinks takes over the links of an earlier process and has them run our programs
 // from now on. What can't be taken over is detached, and attached anew when asked for.
 func (k *Kernel) restoreLinks() error {
-	entries, err := os.ReadDir(k.linksDir())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if err := os.MkdirAll(k.linksDir(), 0o700); err != nil {
+		return fmt.Errorf("making the directory of links: %w", err)
 	}
+	entries, err := os.ReadDir(k.linksDir())
 	if err != nil {
 		return fmt.Errorf("looking for links of an earlier process: %w", err)
 	}
@@ -175,33 +184,23 @@ func (k *Kernel) takeOver(a *attachment, ifindex int) error {
 	if err != nil {
 		return fmt.Errorf("looking for it: %w", err)
 	}
-	program, err := k.programFor(device, a.kind)
-	if err != nil {
+	if a.raw, err = isRaw(device); err != nil {
 		return err
 	}
-	if err := a.link.Update(program); err != nil {
+	if err := a.link.Update(k.programs.of(a.kind, a.raw)); err != nil {
 		return fmt.Errorf("replacing its program: %w", err)
 	}
 	return nil
 }
 
-// programFor is the program for packets as the device has them: with an Ethernet header
-// in front or without any.
-func (k *Kernel) programFor(device netlink.Link, kind Kind) (*ebpf.Program, error) {
-	var variant programs
-	switch hardware := device.Attrs().EncapType; hardware {
-	case "ether", "loopback":
-		variant = k.ethernet
-	case "none", "ipip", "tunnel6", "sit", "gre", "gre6", "ppp", "void":
-		variant = k.raw
-	default:
-		return nil, fmt.Errorf("interface %s has hardware of the type %q, which isn't known here", device.Attrs().Name, hardware)
+// isRaw says whether packets on the device have another header before that of IP than
+// Ethernet's, or none.
+func isRaw(device netlink.Link) (bool, error) {
+	if device.Type() == "netkit" {
+		return false, fmt.Errorf("interface %s is a netkit device: what its pod sends is redirected before TCX", device.Attrs().Name)
 	}
-	program := variant.of(kind)
-	if program == nil {
-		return nil, fmt.Errorf("interface %s is of no known kind (%d)", device.Attrs().Name, kind)
-	}
-	return program, nil
+	hardware := device.Attrs().EncapType
+	return hardware != "ether" && hardware != "loopback", nil
 }
 
 // pinName can't have the interface's name: it may have a dot, which the BPF file system

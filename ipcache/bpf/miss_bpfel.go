@@ -140,7 +140,7 @@ type missMapSpecs struct {
 type missVariableSpecs struct {
 	BucketNs          *ebpf.VariableSpec `ebpf:"bucket_ns"`
 	IntervalNs        *ebpf.VariableSpec `ebpf:"interval_ns"`
-	NoMacHeader       *ebpf.VariableSpec `ebpf:"no_mac_header"`
+	NoEthernet        *ebpf.VariableSpec `ebpf:"no_ethernet"`
 	StampNs           *ebpf.VariableSpec `ebpf:"stamp_ns"`
 	TokenNs           *ebpf.VariableSpec `ebpf:"token_ns"`
 	UnusedIpcacheMiss *ebpf.VariableSpec `ebpf:"unused_ipcache_miss"`
@@ -193,7 +193,7 @@ func (m *missMaps) Close() error {
 type missVariables struct {
 	BucketNs          *ebpf.Variable `ebpf:"bucket_ns"`
 	IntervalNs        *ebpf.Variable `ebpf:"interval_ns"`
-	NoMacHeader       *ebpf.Variable `ebpf:"no_mac_header"`
+	NoEthernet        *ebpf.Variable `ebpf:"no_ethernet"`
 	StampNs           *ebpf.Variable `ebpf:"stamp_ns"`
 	TokenNs           *ebpf.Variable `ebpf:"token_ns"`
 	UnusedIpcacheMiss *ebpf.Variable `ebpf:"unused_ipcache_miss"`

@@ -66,12 +66,12 @@ func TestPackets(t *testing.T) {
 	} {
 		for _, side := range []Side{SideDestination, SideSource} {
 			t.Run(test.name+", "+side.String(), func(t *testing.T) {
-				src, dst, program := "10.1.0.1", test.addr, f.ethernet.Pod
+				src, dst, program := "10.1.0.1", test.addr, f.programs.ethernet.Pod
 				if netip.MustParseAddr(test.addr).Is6() {
 					src = "fd00:1::1"
 				}
 				if side == SideSource {
-					src, dst, program = dst, src, f.ethernet.Uplink
+					src, dst, program = dst, src, f.programs.ethernet.Uplink
 				}
 				before, began := f.stats(t), monotonic(t)
 				f.run(t, program, frame(src, dst))

@@ -5,8 +5,10 @@ package bpf
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"testing"
 
@@ -16,8 +18,9 @@ import (
 )
 
 // inNamespace has the rest of the test run in a network namespace of its own, which
-// goes with it: the thread that has it ends with the test's goroutine.
-func inNamespace(t testing.TB) {
+// goes with it: the thread that has it ends with the test's goroutine. It gives the
+// namespace's file.
+func inNamespace(t testing.TB) string {
 	t.Helper()
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -29,6 +32,7 @@ func inNamespace(t testing.TB) {
 	lo, err := netlink.LinkByName("lo")
 	require.NoError(t, err)
 	require.NoError(t, netlink.LinkSetUp(lo))
+	return fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
 }
 
 // addVeth makes a pair of interfaces, both up, and gives the index of the first.

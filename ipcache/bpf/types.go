@@ -10,7 +10,9 @@
 //	config.go   what they are told when they are loaded
 //	kernel.go   Open and Close; probe.go tries what the kernel can
 //	pins.go     what is pinned, and whose it is
+//	programs.go the programs, and what map they read
 //	links.go    on and off an interface, and over a restart
+//	interfaces.go  which interfaces, as they come and go; patterns.go, netns.go
 //	signals.go  the ring buffer
 //	cidrs.go    the remote pod CIDRs
 //	seen.go     when addresses were last used

@@ -52,6 +52,7 @@ typedef unsigned long long __u64;
 #define BPF_F_RDONLY_PROG (1U << 7)
 #define BPF_NOEXIST 1
 #define BPF_F_TUNINFO_IPV6 (1ULL << 0)
+#define BPF_HDR_START_NET 1
 #define BPF_RB_NO_WAKEUP (1ULL << 0)
 
 /* The view of a packet, as far as it is used: the kernel translates each access by its
@@ -92,7 +93,8 @@ static long (*map_update_elem)(void *map, const void *key, const void *value, __
 static __u64 (*ktime_get_ns)(void) = (void *)5;
 static long (*skb_get_tunnel_key)(struct __sk_buff *skb, struct bpf_tunnel_key *key, __u32 size,
 				  __u64 flags) = (void *)20;
-static long (*skb_load_bytes)(const void *skb, __u32 offset, void *to, __u32 len) = (void *)26;
+static long (*skb_load_bytes_relative)(const void *skb, __u32 offset, void *to, __u32 len,
+				       __u32 start) = (void *)68;
 static void *(*ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)131;
 static void (*ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static void (*ringbuf_discard)(void *data, __u64 flags) = (void *)133;

@@ -10,8 +10,10 @@
  * what they rule out isn't even compiled.
  */
 
-/* Packets begin with the IP header: WireGuard, ipip, tun and the like. */
-volatile const __u8 no_mac_header = 0;
+/* What comes before the IP header isn't Ethernet's: nothing in WireGuard and tun, the
+ * outer headers in some tunnels.
+ */
+volatile const __u8 no_ethernet = 0;
 /* At most one signal for an address in so many nanoseconds. */
 volatile const __u64 interval_ns = 200000000;
 /* A token takes so long to come back, and a full bucket so long to fill. */
@@ -40,20 +42,20 @@ struct subject {
 	__u8 side;
 };
 
-/* Reads len bytes of the IP header from byte `from` of it: where they are in the linear
- * part, which is nearly always, directly. False for a packet that ends before.
+/* Reads the IP header: directly if it is in the linear part after an Ethernet header,
+ * which is nearly always, else where the kernel says that it is. False for a packet that
+ * ends before.
  */
-static __always_inline int read_header(struct __sk_buff *skb, __u32 from, void *to, __u32 len)
+static __always_inline int read_header(struct __sk_buff *skb, void *to, __u32 len)
 {
-	__u32 offset = (no_mac_header ? 0 : ETH_HLEN) + from;
-	void *data = (void *)(long)skb->data;
+	void *header = (void *)(long)skb->data + ETH_HLEN;
 	void *end = (void *)(long)skb->data_end;
 
-	if (likely(data + offset + len <= end)) {
-		__builtin_memcpy(to, data + offset, len);
+	if (likely(!no_ethernet && header + len <= end)) {
+		__builtin_memcpy(to, header, len);
 		return 1;
 	}
-	return skb_load_bytes(skb, offset, to, len) == 0;
+	return skb_load_bytes_relative(skb, 0, to, len, BPF_HDR_START_NET) == 0;
 }
 
 /* Finds the address. Every fragment of a packet has it. False for what isn't IP. */
@@ -62,7 +64,7 @@ static __always_inline int read_address(struct __sk_buff *skb, struct subject *s
 	if (skb->protocol == htons(ETH_P_IP)) {
 		__u32 header[5]; /* the whole of it, so that a shorter packet is none */
 
-		if (!read_header(skb, 0, header, sizeof(header)))
+		if (!read_header(skb, header, sizeof(header)))
 			return 0;
 		s->key.ip4 = s->side == SIDE_SOURCE ? header[3] : header[4];
 		s->key.family = FAMILY_IPV4;
@@ -74,7 +76,7 @@ static __always_inline int read_address(struct __sk_buff *skb, struct subject *s
 	if (skb->protocol == htons(ETH_P_IPV6)) {
 		__u32 header[10];
 
-		if (!read_header(skb, 0, header, sizeof(header)))
+		if (!read_header(skb, header, sizeof(header)))
 			return 0;
 		__builtin_memcpy(&s->addr, s->side == SIDE_SOURCE ? &header[2] : &header[6], sizeof(s->addr));
 		__builtin_memcpy(s->key.ip6, &s->addr, sizeof(s->addr));

@@ -1,0 +1,230 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/hive/cell"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// retryInterval is how long an interface waits that couldn't be attached to, and how
+// often it is looked whether the ipcache map is still the one that is pinned.
+const retryInterval = 5 * time.Second
+
+// Interfaces keeps programs on the interfaces that are selected, as these come, go and
+// are renamed. All its work is done by Run.
+type Interfaces struct {
+	log     *slog.Logger
+	kernel  *Kernel
+	pods    Patterns
+	devices Patterns
+	retry   time.Duration
+
+	// failed are interfaces that ought to have a program and don't, by index.
+	failed map[int]error
+	// general is what is wrong beyond single interfaces; nil if nothing is.
+	general error
+}
+
+// NewInterfaces has the kernel look at the pods' interfaces, whose patterns are given
+// first, and at the node's own: uplinks, and tunnel devices, which are known by their
+// type. A name that both select is a pod's.
+func NewInterfaces(log *slog.Logger, kernel *Kernel, pods, devices Patterns) *Interfaces {
+	return &Interfaces{log: log, kernel: kernel, pods: pods, devices: devices, retry: retryInterval, failed: map[int]error{}}
+}
+
+// Run follows the interfaces until ctx ends; it is a job. What fails is in health, is
+// tried again, and doesn't keep the rest from working. Programs stay where they are when
+// it returns.
+func (i *Interfaces) Run(ctx context.Context, health cell.Health) error {
+	for ctx.Err() == nil {
+		err := i.follow(ctx, health)
+		if ctx.Err() != nil {
+			break
+		}
+		// The kernel had more news than fits, or there is no netlink.
+		i.general = err
+		i.report(health)
+		i.log.Warn("Lost track of the network interfaces, listing them anew", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	return nil
+}
+
+// follow lists the interfaces and then follows the changes, until one is missed.
+func (i *Interfaces) follow(ctx context.Context, health cell.Health) error {
+	updates, done := make(chan netlink.LinkUpdate, 64), make(chan struct{})
+	var failure error
+	err := i.kernel.cfg.inNetNS(func() error {
+		return netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{
+			ErrorCallback: func(err error) { failure = err },
+		})
+	})
+	if err != nil {
+		close(done)
+		return fmt.Errorf("subscribing to changes of interfaces: %w", err)
+	}
+	defer func() {
+		close(done)
+		for range updates { // until its goroutine has ended
+		}
+	}()
+	// After the subscription, so that nothing falls in between.
+	if err := i.list(); err != nil {
+		return err
+	}
+	i.general = nil
+	i.report(health)
+
+	tick := time.NewTicker(i.retry)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := i.again(); err != nil {
+				return err
+			}
+		case update, ok := <-updates:
+			if !ok {
+				// The channel is closed after failure was written.
+				return fmt.Errorf("following changes of interfaces: %w", failure)
+			}
+			i.changed(update)
+		}
+		i.report(health)
+	}
+}
+
+// list brings everything to what is wanted of the interfaces that there are.
+func (i *Interfaces) list() error {
+	var devices []netlink.Link
+	err := i.kernel.cfg.inNetNS(func() (err error) {
+		devices, err = netlink.LinkList()
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("listing interfaces: %w", err)
+	}
+	clear(i.failed)
+	gone := i.kernel.Attached()
+	for _, device := range devices {
+		i.want(device)
+		delete(gone, device.Attrs().Index)
+	}
+	for index := range gone {
+		i.unwant(index)
+	}
+	return nil
+}
+
+// again tries what failed once more.
+func (i *Interfaces) again() error {
+	if len(i.failed) > 0 {
+		if err := i.list(); err != nil {
+			return err
+		}
+	}
+	replaced, err := i.kernel.Refresh()
+	if replaced {
+		i.log.Info("The ipcache map was replaced: the programs read the new one")
+	}
+	i.general = err
+	return nil
+}
+
+// changed handles one message of the kernel's.
+func (i *Interfaces) changed(update netlink.LinkUpdate) {
+	if update.Family == unix.AF_BRIDGE {
+		// It is about a port of a bridge; a deletion is that of the port.
+		return
+	}
+	if update.Header.Type == unix.RTM_DELLINK {
+		i.unwant(update.Link.Attrs().Index)
+		return
+	}
+	i.want(update.Link)
+}
+
+// want gives an interface the program that it is to have, or none.
+func (i *Interfaces) want(device netlink.Link) {
+	attrs := device.Attrs()
+	kind, ok := i.kindOf(device)
+	if !ok {
+		i.unwant(attrs.Index)
+		return
+	}
+	err := i.kernel.Attach(attrs.Index, kind)
+	var notFound netlink.LinkNotFoundError
+	switch {
+	case err == nil:
+		delete(i.failed, attrs.Index)
+	case errors.As(err, &notFound) || errors.Is(err, unix.ENODEV):
+		// It went as quickly as it came.
+		delete(i.failed, attrs.Index)
+	default:
+		i.failed[attrs.Index] = err
+	}
+}
+
+// unwant takes the program off an interface, if it has one.
+func (i *Interfaces) unwant(index int) {
+	delete(i.failed, index)
+	if err := i.kernel.Detach(index); err != nil {
+		i.failed[index] = err
+	}
+}
+
+// kindOf is what an interface is to be looked at as; false if it isn't selected.
+func (i *Interfaces) kindOf(device netlink.Link) (Kind, bool) {
+	switch name := device.Attrs().Name; {
+	case i.pods.Match(name):
+		return KindPod, true
+	case !i.devices.Match(name):
+		return 0, false
+	}
+	switch tunnel := device.(type) {
+	case *netlink.Vxlan:
+		if tunnel.FlowBased {
+			return KindTunnel, true
+		}
+	case *netlink.Geneve:
+		if tunnel.FlowBased {
+			return KindTunnel, true
+		}
+	}
+	return KindUplink, true
+}
+
+// report says what there is and what there isn't.
+func (i *Interfaces) report(health cell.Health) {
+	count := map[Kind]int{}
+	for _, kind := range i.kernel.Attached() {
+		count[kind]++
+	}
+	status := fmt.Sprintf("On %d pods' interfaces, %d uplinks, %d tunnels", count[KindPod], count[KindUplink], count[KindTunnel])
+	errs := []error{i.general}
+	for _, index := range slices.Sorted(maps.Keys(i.failed)) {
+		errs = append(errs, i.failed[index])
+	}
+	if err := errors.Join(errs...); err != nil {
+		health.Degraded(status, errors.New(strings.ReplaceAll(err.Error(), "\n", "; ")))
+		return
+	}
+	health.OK(status)
+}

@@ -1,0 +1,294 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/hivetest"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// reports keeps the last thing that was said of health.
+type reports struct {
+	cell.Health
+	mu     sync.Mutex
+	status string
+	err    error
+}
+
+func (r *reports) OK(status string)                  { r.set(status, nil) }
+func (r *reports) Degraded(status string, err error) { r.set(status, err) }
+func (r *reports) set(status string, err error) {
+	r.mu.Lock()
+	r.status, r.err = status, err
+	r.mu.Unlock()
+}
+func (r *reports) last() (status string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.status, r.err
+}
+
+// follow runs an Interfaces until the test ends or the returned function is called.
+func (f *fixture) follow(t testing.TB, i *Interfaces) (*reports, func()) {
+	t.Helper()
+	health := &reports{}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- i.Run(ctx, health) }()
+	stop := sync.OnceFunc(func() {
+		cancel()
+		require.NoError(t, <-ended)
+	})
+	t.Cleanup(stop)
+	return health, stop
+}
+
+func (f *fixture) interfaces(t testing.TB, pods, devices Patterns) *Interfaces {
+	i := NewInterfaces(hivetest.Logger(t), f.Kernel, pods, devices)
+	i.retry = 10 * time.Millisecond
+	return i
+}
+
+// attached waits until there are programs on just these interfaces.
+func (f *fixture) attached(t testing.TB, want map[int]Kind) {
+	t.Helper()
+	require.Eventually(t, func() bool { return maps.Equal(want, f.Attached()) }, patience, 5*time.Millisecond,
+		"want %v", want)
+}
+
+func addLink(t testing.TB, device netlink.Link) int {
+	t.Helper()
+	require.NoError(t, netlink.LinkAdd(device))
+	return ifindex(t, device.Attrs().Name)
+}
+
+func named(name string) netlink.LinkAttrs {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	return attrs
+}
+
+func rename(t testing.TB, index int, name string) {
+	t.Helper()
+	device, err := netlink.LinkByIndex(index)
+	require.NoError(t, err)
+	require.NoError(t, netlink.LinkSetDown(device))
+	require.NoError(t, netlink.LinkSetName(device, name))
+	require.NoError(t, netlink.LinkSetUp(device))
+}
+
+func remove(t testing.TB, index int) {
+	t.Helper()
+	device, err := netlink.LinkByIndex(index)
+	require.NoError(t, err)
+	require.NoError(t, netlink.LinkDel(device))
+}
+
+func TestInterfacesComeAndGo(t *testing.T) {
+	ns := inNamespace(t)
+	f := newFixture(t, func(cfg *Config) { cfg.NetNS = ns })
+	require.NoError(t, f.SetCIDRs(cidrs()))
+
+	// Some are there already.
+	first := addVeth(t, "lxc1", "pod1")
+	uplink := addVeth(t, "eth0.1", "wire")
+	tunnel := addLink(t, &netlink.Vxlan{LinkAttrs: named("cilium_vxlan"), FlowBased: true, Port: 8472})
+	// A tunnel with one peer has no identity in its header.
+	fixed := addLink(t, &netlink.Vxlan{LinkAttrs: named("vxlan7"), VxlanId: 7, Port: 4789})
+	addVeth(t, "other", "otherpeer")
+
+	health, stop := f.follow(t, f.interfaces(t, Patterns{"lxc+"}, Patterns{"eth0.1", "cilium_vxlan", "vxlan+", "lxc+"}))
+	want := map[int]Kind{first: KindPod, uplink: KindUplink, tunnel: KindTunnel, fixed: KindUplink}
+	f.attached(t, want)
+	require.Eventually(t, func() bool {
+		status, err := health.last()
+		return err == nil && status == "On 1 pods' interfaces, 2 uplinks, 1 tunnels"
+	}, patience, time.Millisecond)
+
+	second := addVeth(t, "lxc2", "pod2")
+	want[second] = KindPod
+	f.attached(t, want)
+	send(t, ifindex(t, "pod2"), frame("10.1.0.1", "10.7.0.9"))
+	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.7.0.9")}, addrs(f.signals(t)))
+
+	// A renamed one is another one.
+	rename(t, second, "spare2")
+	delete(want, second)
+	f.attached(t, want)
+	rename(t, second, "lxc2")
+	want[second] = KindPod
+	f.attached(t, want)
+	rename(t, uplink, "lxc3")
+	want[uplink] = KindPod
+	f.attached(t, want)
+
+	// To leave a bridge is no end.
+	bridge := addLink(t, &netlink.Bridge{LinkAttrs: named("br0")})
+	device, err := netlink.LinkByIndex(first)
+	require.NoError(t, err)
+	require.NoError(t, netlink.LinkSetMasterByIndex(device, bridge))
+	require.NoError(t, netlink.LinkSetNoMaster(device))
+
+	remove(t, second)
+	delete(want, second)
+	f.attached(t, want)
+
+	// An index that another interface gets.
+	again := &netlink.Veth{LinkAttrs: named("lxc2"), PeerName: "pod2"}
+	again.Index = second
+	require.NoError(t, netlink.LinkAdd(again))
+	want[second] = KindPod
+	f.attached(t, want)
+	for _, name := range []string{"lxc2", "pod2"} {
+		device, err := netlink.LinkByName(name)
+		require.NoError(t, err)
+		require.NoError(t, netlink.LinkSetUp(device))
+	}
+	send(t, ifindex(t, "pod2"), frame("10.1.0.1", "10.7.0.10"))
+	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.7.0.10")}, addrs(f.signals(t)))
+
+	// What changes while nobody looks is found by the next one.
+	stop()
+	remove(t, second)
+	reused := &netlink.Veth{LinkAttrs: named("lxc9"), PeerName: "pod9"}
+	reused.Index = second
+	require.NoError(t, netlink.LinkAdd(reused))
+	remove(t, tunnel)
+	delete(want, tunnel)
+	third := addVeth(t, "lxc4", "pod4")
+	want[third] = KindPod
+	f.follow(t, f.interfaces(t, Patterns{"lxc+"}, Patterns{"eth0.1", "cilium_vxlan"}))
+	delete(want, fixed)
+	f.attached(t, want)
+	require.True(t, f.alive(t, second))
+}
+
+func (f *fixture) alive(t testing.TB, index int) bool {
+	t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	alive, err := f.links[index].alive(index)
+	require.NoError(t, err)
+	return alive
+}
+
+func TestInterfacesThatComeAndGoQuickly(t *testing.T) {
+	ns := inNamespace(t)
+	f := newFixture(t, func(cfg *Config) { cfg.NetNS = ns })
+	health, _ := f.follow(t, f.interfaces(t, Patterns{"lxc+"}, nil))
+	for i := range 50 {
+		name := fmt.Sprintf("lxc%d", i)
+		index := addLink(t, &netlink.Veth{LinkAttrs: named(name), PeerName: "peer" + name})
+		if i%5 != 0 {
+			remove(t, index)
+		}
+	}
+	want := map[int]Kind{}
+	for i := 0; i < 50; i += 5 {
+		want[ifindex(t, fmt.Sprintf("lxc%d", i))] = KindPod
+	}
+	f.attached(t, want)
+	require.Eventually(t, func() bool {
+		status, err := health.last()
+		return status == "On 10 pods' interfaces, 0 uplinks, 0 tunnels" && err == nil
+	},
+		patience, time.Millisecond)
+}
+
+func TestKindsOfInterfaces(t *testing.T) {
+	i := NewInterfaces(hivetest.Logger(t), nil, Patterns{"lxc+"}, Patterns{"+"})
+	for kind, devices := range map[Kind][]netlink.Link{
+		KindPod: {&netlink.Veth{LinkAttrs: named("lxc1")}, &netlink.Vxlan{LinkAttrs: named("lxc2"), FlowBased: true}},
+		KindTunnel: {
+			&netlink.Vxlan{LinkAttrs: named("cilium_vxlan"), FlowBased: true},
+			&netlink.Geneve{LinkAttrs: named("cilium_geneve"), FlowBased: true},
+		},
+		KindUplink: {
+			&netlink.Device{LinkAttrs: named("eth0")},
+			&netlink.Vxlan{LinkAttrs: named("vxlan7"), VxlanId: 7},
+			&netlink.Geneve{LinkAttrs: named("geneve7"), ID: 7},
+			&netlink.Wireguard{LinkAttrs: named("cilium_wg0")},
+		},
+	} {
+		for _, device := range devices {
+			got, ok := i.kindOf(device)
+			require.True(t, ok)
+			require.Equal(t, kind, got, device.Attrs().Name)
+		}
+	}
+	_, err := isRaw(&netlink.Netkit{LinkAttrs: named("lxc1")})
+	require.ErrorContains(t, err, "interface lxc1 is a netkit device")
+}
+
+// TestInterfaceThatCantBeAttachedTo has an interface with as many programs as the
+// kernel takes.
+func TestInterfaceThatCantBeAttachedTo(t *testing.T) {
+	ns := inNamespace(t)
+	f := newFixture(t, func(cfg *Config) { cfg.NetNS = ns })
+	full, free := addVeth(t, "lxc1", "pod1"), addVeth(t, "lxc2", "pod2")
+	var last link.Link
+	for {
+		l, err := link.AttachTCX(link.TCXOptions{Interface: full, Program: passing(t), Attach: ebpf.AttachTCXIngress})
+		if errors.Is(err, unix.ERANGE) {
+			break
+		}
+		require.NoError(t, err)
+		t.Cleanup(func() { l.Close() })
+		last = l
+	}
+
+	health, _ := f.follow(t, f.interfaces(t, Patterns{"lxc+"}, nil))
+	f.attached(t, map[int]Kind{free: KindPod})
+	require.Eventually(t, func() bool { _, err := health.last(); return err != nil }, patience, time.Millisecond)
+	_, err := health.last()
+	require.ErrorContains(t, err, "interface lxc1")
+
+	// It is tried again.
+	require.NoError(t, last.Close())
+	f.attached(t, map[int]Kind{free: KindPod, full: KindPod})
+	require.Eventually(t, func() bool { _, err := health.last(); return err == nil }, patience, time.Millisecond)
+}
+
+// passing is a program that does nothing.
+func passing(t testing.TB) *ebpf.Program {
+	t.Helper()
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.SchedCLS,
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, tcxNext), asm.Return()},
+		License:      "MIT",
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { program.Close() })
+	return program
+}
+
+func TestPatterns(t *testing.T) {
+	patterns := Patterns{"lxc+", "eth0", "cilium_vxlan"}
+	require.NoError(t, patterns.Validate())
+	for name, want := range map[string]bool{
+		"lxc": true, "lxc123": true, "lx": false, "mylxc1": false, "eth0": true, "eth01": false, "cilium_vxlan": true, "": false,
+	} {
+		require.Equal(t, want, patterns.Match(name), name)
+	}
+	require.True(t, Patterns{"+"}.Match("anything"))
+	require.False(t, Patterns{}.Match("lxc1"))
+	for _, bad := range []string{"", "a+b", "a b", "a/b", "abcdefghijklmnop", "lxc++"} {
+		require.ErrorContains(t, Patterns{"ok", bad}.Validate(), fmt.Sprintf("%.5s", bad), bad)
+	}
+}
