@@ -14,6 +14,7 @@ import (
 // What a [Config] has where it says nothing.
 const (
 	DefaultInterval    = 200 * time.Millisecond
+	DefaultRecheck     = 100 * time.Millisecond
 	DefaultRate        = 1000
 	DefaultBurst       = 100
 	DefaultMaxFollowed = 65536
@@ -38,6 +39,11 @@ type Config struct {
 	NetNS string
 	// Interval is the least time between two signals for the same address.
 	Interval time.Duration
+	// Recheck is how long a CPU goes on taking an address for known, or for no remote
+	// pod's, after it was looked up: so long may the first miss of an address go unseen
+	// whose entry was deleted, or whose pod CIDR is new. A negative one has every packet
+	// looked up.
+	Recheck time.Duration
 	// Rate is how many signals per second an interface may give for one cluster, and
 	// Burst how many at once.
 	Rate, Burst uint32
@@ -51,6 +57,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.Interval == 0 {
 		c.Interval = DefaultInterval
+	}
+	if c.Recheck == 0 {
+		c.Recheck = DefaultRecheck
 	}
 	if c.Rate == 0 {
 		c.Rate = DefaultRate
@@ -95,6 +104,7 @@ func (c Config) constants() map[string]any {
 	token := uint64(time.Second) / uint64(c.Rate)
 	return map[string]any{
 		"interval_ns": uint64(c.Interval),
+		"recheck_ns":  uint64(max(c.Recheck, 0)),
 		"token_ns":    token,
 		"bucket_ns":   token * uint64(c.Burst),
 		"stamp_ns":    uint64(stampInterval),

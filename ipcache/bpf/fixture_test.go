@@ -75,6 +75,8 @@ func newFixture(t testing.TB, edit func(*Config)) *fixture {
 		IPCacheMap: filepath.Join(root, "cilium_ipcache_v2"),
 		// No second signal in a test, however slow the machine.
 		Interval: time.Hour,
+		// Every packet tells what the maps have.
+		Recheck: -1,
 	}}
 	if edit != nil {
 		edit(&f.cfg)
@@ -138,6 +140,3 @@ func (f *fixture) run(t testing.TB, program *ebpf.Program, frame []byte) {
 	require.NoError(t, err)
 	require.EqualValues(t, tcxNext, int32(verdict), "the packet must go on")
 }
-
-// tcxNext is the kernel's TCX_NEXT.
-const tcxNext = -1

@@ -74,6 +74,14 @@ type missSignalKey struct {
 	Pad      uint32
 }
 
+type missVerdict struct {
+	_        structs.HostLayout
+	Addr     missAddress
+	Time     uint64
+	Identity uint32
+	Verdict  uint32
+}
+
 // loadMiss returns the embedded CollectionSpec for miss.
 func loadMiss() (*ebpf.CollectionSpec, error) {
 	reader := bytes.NewReader(_MissBytes)
@@ -132,6 +140,7 @@ type missMapSpecs struct {
 	WaggleMisses   *ebpf.MapSpec `ebpf:"waggle_misses"`
 	WaggleSeen     *ebpf.MapSpec `ebpf:"waggle_seen"`
 	WaggleSignals  *ebpf.MapSpec `ebpf:"waggle_signals"`
+	WaggleVerdicts *ebpf.MapSpec `ebpf:"waggle_verdicts"`
 }
 
 // missVariableSpecs contains global variables before they are loaded into the kernel.
@@ -141,6 +150,7 @@ type missVariableSpecs struct {
 	BucketNs          *ebpf.VariableSpec `ebpf:"bucket_ns"`
 	IntervalNs        *ebpf.VariableSpec `ebpf:"interval_ns"`
 	NoEthernet        *ebpf.VariableSpec `ebpf:"no_ethernet"`
+	RecheckNs         *ebpf.VariableSpec `ebpf:"recheck_ns"`
 	StampNs           *ebpf.VariableSpec `ebpf:"stamp_ns"`
 	TokenNs           *ebpf.VariableSpec `ebpf:"token_ns"`
 	UnusedIpcacheMiss *ebpf.VariableSpec `ebpf:"unused_ipcache_miss"`
@@ -173,6 +183,7 @@ type missMaps struct {
 	WaggleMisses   *ebpf.Map `ebpf:"waggle_misses"`
 	WaggleSeen     *ebpf.Map `ebpf:"waggle_seen"`
 	WaggleSignals  *ebpf.Map `ebpf:"waggle_signals"`
+	WaggleVerdicts *ebpf.Map `ebpf:"waggle_verdicts"`
 }
 
 func (m *missMaps) Close() error {
@@ -184,6 +195,7 @@ func (m *missMaps) Close() error {
 		m.WaggleMisses,
 		m.WaggleSeen,
 		m.WaggleSignals,
+		m.WaggleVerdicts,
 	)
 }
 
@@ -194,6 +206,7 @@ type missVariables struct {
 	BucketNs          *ebpf.Variable `ebpf:"bucket_ns"`
 	IntervalNs        *ebpf.Variable `ebpf:"interval_ns"`
 	NoEthernet        *ebpf.Variable `ebpf:"no_ethernet"`
+	RecheckNs         *ebpf.Variable `ebpf:"recheck_ns"`
 	StampNs           *ebpf.Variable `ebpf:"stamp_ns"`
 	TokenNs           *ebpf.Variable `ebpf:"token_ns"`
 	UnusedIpcacheMiss *ebpf.Variable `ebpf:"unused_ipcache_miss"`

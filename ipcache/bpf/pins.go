@@ -22,6 +22,9 @@ const (
 	seenName     = "waggle_seen"
 	countersName = "waggle_counters"
 	missesName   = "waggle_misses"
+	signalsName  = "waggle_signals"
+	bucketsName  = "waggle_buckets"
+	verdictsName = "waggle_verdicts"
 
 	// linksName is the directory of links.
 	linksName = "links"
@@ -37,8 +40,7 @@ const (
 	ipcacheValueSize = 24
 )
 
-// pinned are the maps that outlive us. The maps of the rate limits don't: their content is
-// worth nothing after a second, and the programs that use them hold them.
+// pinned are the maps that outlive us and, unlike those of programs.go, our programs.
 type pinned struct {
 	cidrs, seen, counters, misses *ebpf.Map
 }

@@ -18,23 +18,44 @@ type programs struct {
 	ethernet, raw variant
 }
 
+// unpinned are the maps whose content isn't worth to outlive the programs: they hold it.
+var unpinned = []string{signalsName, bucketsName, verdictsName}
+
 type variant struct {
 	Pod    *ebpf.Program `ebpf:"waggle_pod"`
 	Uplink *ebpf.Program `ebpf:"waggle_uplink"`
 	Tunnel *ebpf.Program `ebpf:"waggle_tunnel"`
 }
 
-// loadPrograms loads them. The map is theirs then: it is closed with them, or at once
-// if they can't be loaded.
-func loadPrograms(cfg Config, maps *pinned, ipcache *ebpf.Map) (*programs, error) {
+// loadPrograms loads them. The ipcache map is theirs then: it is closed with them, or at
+// once if they can't be loaded.
+func loadPrograms(cfg Config, pins *pinned, ipcache *ebpf.Map) (*programs, error) {
 	p := &programs{ipcache: ipcache}
-	if err := errors.Join(p.ethernet.load(cfg, maps, ipcache, 0), p.raw.load(cfg, maps, ipcache, 1)); err != nil {
+	if err := p.load(cfg, pins); err != nil {
 		return nil, errors.Join(fmt.Errorf("loading the programs: %w", unpermitted(err)), p.close())
 	}
 	return p, nil
 }
 
-func (v *variant) load(cfg Config, maps *pinned, ipcache *ebpf.Map, noEthernet uint8) error {
+func (p *programs) load(cfg Config, pins *pinned) error {
+	shared := pins.byName()
+	shared[ipcacheName] = p.ipcache
+	spec, err := loadMiss()
+	if err != nil {
+		return err
+	}
+	for _, name := range unpinned {
+		m, err := ebpf.NewMap(spec.Maps[name])
+		if err != nil {
+			return fmt.Errorf("making the map %s: %w", name, err)
+		}
+		defer m.Close()
+		shared[name] = m
+	}
+	return errors.Join(p.ethernet.load(cfg, shared, 0), p.raw.load(cfg, shared, 1))
+}
+
+func (v *variant) load(cfg Config, shared map[string]*ebpf.Map, noEthernet uint8) error {
 	spec, err := loadMiss()
 	if err != nil {
 		return err
@@ -46,8 +67,6 @@ func (v *variant) load(cfg Config, maps *pinned, ipcache *ebpf.Map, noEthernet u
 			return err
 		}
 	}
-	shared := maps.byName()
-	shared[ipcacheName] = ipcache
 	for name, m := range shared {
 		spec.Maps[name].MaxEntries = m.MaxEntries()
 		spec.Maps[name].Flags = m.Flags()

@@ -16,14 +16,17 @@
 //	signals.go  the ring buffer
 //	cidrs.go    the remote pod CIDRs
 //	seen.go     when addresses were last used
-//	stats.go    the counters
+//	stats.go    the counters; measure.go, what a packet costs
 //	remove.go   all of it away
 //
 // The programs run at the head of the TCX chain of an interface, look, and always let
 // the packet go on (TCX_NEXT): they decide about no packet, and whether it is dropped
 // is up to whoever comes after. What they do for each packet:
 //
-//	address ──▶ remote pod CIDRs ──none──▶ go on (the common case: not ours)
+//	address ──▶ verdict of the last 100 ms ──known, or none of a remote pod──▶ go on (nearly always)
+//	                  │ none
+//	                  ▼
+//	            remote pod CIDRs ──none──▶ go on
 //	                  │
 //	                  ▼
 //	            ipcache map ──an identity──▶ stamp "last seen", if that is asked for the address; go on

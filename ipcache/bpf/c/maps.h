@@ -76,6 +76,32 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } waggle_seen SEC(".maps");
 
+/* What was found out of an address, for a moment and for one CPU. The ipcache is a trie,
+ * and a look-up in a large one takes ten times as long as all else that is done here.
+ * An address has one line, which it shares with others: who comes last has it.
+ */
+enum {
+	VERDICT_NONE = 0,
+	VERDICT_OTHER, /* of no remote pod CIDR */
+	VERDICT_KNOWN, /* has an entry */
+};
+
+struct verdict {
+	union address addr;
+	__u64 time;
+	__u32 identity; /* that of the entry */
+	__u32 verdict;
+};
+
+#define VERDICTS_BITS 11
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct verdict);
+	__uint(max_entries, 1 << VERDICTS_BITS);
+} waggle_verdicts SEC(".maps");
+
 /* When a signal was last given for an address, or, if the address is zero, for an
  * identity. The ones that were used least recently make room for new ones.
  */

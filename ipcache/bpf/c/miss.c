@@ -19,6 +19,8 @@ volatile const __u64 interval_ns = 200000000;
 /* A token takes so long to come back, and a full bucket so long to fill. */
 volatile const __u64 token_ns = 1000000;
 volatile const __u64 bucket_ns = 100000000;
+/* What was found out of an address counts for so long. */
+volatile const __u64 recheck_ns = 100000000;
 /* Uses are stamped when the last stamp is so old. */
 volatile const __u64 stamp_ns = 1000000000;
 
@@ -134,16 +136,17 @@ static __always_inline int take_token(__u32 ifindex, __u32 cluster_id, __u64 now
  * with the next packet, and a scan of addresses writes to no map.
  */
 static __always_inline void signal_miss(struct __sk_buff *skb, struct subject *s, struct signal_key *key,
-					struct counters *counters)
+					__u64 tick, struct counters *counters)
 {
-	__u64 now = ktime_get_ns();
 	__u64 *told = map_lookup_elem(&waggle_signals, key);
 	__u64 last = told ? READ_ONCE(*told) : 0;
 	struct ipcache_miss *miss;
-	int mine;
+	__u64 now;
+	int first;
 
-	if (told && now - last < interval_ns)
+	if (told && (long long)(tick - last) < (long long)interval_ns)
 		goto repeated;
+	now = ktime_get_ns();
 	if (!take_token(skb->ifindex, s->cluster_id, now)) {
 		counters->rate_limited++;
 		return;
@@ -154,11 +157,11 @@ static __always_inline void signal_miss(struct __sk_buff *skb, struct subject *s
 		return;
 	}
 	if (told)
-		mine = __sync_val_compare_and_swap(told, last, now) == last;
+		first = __sync_val_compare_and_swap(told, last, tick) == last;
 	else
-		mine = map_update_elem(&waggle_signals, key, &now, BPF_NOEXIST) == 0;
-	if (!mine) {
-		/* Another CPU was first. */
+		first = map_update_elem(&waggle_signals, key, &tick, BPF_NOEXIST) == 0;
+	if (!first) {
+		/* Another CPU was. */
 		ringbuf_discard(miss, BPF_RB_NO_WAKEUP);
 		goto repeated;
 	}
@@ -179,45 +182,84 @@ repeated:
 	counters->repeated++;
 }
 
-/* Notes that the address is in use, if that is asked for. The coarse clock is the same
- * clock at the last tick, for a tenth of the price.
- */
-static __always_inline void stamp(union address *addr)
+/* Notes that the address is in use, if that is asked for. */
+static __always_inline void stamp(union address *addr, __u64 tick)
 {
 	__u64 *seen = map_lookup_elem(&waggle_seen, addr);
 
-	if (unlikely(seen != 0)) {
-		__u64 now = ktime_get_coarse_ns();
-
-		if (now - READ_ONCE(*seen) >= stamp_ns)
-			WRITE_ONCE(*seen, now);
-	}
+	if (seen && tick - READ_ONCE(*seen) >= stamp_ns)
+		WRITE_ONCE(*seen, tick);
 }
 
+/* The line of an address among the verdicts: which one is as good as random. */
+static __always_inline struct verdict *verdict_of(union address *addr)
+{
+	__u64 hash = (addr->halves[0] * 0x9e3779b97f4a7c15ULL ^ addr->halves[1]) * 0xd6e8feb86659fd93ULL;
+	__u32 line = hash >> (64 - VERDICTS_BITS);
+
+	return map_lookup_elem(&waggle_verdicts, &line);
+}
+
+static __always_inline void note(struct verdict *verdict, union address *addr, __u64 tick, __u32 what,
+				 __u32 identity)
+{
+	verdict->addr = *addr;
+	verdict->time = tick;
+	verdict->identity = identity;
+	verdict->verdict = what;
+}
+
+/* For what lasts much longer than a tick of the clock, the time of the last one will do: it
+ * is the same clock, for a tenth of the price.
+ */
 static __always_inline int look(struct __sk_buff *skb, __u8 side, int tunnel)
 {
 	struct subject s = { .side = side };
+	__u64 tick = ktime_get_coarse_ns();
 	struct signal_key told = {};
 	struct ipcache_value *entry;
 	struct counters *counters;
 	__u32 *cluster_id, zero = 0;
+	struct verdict *verdict;
 
 	counters = map_lookup_elem(&waggle_counters, &zero);
 	if (!counters)
 		return TCX_NEXT;
-	if (!read_address(skb, &s))
-		goto other;
-	cluster_id = map_lookup_elem(&waggle_cidrs, &s.key);
-	if (likely(!cluster_id))
-		goto other;
-	s.cluster_id = *cluster_id;
+	if (!read_address(skb, &s)) {
+		counters->others++;
+		return TCX_NEXT;
+	}
 	if (tunnel)
 		s.identity = tunnel_identity(skb);
 
+	verdict = verdict_of(&s.addr);
+	if (!verdict)
+		return TCX_NEXT;
+	if (likely(tick - verdict->time < recheck_ns && verdict->addr.halves[0] == s.addr.halves[0] &&
+		   verdict->addr.halves[1] == s.addr.halves[1])) {
+		if (verdict->verdict == VERDICT_OTHER) {
+			counters->others++;
+			return TCX_NEXT;
+		}
+		if (verdict->verdict == VERDICT_KNOWN && (!s.identity || s.identity == verdict->identity)) {
+			counters->hits++;
+			return TCX_NEXT;
+		}
+	}
+
+	cluster_id = map_lookup_elem(&waggle_cidrs, &s.key);
+	if (!cluster_id) {
+		note(verdict, &s.addr, tick, VERDICT_OTHER, 0);
+		counters->others++;
+		return TCX_NEXT;
+	}
+	s.cluster_id = *cluster_id;
+
 	entry = map_lookup_elem(&waggle_ipcache, &s.key);
-	if (likely(entry && !is_world(entry->identity))) {
-		stamp(&s.addr);
-		if (likely(!s.identity || s.identity == entry->identity)) {
+	if (entry && !is_world(entry->identity)) {
+		stamp(&s.addr, tick);
+		note(verdict, &s.addr, tick, VERDICT_KNOWN, entry->identity);
+		if (!s.identity || s.identity == entry->identity) {
 			counters->hits++;
 			return TCX_NEXT;
 		}
@@ -227,11 +269,7 @@ static __always_inline int look(struct __sk_buff *skb, __u8 side, int tunnel)
 		told.addr = s.addr;
 	}
 	counters->misses++;
-	signal_miss(skb, &s, &told, counters);
-	return TCX_NEXT;
-
-other:
-	counters->others++;
+	signal_miss(skb, &s, &told, tick, counters);
 	return TCX_NEXT;
 }
 
