@@ -18,6 +18,10 @@ import (
 //   - within a Source, two remote clusters included, who holds the address keeps it;
 //   - when the primary goes, the next one takes over in the same row change.
 //
+// A claim resolved on demand doesn't wait behind what is stronger: nobody watches it, so
+// that by the time it took over it would be whatever was true before. It is dropped, and
+// resolved again if a packet wants it.
+//
 // An update by the same owner keeps its place in the line. The functions here
 // are pure: they take a row (nil: the address is unclaimed) and give the row
 // that replaces it, which is the same pointer where nothing changes.
@@ -42,7 +46,12 @@ func upsertClaim(row *Endpoint, claim *Claim) *Endpoint {
 		waiting[i] = copied(*claim)
 		return row.withWaiting(waiting)
 	}
-	if claim.Origin.Source < row.Origin().Source {
+	switch holder := row.Origin().Source; {
+	case holder < SourceOnDemand && claim.Origin.Source == SourceOnDemand:
+		return row
+	case holder == SourceOnDemand && claim.Origin.Source < SourceOnDemand:
+		return newEndpoint(claim, nil) // whatever waits is on demand as well
+	case claim.Origin.Source < holder:
 		return newEndpoint(claim, insertAt(waiting, 0, row.Claim()))
 	}
 	at := slices.IndexFunc(waiting, func(c Claim) bool { return c.Origin.Source > claim.Origin.Source })

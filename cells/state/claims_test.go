@@ -30,6 +30,13 @@ func (m *modelAddress) find(c Claim) int {
 }
 
 func (m *modelAddress) upsert(c Claim) {
+	onDemand := func(o Claim) bool { return o.Origin.Source == SourceOnDemand }
+	if onDemand(c) && len(m.alive) > 0 && !onDemand(m.holder) {
+		return
+	}
+	if !onDemand(c) {
+		m.alive = slices.DeleteFunc(m.alive, onDemand)
+	}
 	i := m.find(c)
 	if i < 0 {
 		m.alive = append(m.alive, c)

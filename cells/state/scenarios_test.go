@@ -172,10 +172,12 @@ func TestResolvedOnDemandThenPushed(t *testing.T) {
 	f := newFixture(t)
 	f.upsert(f.redResolved, Owner{}, endpoint(ip, 131173, "r"))
 	require.False(t, f.upsert(f.red, Owner{}, endpoint(ip, 131173, "r")))
-	requireHeld(t, f, f.red, 131173, 1)
+	requireHeld(t, f, f.red, 131173, 0)
 	require.Equal(t, Counts{Endpoints: 1}, f.w.Counts("red"), "one cluster is in no conflict with itself")
+	require.False(t, f.upsert(f.redResolved, Owner{}, endpoint(ip, 131174, "r")))
+	requireHeld(t, f, f.red, 131173, 0)
 	f.delete(f.red, Owner{}, ip)
-	requireHeld(t, f, f.redResolved, 131173, 0)
+	require.Nil(t, f.row(ip), "an answer from before the push doesn't come back")
 }
 
 func TestAbortLeavesNothing(t *testing.T) {
