@@ -102,7 +102,7 @@ var Agent = cell.Module(
 // client, brings along.
 var AgentParts = cell.Group(
 	AgentTables, // this cluster and remote ones → tables
-	datapath,    // tables → the map, by build tag
+	datapath,    // tables → the map, by build tag; and what the map misses → tables
 )
 
 // AgentTables is AgentParts without what reads the tables.

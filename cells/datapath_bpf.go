@@ -5,7 +5,16 @@
 
 package cells
 
-import "github.com/waggle-mesh/waggle/ipcache"
+import (
+	"github.com/cilium/hive/cell"
 
-// datapath is the kernel's map where that is permitted, see --ipcache-backend.
-var datapath = ipcache.Cell
+	"github.com/waggle-mesh/waggle/ipcache"
+	"github.com/waggle-mesh/waggle/ipcache/ondemand"
+)
+
+// datapath is the kernel's map where that is permitted, see --ipcache-backend, and what
+// is done about addresses that it doesn't have.
+var datapath = cell.Group(
+	ipcache.Cell,
+	ondemand.NewCell(ondemand.InKernel{}),
+)

@@ -5,8 +5,16 @@
 
 package cells
 
-import "github.com/waggle-mesh/waggle/ipcache"
+import (
+	"github.com/cilium/hive/cell"
+
+	"github.com/waggle-mesh/waggle/ipcache"
+	"github.com/waggle-mesh/waggle/ipcache/ondemand"
+)
 
 // datapath is a map in memory that no datapath reads, for trials and for kernels
-// without BPF.
-var datapath = ipcache.InMemoryCell
+// without BPF. Nothing tells of addresses that it doesn't have.
+var datapath = cell.Group(
+	ipcache.InMemoryCell,
+	ondemand.NewCell(ondemand.NotInKernel{}),
+)

@@ -1,0 +1,55 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package ondemand
+
+import (
+	"fmt"
+
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+const (
+	// identityHost and identityRemoteNode are upstream's
+	// identity.ReservedIdentityHost and ReservedIdentityRemoteNode.
+	identityHost       uint32 = 1
+	identityRemoteNode uint32 = 6
+)
+
+// check holds an answer to the question, and to what its cluster may say, as ingest does
+// with what is pushed. Its error is a *wire.Refusal or wraps ErrRefused, and is about the
+// whole answer: an endpoint whose identity isn't its cluster's is no better with another
+// one that is.
+func check(maxConnectedClusters uint32, q Question, a Answer) (Answer, error) {
+	validator := wire.NewValidator(q.Cluster, q.ClusterID, maxConnectedClusters)
+	if a.Endpoint != nil {
+		ep := *a.Endpoint
+		if ep.Prefix != state.PrefixOf(q.Addr) {
+			return Answer{}, fmt.Errorf("%w: asked for %s, cluster %q answers for %s", ErrRefused, q.Addr, q.Cluster, ep.Prefix)
+		}
+		// The host of a remote cluster isn't ours; see ingest.
+		if ep.Identity == identityHost {
+			ep.Identity = identityRemoteNode
+		}
+		if err := validator.CheckEndpoint(wire.EndpointKey(ep.Prefix), &ep); err != nil {
+			return Answer{}, err
+		}
+		a.Endpoint = &ep
+	}
+	for i := range a.Identities {
+		id := &a.Identities[i]
+		if id.ID != q.Identity && (a.Endpoint == nil || id.ID != a.Endpoint.Identity) {
+			return Answer{}, fmt.Errorf("%w: nobody asked cluster %q for identity %d", ErrRefused, q.Cluster, id.ID)
+		}
+		if err := validator.CheckIdentity(id); err != nil {
+			return Answer{}, err
+		}
+	}
+	return a, nil
+}
+
+// mayCarry says whether packets of a cluster may name an identity in their tunnel header.
+func mayCarry(identity, clusterID, maxConnectedClusters uint32) bool {
+	return identity >= wire.MinIdentity && wire.IdentityRangeFor(clusterID, maxConnectedClusters).Contains(identity)
+}

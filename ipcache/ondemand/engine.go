@@ -1,0 +1,343 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package ondemand
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/statedb"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+	"k8s.io/utils/clock"
+
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/ipcache/bpf"
+)
+
+const (
+	// queueLimit bounds the lookups that wait, at some 300 bytes each, and
+	// interfaceLimit those of one interface. All remote sources come in by one or two
+	// devices, and a lookup takes a millisecond or so: what waits behind 1,024 others
+	// has waited for as long as the kernel takes to tell of it again.
+	queueLimit     = 16384
+	interfaceLimit = 1024
+	// lookupBurst is how many lookups may begin at once, after a quiet time.
+	lookupBurst = 256
+	// maxRepeats is how often a question is asked again since the address's row has
+	// changed meanwhile. After that the answer is taken: its time to live is short.
+	maxRepeats = 2
+)
+
+// Kernel is what sends the signals and knows what was used; *bpf.Kernel is it.
+type Kernel interface {
+	// SetCIDRs says which addresses are looked at: the whole wanted content.
+	SetCIDRs(map[netip.Prefix]uint32) error
+	// Read hands over misses as they come, until ctx ends.
+	Read(ctx context.Context, handle func([]bpf.Miss)) error
+	// Follow has the use of addresses noted, and Forget no longer.
+	Follow(addrs ...netip.Addr) error
+	Forget(addrs ...netip.Addr) error
+	// LastSeen is when each was used, CLOCK_MONOTONIC; 0 is never.
+	LastSeen() (map[netip.Addr]time.Duration, error)
+	Stats() (bpf.Stats, error)
+}
+
+// settings are what an Engine takes.
+type settings struct {
+	log     *slog.Logger
+	config  Config
+	db      *statedb.DB
+	writer  *state.Writer
+	table   statedb.RWTable[*Row]
+	kernel  Kernel
+	metrics *Metrics
+	health  cell.Health
+	local   string
+	// maxConnectedClusters divides the identities among the clusters.
+	maxConnectedClusters uint32
+	clock                clock.Clock
+	// monotonic is CLOCK_MONOTONIC, as the kernel reads it.
+	monotonic    func() time.Duration
+	breakerPause time.Duration
+	flagCIDRs    []flagCIDR
+}
+
+// Engine answers misses: it takes them from the kernel, asks the resolvers, and puts
+// what they know into the tables. Its exported methods are safe for concurrent use.
+//
+//	miss ─▶ queue ─▶ ask, a goroutine for each ─▶ commit, one transaction for all that is
+//	        (mu)                                   answered by then (writing, then mu)
+type Engine struct {
+	settings
+	tables state.Tables
+	chain  *chain
+	limit  *rate.Limiter
+
+	// writing is held while tables and entries are changed together, and is taken
+	// before mu. mu is never held while a transaction is waited for: who brings misses
+	// must not wait for a list of half a million endpoints.
+	writing sync.Mutex
+
+	mu      sync.Mutex
+	cidrs   *ownership
+	entries *entries
+	queue   *queue
+	// asking are the lookups that have begun and aren't committed, and inFlight counts
+	// those that wait for an answer, by cluster.
+	asking   map[netip.Addr]*lookup
+	inFlight map[uint32]int
+	finished []*answered
+	// ctx and lookups are set while the Engine runs.
+	ctx     context.Context
+	lookups *errgroup.Group
+	// throttled: a timer runs, after which the rate allows another lookup.
+	throttled bool
+	restore   restore
+	// complaints bounds the logs about the kernel.
+	complaints *rate.Limiter
+	// blindClusters are those that nobody claims a CIDR for.
+	blindClusters []string
+
+	answers  chan struct{} // there is something finished
+	tokens   chan struct{} // a lookup may begin again
+	expiring chan struct{} // there may be something earlier to expire
+	changed  chan struct{} // a cluster is left alone, or no longer
+	settled  chan struct{} // closed when the first CIDRs of complete tables are in use
+}
+
+func newEngine(s settings, resolvers []IPCacheMissResolver) (*Engine, error) {
+	entries, err := newEntries(s.config.MaxEntries)
+	if err != nil {
+		return nil, err
+	}
+	if s.breakerPause == 0 {
+		s.breakerPause = breakerPause
+	}
+	tables := s.writer.Tables()
+	e := &Engine{
+		settings:   s,
+		tables:     tables,
+		limit:      rate.NewLimiter(rate.Limit(s.config.LookupRate), lookupBurst),
+		cidrs:      decide(nil),
+		entries:    entries,
+		queue:      newQueue(queueLimit, interfaceLimit),
+		asking:     map[netip.Addr]*lookup{},
+		inFlight:   map[uint32]int{},
+		answers:    make(chan struct{}, 1),
+		tokens:     make(chan struct{}, 1),
+		expiring:   make(chan struct{}, 1),
+		changed:    make(chan struct{}, 1),
+		settled:    make(chan struct{}),
+		restore:    newRestore(),
+		complaints: newComplaints(),
+	}
+	e.chain = &chain{
+		tables:               tablesResolver{s.db, tables.Endpoints, tables.Identities},
+		maxConnectedClusters: s.maxConnectedClusters,
+	}
+	for _, r := range resolvers {
+		e.chain.others = append(e.chain.others, newGuarded(r, s.breakerPause, func() { wake(e.changed) }))
+	}
+	return e, nil
+}
+
+// wake tells whoever waits, and leaves it at that if it is told already.
+func wake(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// run commits answers until ctx ends, and waits for the lookups that are under way.
+func (e *Engine) run(ctx context.Context, _ cell.Health) error {
+	e.mu.Lock()
+	e.ctx, e.lookups = ctx, &errgroup.Group{}
+	e.pump()
+	e.mu.Unlock()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-e.answers:
+			e.commit()
+		case <-e.tokens:
+			e.mu.Lock()
+			e.throttled = false
+			e.pump()
+			e.mu.Unlock()
+		}
+	}
+	e.mu.Lock()
+	lookups := e.lookups
+	e.ctx, e.lookups = nil, nil
+	e.mu.Unlock()
+	return lookups.Wait() // they never fail
+}
+
+// handle takes in what the kernel tells.
+func (e *Engine) handle(misses []bpf.Miss) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := e.clock.Now()
+	for i := range misses {
+		e.miss(&misses[i], now)
+	}
+	e.pump()
+}
+
+// miss is called with mu held. Of an address that is known to be absent, or asked for
+// already, it costs three accesses to maps at most.
+func (e *Engine) miss(m *bpf.Miss, now time.Time) {
+	side := m.Side
+	if side > bpf.SideSource {
+		side = 0
+	}
+	owner, ok := e.cidrs.owner(m.Addr)
+	if !ok || owner.trust == byLocal {
+		// The kernel was told of another owner a moment ago.
+		e.metrics.miss(side, OutcomeRefused, 1)
+		return
+	}
+	if m.Identity != 0 && !mayCarry(m.Identity, owner.clusterID, e.maxConnectedClusters) {
+		// Whatever sent that, the address may be worth asking for.
+		e.metrics.foreignIdentity()
+		m.Identity = 0
+	}
+	if n, ok := e.entries.negatives.Peek(m.Addr); ok && n.owner.sameCluster(owner) && n.swallows(m.Identity, now) {
+		e.metrics.miss(side, n.outcome, 1)
+		return
+	}
+	l := &lookup{
+		question: Question{Cluster: owner.cluster, ClusterID: owner.clusterID, Addr: m.Addr, Identity: m.Identity},
+		iface:    m.Interface, signalled: m.Time,
+	}
+	l.misses[side] = 1
+	e.enqueue(l)
+}
+
+// enqueue has a lookup made, or joins it to one for the same address. It is called with
+// mu held.
+func (e *Engine) enqueue(l *lookup) {
+	if begun, ok := e.asking[l.question.Addr]; ok {
+		switch {
+		case begun.join(l, true):
+		case begun.then == nil:
+			begun.then = l
+		default:
+			begun.then.join(l, false)
+		}
+		return
+	}
+	if waits, ok := e.queue.get(l.question.Addr); ok {
+		waits.join(l, false)
+		return
+	}
+	if dropped := e.queue.push(l); dropped != nil {
+		e.resolved(dropped, OutcomeDropped, fmt.Errorf("%w: too many lookups wait", ErrUnavailable))
+	}
+}
+
+// pump begins the lookups that may begin now. It is called with mu held, whenever there
+// may be more of them: something was queued, a cluster has room again, or a token came.
+func (e *Engine) pump() {
+	for e.ctx != nil && !e.throttled && e.queue.len() > 0 {
+		now := time.Now()
+		if missing := 1 - e.limit.TokensAt(now); missing > 0 {
+			e.throttled = true
+			pause := time.Duration(missing / float64(e.limit.Limit()) * float64(time.Second))
+			time.AfterFunc(max(pause, time.Millisecond), func() { wake(e.tokens) })
+			return
+		}
+		l, ok := e.queue.next(func(cluster uint32) bool { return e.inFlight[cluster] < e.config.Concurrency })
+		if !ok {
+			return
+		}
+		if !e.isOwner(l.question) {
+			e.resolved(l, OutcomeRefused, fmt.Errorf("%w: %s is no longer in a pod CIDR of cluster %q", ErrRefused, l.question.Addr, l.question.Cluster))
+			continue
+		}
+		e.limit.AllowN(now, 1)
+		e.inFlight[l.question.ClusterID]++
+		e.asking[l.question.Addr] = l
+		ctx := e.ctx
+		e.lookups.Go(func() error {
+			e.ask(ctx, l)
+			return nil
+		})
+	}
+}
+
+func (e *Engine) isOwner(q Question) bool {
+	owner, ok := e.cidrs.owner(q.Addr)
+	return ok && owner.cluster == q.Cluster && owner.clusterID == q.ClusterID
+}
+
+// ask finds out what there is, for commit to take in.
+func (e *Engine) ask(ctx context.Context, l *lookup) {
+	ctx, cancel := context.WithTimeout(ctx, e.config.LookupTimeout)
+	defer cancel()
+	_, _, changed, _ := e.tables.Endpoints.GetWatch(e.db.ReadTxn(), state.EndpointByPrefix(state.PrefixOf(l.question.Addr)))
+	l.changed = changed
+	a := &answered{lookup: l}
+	a.answer, a.from, a.err = e.chain.resolve(ctx, l.question, l.again)
+
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.inFlight[l.question.ClusterID]--; e.inFlight[l.question.ClusterID] == 0 {
+		delete(e.inFlight, l.question.ClusterID)
+	}
+	e.finished = append(e.finished, a)
+	wake(e.answers)
+	e.pump()
+}
+
+// resolved tells whoever waits for a lookup. It is called with mu held.
+func (e *Engine) resolved(l *lookup, outcome Outcome, err error) {
+	for side, n := range l.misses {
+		e.metrics.miss(bpf.Side(side), outcome, n)
+	}
+	if outcome == OutcomeDropped {
+		e.metrics.dropped()
+	}
+	for _, waiter := range l.waiters {
+		waiter <- Resolution{Question: l.question, Outcome: outcome, Err: err}
+	}
+	e.restore.progress(l.question.Addr, outcome)
+}
+
+// Resolve asks for an address as a packet to it would, and waits for what comes of it.
+// The error is why there is no entry for the address, or that of ctx.
+func (e *Engine) Resolve(ctx context.Context, addr netip.Addr) (Resolution, error) {
+	addr = addr.Unmap().WithZone("")
+	done := make(chan Resolution, 1)
+	e.mu.Lock()
+	owner, ok := e.cidrs.owner(addr)
+	switch {
+	case !ok:
+		e.mu.Unlock()
+		return Resolution{}, fmt.Errorf("%w: %s is in no pod CIDR that is one remote cluster's alone", ErrRefused, addr)
+	case owner.trust == byLocal:
+		e.mu.Unlock()
+		return Resolution{}, fmt.Errorf("%w: %s is this cluster's", ErrRefused, addr)
+	}
+	e.enqueue(&lookup{
+		question: Question{Cluster: owner.cluster, ClusterID: owner.clusterID, Addr: addr},
+		// Not in one line with what is asked again, which may be long.
+		iface: ^own, waiters: []chan<- Resolution{done},
+	})
+	e.pump()
+	e.mu.Unlock()
+	select {
+	case r := <-done:
+		return r, r.Err
+	case <-ctx.Done():
+		return Resolution{}, fmt.Errorf("resolving %s: %w", addr, context.Cause(ctx))
+	}
+}

@@ -1,0 +1,184 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package ondemand
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/cilium/hive/cell"
+)
+
+const (
+	// restoreTimeout is how long the table of endpoints waits for what an earlier
+	// process had resolved, once the clusters are known. Asking for 65,536 addresses
+	// takes 13 s at the default rate.
+	restoreTimeout = 30 * time.Second
+	// restoreRetry is when a cluster is asked again that couldn't be.
+	restoreRetry = 250 * time.Millisecond
+)
+
+// restore is what an earlier process had resolved and isn't resolved again yet. It is
+// under the Engine's mu.
+type restore struct {
+	// waiting are to be asked for, asked are being, and failed are those that nobody
+	// could be asked for.
+	waiting []netip.Addr
+	asked   map[netip.Addr]struct{}
+	failed  []netip.Addr
+	// all are those that the kernel followed and that were to be asked for.
+	all []netip.Addr
+	// moved is told when there is less to do, or more room.
+	moved chan struct{}
+}
+
+func newRestore() restore {
+	return restore{asked: map[netip.Addr]struct{}{}, moved: make(chan struct{}, 1)}
+}
+
+// progress takes note of what became of a lookup.
+func (r *restore) progress(addr netip.Addr, outcome Outcome) {
+	if _, ok := r.asked[addr]; !ok {
+		return
+	}
+	delete(r.asked, addr)
+	switch outcome {
+	case OutcomeUnavailable, OutcomeTimeout, OutcomeDropped:
+		r.failed = append(r.failed, addr)
+	}
+	wake(r.moved)
+}
+
+// left is how many aren't resolved yet.
+func (r *restore) left() int { return len(r.waiting) + len(r.asked) + len(r.failed) }
+
+// resume asks again for what an earlier process had resolved: the map has its entries,
+// and traffic uses them, so that no packet misses. It returns when that is done, or when
+// it has taken too long, or with ctx; and says how many addresses were left.
+func (e *Engine) resume(ctx context.Context) (left int, err error) {
+	select {
+	case <-e.settled:
+	case <-ctx.Done():
+		return 0, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+	defer cancel()
+	lastSeen, err := e.kernel.LastSeen()
+	if err != nil {
+		return 0, fmt.Errorf("reading which addresses were resolved before: %w", err)
+	}
+	e.begin(lastSeen)
+	retry := time.NewTicker(restoreRetry)
+	defer retry.Stop()
+	for {
+		e.mu.Lock()
+		e.resumeMore()
+		left = e.restore.left()
+		e.mu.Unlock()
+		if left == 0 {
+			e.endRestore()
+			return 0, nil
+		}
+		select {
+		case <-e.restore.moved:
+		case <-retry.C:
+			e.mu.Lock()
+			e.restore.waiting = append(e.restore.waiting, e.restore.failed...)
+			e.restore.failed = nil
+			e.mu.Unlock()
+		case <-ctx.Done():
+			return e.endRestore(), nil
+		}
+	}
+}
+
+// begin notes what is to be asked for: what a remote cluster still has and was used
+// within the time to live. The others are no longer followed.
+func (e *Engine) begin(lastSeen map[netip.Addr]time.Duration) {
+	now := e.monotonic()
+	var forget []netip.Addr
+	e.mu.Lock()
+	for addr, seen := range lastSeen {
+		owner, ok := e.cidrs.owner(addr)
+		switch {
+		case e.entries.addresses.Contains(addr): // it was resolved in the meantime
+		case !ok || owner.trust == byLocal || seen > 0 && now-seen > e.config.TTL:
+			forget = append(forget, addr)
+		default:
+			e.restore.waiting = append(e.restore.waiting, addr)
+		}
+	}
+	e.restore.all = slices.Clone(e.restore.waiting)
+	e.mu.Unlock()
+	e.forget(forget)
+}
+
+// resumeMore queues as many as there is room for. It is called with mu held.
+func (e *Engine) resumeMore() {
+	r := &e.restore
+	for len(r.waiting) > 0 && !e.queue.full(own) {
+		addr := r.waiting[len(r.waiting)-1]
+		r.waiting = r.waiting[:len(r.waiting)-1]
+		owner, ok := e.cidrs.owner(addr)
+		if !ok {
+			continue // withdrawn meanwhile; nothing of it is kept
+		}
+		r.asked[addr] = struct{}{}
+		e.enqueue(&lookup{
+			question: Question{Cluster: owner.cluster, ClusterID: owner.clusterID, Addr: addr},
+			iface:    own,
+		})
+	}
+	e.pump()
+}
+
+// endRestore lets go of what couldn't be resolved, and has the kernel follow only what
+// was. It says how many addresses couldn't be asked for.
+func (e *Engine) endRestore() (left int) {
+	e.mu.Lock()
+	r := &e.restore
+	left = r.left()
+	forget := slices.DeleteFunc(r.all, e.entries.addresses.Contains)
+	r.waiting, r.failed, r.all = nil, nil, nil
+	clear(r.asked)
+	e.mu.Unlock()
+	e.forget(forget)
+	return left
+}
+
+func (e *Engine) forget(addrs []netip.Addr) {
+	if len(addrs) == 0 {
+		return
+	}
+	if err := e.kernel.Forget(addrs...); err != nil {
+		e.kernelFailed(fmt.Errorf("no longer following the use of %d addresses: %w", len(addrs), err))
+	}
+}
+
+// restart is the job that has the tables wait for what was resolved before.
+func (e *Engine) restart(done func()) func(context.Context, cell.Health) error {
+	return func(ctx context.Context, health cell.Health) error {
+		defer func() {
+			if ctx.Err() == nil {
+				done()
+			}
+		}()
+		left, err := e.resume(ctx)
+		switch {
+		case err != nil:
+			e.log.Warn("What was resolved before is lost: it is resolved again when packets miss it", "error", err)
+			health.Degraded("What was resolved before is lost", err)
+		case left > 0:
+			e.log.Warn("Not all that was resolved before could be asked for again: it is when packets miss it",
+				"count", left, "waited", restoreTimeout)
+			health.OK(fmt.Sprintf("Done, but for %d addresses", left))
+		default:
+			health.OK("Done")
+		}
+		return nil
+	}
+}

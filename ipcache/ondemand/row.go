@@ -1,0 +1,119 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package ondemand
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/cilium/statedb"
+	"github.com/cilium/statedb/index"
+)
+
+// TableName is the table of what was resolved, as `db/show` knows it.
+const TableName = "ondemand"
+
+// Kind says what a row of the table is.
+type Kind string
+
+const (
+	// KindEndpoint is an address with an endpoint.
+	KindEndpoint Kind = "endpoint"
+	// KindIdentity is an identity that packets carry.
+	KindIdentity Kind = "identity"
+	// KindAbsent is an address at which there is nothing, as far as was to be found.
+	KindAbsent Kind = "absent"
+)
+
+// Row is a row of the table "ondemand": what a lookup has brought, or that it has
+// brought nothing. Rows are immutable once inserted.
+type Row struct {
+	Kind Kind `json:"kind" yaml:"kind"`
+	// Addr is not valid for a KindIdentity.
+	Addr      netip.Addr `json:"addr,omitzero" yaml:"addr,omitempty"`
+	Identity  uint32     `json:"identity,omitempty" yaml:"identity,omitempty"`
+	Cluster   string     `json:"cluster" yaml:"cluster"`
+	ClusterID uint32     `json:"clusterID" yaml:"clusterID"`
+	Namespace string     `json:"namespace,omitempty" yaml:"namespace,omitempty"`
+	Pod       string     `json:"pod,omitempty" yaml:"pod,omitempty"`
+	// From is the resolver that knew, or for a KindAbsent the Outcome.
+	From  string    `json:"from" yaml:"from"`
+	Since time.Time `json:"since" yaml:"since"`
+	// Until is when it is looked at again.
+	Until time.Time `json:"until" yaml:"until"`
+}
+
+// key is the address, or "identity/" and the number.
+func (r *Row) key() string {
+	if r.Kind == KindIdentity {
+		return "identity/" + strconv.FormatUint(uint64(r.Identity), 10)
+	}
+	return r.Addr.String()
+}
+
+// TableHeader names the columns for `db/show`.
+func (*Row) TableHeader() []string {
+	return []string{"Kind", "Address", "Identity", "Cluster", "Pod", "From", "Since", "Until"}
+}
+
+// TableRow gives the values of the columns.
+func (r *Row) TableRow() []string {
+	address, identity, pod := "", "", ""
+	if r.Addr.IsValid() {
+		address = r.Addr.String()
+	}
+	if r.Identity != 0 {
+		identity = strconv.FormatUint(uint64(r.Identity), 10)
+	}
+	if r.Pod != "" {
+		pod = r.Namespace + "/" + r.Pod
+	}
+	return []string{string(r.Kind), address, identity, r.Cluster, pod, r.From,
+		r.Since.UTC().Format(time.RFC3339), r.Until.UTC().Format(time.RFC3339)}
+}
+
+var rowByKey = statedb.Index[*Row, string]{
+	Name:       "key",
+	FromObject: func(r *Row) index.KeySet { return index.NewKeySet(index.String(r.key())) },
+	FromKey:    index.String,
+	FromString: index.FromString,
+	Unique:     true,
+}
+
+// RowByAddr asks for what is known of an address.
+func RowByAddr(addr netip.Addr) statedb.Query[*Row] { return rowByKey.Query(addr.String()) }
+
+// newTable registers the table.
+func newTable(db *statedb.DB) (statedb.RWTable[*Row], error) {
+	table, err := statedb.NewTable(db, TableName, rowByKey)
+	if err != nil {
+		return nil, fmt.Errorf("registering table %q: %w", TableName, err)
+	}
+	return table, nil
+}
+
+func (n *entry) row() *Row {
+	return &Row{
+		Kind: KindEndpoint, Addr: n.addr, Identity: n.endpoint.Identity,
+		Cluster: n.origin.Cluster, ClusterID: n.origin.ClusterID,
+		Namespace: n.endpoint.Namespace, Pod: n.endpoint.Pod,
+		From: n.from, Since: n.since, Until: n.until,
+	}
+}
+
+func (n *carried) row() *Row {
+	return &Row{
+		Kind: KindIdentity, Identity: n.id, Cluster: n.origin.Cluster, ClusterID: n.origin.ClusterID,
+		From: n.from, Since: n.since, Until: n.until,
+	}
+}
+
+func (n *negative) row(since time.Time) *Row {
+	return &Row{
+		Kind: KindAbsent, Addr: n.addr, Identity: n.identity, Cluster: n.owner.cluster, ClusterID: n.owner.clusterID,
+		From: string(n.outcome), Since: since, Until: n.until,
+	}
+}
