@@ -140,3 +140,21 @@ func (f *fixture) run(t testing.TB, program *ebpf.Program, frame []byte) {
 	require.NoError(t, err)
 	require.EqualValues(t, tcxNext, int32(verdict), "the packet must go on")
 }
+
+// seen waits until so many more packets were looked at: the kernel may hand a packet on
+// after who sent it has gone on.
+func (f *fixture) seen(t testing.TB, before Stats, packets uint64) {
+	t.Helper()
+	sum := func(s Stats) uint64 { return s.Hits + s.Misses + s.Others }
+	wait(t, func() bool { return sum(f.stats(t)) >= sum(before)+packets }, "packets")
+}
+
+// wait looks until something is true, in the test's own thread.
+func wait(t testing.TB, done func() bool, what string) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("still waiting for %s", what)
+		}
+	}
+}

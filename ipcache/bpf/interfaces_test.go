@@ -124,7 +124,9 @@ func TestInterfacesComeAndGo(t *testing.T) {
 	second := addVeth(t, "lxc2", "pod2")
 	want[second] = KindPod
 	f.attached(t, want)
+	before := f.stats(t)
 	send(t, ifindex(t, "pod2"), frame("10.1.0.1", "10.7.0.9"))
+	f.seen(t, before, 1)
 	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.7.0.9")}, addrs(f.signals(t)))
 
 	// A renamed one is another one.
@@ -160,7 +162,9 @@ func TestInterfacesComeAndGo(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, netlink.LinkSetUp(device))
 	}
+	before = f.stats(t)
 	send(t, ifindex(t, "pod2"), frame("10.1.0.1", "10.7.0.10"))
+	f.seen(t, before, 1)
 	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.7.0.10")}, addrs(f.signals(t)))
 
 	// What changes while nobody looks is found by the next one.

@@ -51,7 +51,7 @@ func Open(log *slog.Logger, cfg Config) (_ *Kernel, err error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("lifting the limit on locked memory: %w", unpermitted(err))
 	}
-	if err := probe(); err != nil {
+	if err := probe(needs()); err != nil {
 		return nil, err
 	}
 

@@ -22,6 +22,7 @@ func TestAttachedProgramSeesPackets(t *testing.T) {
 	require.Equal(t, map[int]Kind{lxc: KindPod}, f.Attached())
 
 	send(t, ifindex(t, "pod1"), frame("10.1.0.1", "10.7.0.9"))
+	f.seen(t, Stats{}, 1)
 	signals := f.signals(t)
 	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.7.0.9")}, addrs(signals))
 	require.EqualValues(t, lxc, signals[0].Interface)
@@ -57,7 +58,7 @@ func TestRemove(t *testing.T) {
 	require.NoError(t, f.Close())
 	before := count()
 	send(t, ifindex(t, "pod1"), frame("10.1.0.1", "10.7.0.9"))
-	require.Greater(t, count(), before, "programs outlive the process")
+	wait(t, func() bool { return count() > before }, "a packet: programs outlive the process")
 
 	require.NoError(t, Remove(hivetest.Logger(t), f.cfg.Dir))
 	require.NoDirExists(t, f.cfg.Dir)

@@ -6,7 +6,6 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -32,6 +31,8 @@ func inNamespace(t testing.TB) string {
 	lo, err := netlink.LinkByName("lo")
 	require.NoError(t, err)
 	require.NoError(t, netlink.LinkSetUp(lo))
+	// New interfaces have no IPv6 of their own, so that only the test sends packets.
+	require.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644))
 	return fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
 }
 
@@ -59,12 +60,23 @@ func ifindex(t testing.TB, name string) int {
 // send puts a frame onto an interface, as if its owner had sent it.
 func send(t testing.TB, ifindex int, frame []byte) {
 	t.Helper()
+	put, done := sender(t, ifindex)
+	defer done()
+	put(frame)
+}
+
+// sender is send for many frames: to close its socket takes the kernel milliseconds.
+func sender(t testing.TB, ifindex int) (put func(frame []byte), done func()) {
+	t.Helper()
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
 	require.NoError(t, err)
-	defer unix.Close(fd)
-	to := &unix.SockaddrLinklayer{Ifindex: ifindex, Halen: 6}
-	copy(to.Addr[:], net.HardwareAddr(frame[:6]))
-	require.NoError(t, unix.Sendto(fd, frame, 0, to))
+	return func(frame []byte) {
+			to := &unix.SockaddrLinklayer{Ifindex: ifindex, Halen: 6}
+			copy(to.Addr[:], frame[:6])
+			require.NoError(t, unix.Sendto(fd, frame, 0, to))
+		}, func() {
+			require.NoError(t, unix.Close(fd))
+		}
 }
 
 func addrs(misses []Miss) (all []netip.Addr) {

@@ -12,6 +12,7 @@ const (
 	etherIPv4 = 0x0800
 	etherIPv6 = 0x86dd
 	etherARP  = 0x0806
+	etherVLAN = 0x8100
 )
 
 // frame is an Ethernet frame with a UDP packet.

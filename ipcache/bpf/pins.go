@@ -79,25 +79,42 @@ func (m *pinned) close() error {
 	return errors.Join(m.cidrs.Close(), m.seen.Close(), m.counters.Close(), m.misses.Close())
 }
 
-// openMap opens one pinned map. One of ours with another size or layout is replaced.
-func openMap(log *slog.Logger, path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
-	switch old, err := ebpf.LoadPinnedMap(path, nil); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
+// openMap opens one pinned map. One of ours with another size or layout is replaced, and
+// keeps what it has if only the size differs.
+func openMap(log *slog.Logger, path string, spec *ebpf.MapSpec) (_ *ebpf.Map, err error) {
+	old, err := ebpf.LoadPinnedMap(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return makeMap(path, spec)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("opening the map at %s: %w", path, unpermitted(err))
-	default:
-		err := spec.Compatible(old)
-		if err == nil {
-			return old, nil
-		}
-		if !errors.Is(err, ebpf.ErrMapIncompatible) {
-			return nil, errors.Join(fmt.Errorf("checking the map at %s: %w", path, err), old.Close())
-		}
-		log.Warn("Replacing a pinned map, which has another size or layout", "path", path, "difference", err)
-		if err := errors.Join(old.Unpin(), old.Close()); err != nil {
-			return nil, fmt.Errorf("removing the map at %s: %w", path, err)
+	}
+	difference := spec.Compatible(old)
+	if difference == nil {
+		return old, nil
+	}
+	defer old.Close()
+	if !errors.Is(difference, ebpf.ErrMapIncompatible) {
+		return nil, fmt.Errorf("checking the map at %s: %w", path, difference)
+	}
+	log.Warn("Replacing a pinned map, which has another size or layout", "path", path, "difference", difference)
+	if err := old.Unpin(); err != nil {
+		return nil, fmt.Errorf("removing the map at %s: %w", path, err)
+	}
+	m, err := makeMap(path, spec)
+	if err != nil {
+		return nil, err
+	}
+	if old.Type() == ebpf.Hash && old.KeySize() == m.KeySize() && old.ValueSize() == m.ValueSize() {
+		copied, err := copyMap(m, old)
+		if err != nil {
+			log.Warn("Some of what the pinned map had is lost", "path", path, "copied", copied, "error", err)
 		}
 	}
+	return m, nil
+}
+
+func makeMap(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	m, err := ebpf.NewMap(spec)
 	if err != nil {
 		return nil, fmt.Errorf("making the map %s: %w", spec.Name, unpermitted(err))
@@ -106,6 +123,19 @@ func openMap(log *slog.Logger, path string, spec *ebpf.MapSpec) (*ebpf.Map, erro
 		return nil, errors.Join(fmt.Errorf("pinning the map at %s: %w", path, err), m.Close())
 	}
 	return m, nil
+}
+
+// copyMap copies what fits, and says how much that was.
+func copyMap(to, from *ebpf.Map) (copied int, err error) {
+	var key, value []byte
+	entries := from.Iterate()
+	for entries.Next(&key, &value) {
+		if err := to.Put(key, value); err != nil {
+			return copied, err
+		}
+		copied++
+	}
+	return copied, entries.Err()
 }
 
 // lockDir makes the directory and takes it for this process. The lock ends with the

@@ -4,10 +4,10 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
-	"errors"
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
@@ -15,24 +15,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// probe tries what the programs need, and names what is missing.
-func probe() error {
-	for _, need := range []struct {
-		what string
-		try  func() error
-	}{
+// need is a feature of the kernel, and how to try it.
+type need struct {
+	what string
+	try  func() error
+}
+
+// needs are what the programs can't do without.
+func needs() []need {
+	helper := func(what string, fn asm.BuiltinFunc) need {
+		return need{what, func() error { return features.HaveProgramHelper(ebpf.SchedCLS, fn) }}
+	}
+	return []need{
 		{"LPM tries", func() error { return features.HaveMapType(ebpf.LPMTrie) }},
 		{"LRU hash maps", func() error { return features.HaveMapType(ebpf.LRUHash) }},
 		{"ring buffers", func() error { return features.HaveMapType(ebpf.RingBuf) }},
-		{"the tunnel's header in a program", func() error {
-			return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnSkbGetTunnelKey)
-		}},
-		{"the coarse clock in a program", func() error {
-			return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs)
-		}},
-		{"atomic compare-and-swap in a program", features.HaveV3ISA},
-		{"TCX", haveTCX},
-	} {
+		{"instructions of version 3", features.HaveV3ISA},
+		helper("reading a tunnel's header", asm.FnSkbGetTunnelKey),
+		helper("reading from the IP header on", asm.FnSkbLoadBytesRelative),
+		helper("the coarse clock", asm.FnKtimeGetCoarseNs),
+		{"programs on TCX", haveTCX},
+	}
+}
+
+// probe tries each, and names the first that is missing.
+func probe(needs []need) error {
+	for _, need := range needs {
 		if err := need.try(); err != nil {
 			return fmt.Errorf("%w: %s: %w", ErrUnsupported, need.what, err)
 		}

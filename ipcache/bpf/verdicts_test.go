@@ -89,8 +89,8 @@ func TestVerdictsPass(t *testing.T) {
 	f.upsert(t, "10.7.0.1/32", 458753)
 	f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", "10.7.0.1"))
 	require.NoError(t, f.entries.Delete(newCIDRKey(netip.MustParsePrefix("10.7.0.1/32"))))
-	require.Eventually(t, func() bool {
+	wait(t, func() bool {
 		f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", "10.7.0.1"))
 		return f.stats(t).Misses == 1
-	}, patience, time.Millisecond)
+	}, "the miss")
 }

@@ -39,6 +39,8 @@ typedef unsigned long long __u64;
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86dd
 
+#define EEXIST 17
+
 /* The verdict that leaves the packet to the next program, or to the stack. */
 #define TCX_NEXT (-1)
 
@@ -93,6 +95,8 @@ static long (*map_update_elem)(void *map, const void *key, const void *value, __
 static __u64 (*ktime_get_ns)(void) = (void *)5;
 static long (*skb_get_tunnel_key)(struct __sk_buff *skb, struct bpf_tunnel_key *key, __u32 size,
 				  __u64 flags) = (void *)20;
+static long (*skb_load_bytes)(const void *skb, __u32 offset, void *to, __u32 len) = (void *)26;
+static long (*skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static long (*skb_load_bytes_relative)(const void *skb, __u32 offset, void *to, __u32 len,
 				       __u32 start) = (void *)68;
 static void *(*ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)131;

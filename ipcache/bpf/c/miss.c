@@ -44,19 +44,30 @@ struct subject {
 	__u8 side;
 };
 
-/* Reads the IP header: directly if it is in the linear part after an Ethernet header,
- * which is nearly always, else where the kernel says that it is. False for a packet that
- * ends before.
+/* More than all headers that may come before the end of an IP header. */
+#define HEADERS_LEN 256
+
+/* Reads the IP header, which after Ethernet's is nearly always in the linear part, where
+ * it can be read directly. Without Ethernet, the kernel knows where it is, and reads no
+ * further than the linear part, which is made longer if it must be. False for a packet
+ * that ends before.
  */
 static __always_inline int read_header(struct __sk_buff *skb, void *to, __u32 len)
 {
-	void *header = (void *)(long)skb->data + ETH_HLEN;
-	void *end = (void *)(long)skb->data_end;
+	if (!no_ethernet) {
+		void *header = (void *)(long)skb->data + ETH_HLEN;
+		void *end = (void *)(long)skb->data_end;
 
-	if (likely(!no_ethernet && header + len <= end)) {
-		__builtin_memcpy(to, header, len);
-		return 1;
+		if (likely(header + len <= end)) {
+			__builtin_memcpy(to, header, len);
+			return 1;
+		}
+		return skb_load_bytes(skb, ETH_HLEN, to, len) == 0;
 	}
+	if (likely(skb_load_bytes_relative(skb, 0, to, len, BPF_HDR_START_NET) == 0))
+		return 1;
+	if (skb_pull_data(skb, skb->len < HEADERS_LEN ? skb->len : HEADERS_LEN) < 0)
+		return 0;
 	return skb_load_bytes_relative(skb, 0, to, len, BPF_HDR_START_NET) == 0;
 }
 
@@ -159,7 +170,8 @@ static __always_inline void signal_miss(struct __sk_buff *skb, struct subject *s
 	if (told)
 		first = __sync_val_compare_and_swap(told, last, tick) == last;
 	else
-		first = map_update_elem(&waggle_signals, key, &tick, BPF_NOEXIST) == 0;
+		/* If there is no room, better twice than never. */
+		first = map_update_elem(&waggle_signals, key, &tick, BPF_NOEXIST) != -EEXIST;
 	if (!first) {
 		/* Another CPU was. */
 		ringbuf_discard(miss, BPF_RB_NO_WAKEUP);

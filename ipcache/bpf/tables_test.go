@@ -1,0 +1,193 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+func mustCIDRs(ids map[string]uint32) map[netip.Prefix]uint32 {
+	all := map[netip.Prefix]uint32{}
+	for prefix, id := range ids {
+		all[netip.MustParsePrefix(prefix)] = id
+	}
+	return all
+}
+
+func TestSetCIDRs(t *testing.T) {
+	f := newFixture(t, nil)
+	content := func() map[netip.Prefix]uint32 {
+		all, err := f.readCIDRs()
+		require.NoError(t, err)
+		return all
+	}
+	first := mustCIDRs(map[string]uint32{"10.7.0.0/16": 7, "10.8.0.0/16": 8, "fd00:7::/32": 7})
+	require.NoError(t, f.SetCIDRs(first))
+	require.Equal(t, first, content())
+	second := mustCIDRs(map[string]uint32{"10.7.0.0/16": 9, "10.7.3.0/24": 3, "fd00:7::/32": 7})
+	require.NoError(t, f.SetCIDRs(second))
+	require.Equal(t, second, content())
+
+	// The longest one says whose the address is.
+	f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", "10.7.3.1"))
+	f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", "10.7.4.1"))
+	signals := f.signals(t)
+	require.EqualValues(t, 3, signals[0].ClusterID)
+	require.EqualValues(t, 9, signals[1].ClusterID)
+
+	// What an earlier process left is part of the difference.
+	require.NoError(t, f.Close())
+	f.open(t)
+	require.Equal(t, second, content())
+	require.NoError(t, f.SetCIDRs(first))
+	require.Equal(t, first, content())
+
+	for name, bad := range map[string]map[netip.Prefix]uint32{
+		"10.7.0.1/16": {netip.PrefixFrom(netip.MustParseAddr("10.7.0.1"), 16): 7},
+		"cluster 0":   mustCIDRs(map[string]uint32{"10.9.0.0/16": 0}),
+		"invalid":     {netip.Prefix{}: 7},
+		"::ffff:":     {netip.PrefixFrom(netip.MustParseAddr("::ffff:10.7.0.0"), 112): 7},
+	} {
+		require.ErrorContains(t, f.SetCIDRs(bad), name)
+		require.Equal(t, first, content())
+	}
+	require.NoError(t, f.SetCIDRs(nil))
+	require.Empty(t, content())
+}
+
+// TestSetCIDRsProperty has the kernel with what was asked for last, whatever came before.
+func TestSetCIDRsProperty(t *testing.T) {
+	f := newFixture(t, nil)
+	prefixes := rapid.SampledFrom([]string{
+		"0.0.0.0/0", "10.0.0.0/8", "10.7.0.0/16", "10.7.0.0/24", "10.7.1.0/24", "10.7.0.1/32", "::/0", "fd00::/8", "fd00:7::/64",
+	})
+	sets := rapid.MapOf(prefixes, rapid.Uint32Range(1, 511))
+	rapid.Check(t, func(t *rapid.T) {
+		wanted := mustCIDRs(sets.Draw(t, "CIDRs"))
+		require.NoError(t, f.SetCIDRs(wanted))
+		got, err := f.readCIDRs()
+		require.NoError(t, err)
+		require.Equal(t, wanted, got)
+	})
+}
+
+func TestLastSeen(t *testing.T) {
+	f := newFixture(t, func(cfg *Config) { cfg.MaxFollowed = 3 })
+	require.NoError(t, f.SetCIDRs(cidrs()))
+	for _, addr := range []string{"10.7.0.1", "10.7.0.2", "10.7.0.3", "fd00:7::1"} {
+		f.upsert(t, netip.PrefixFrom(netip.MustParseAddr(addr), netip.MustParseAddr(addr).BitLen()).String(), 458753)
+	}
+	v4, v6, idle := netip.MustParseAddr("10.7.0.1"), netip.MustParseAddr("fd00:7::1"), netip.MustParseAddr("10.7.0.2")
+	lastSeen := func() map[netip.Addr]time.Duration {
+		seen, err := f.LastSeen()
+		require.NoError(t, err)
+		return seen
+	}
+	require.Empty(t, lastSeen())
+	require.NoError(t, f.Follow(v4, v6, idle))
+	require.Equal(t, map[netip.Addr]time.Duration{v4: 0, v6: 0, idle: 0}, lastSeen())
+
+	// Both sides count as use; what isn't followed isn't noted, and a miss isn't a use.
+	f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", "10.7.0.1"))
+	f.run(t, f.programs.ethernet.Uplink, frame("fd00:7::1", "fd00:1::1"))
+	f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", "10.7.0.3"))
+	now := monotonic(t)
+	seen := lastSeen()
+	require.Len(t, seen, 3)
+	require.Zero(t, seen[idle])
+	for _, addr := range []netip.Addr{v4, v6} {
+		require.Positive(t, seen[addr])
+		require.LessOrEqual(t, seen[addr], now)
+	}
+
+	// Again: the time stays, and moves on after a second.
+	require.NoError(t, f.Follow(v4))
+	require.Equal(t, seen, lastSeen())
+	wait(t, func() bool {
+		f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", "10.7.0.1"))
+		return lastSeen()[v4] > seen[v4]
+	}, "a later time")
+	require.GreaterOrEqual(t, lastSeen()[v4], seen[v4]+stampInterval)
+	require.Equal(t, seen[v6], lastSeen()[v6])
+
+	// No more than fit, by name.
+	more := netip.MustParseAddr("10.7.0.4")
+	require.ErrorContains(t, f.Follow(more, v4), "following 10.7.0.4")
+	require.NoError(t, f.Forget(idle, more))
+	require.NoError(t, f.Follow(more))
+	require.NotContains(t, lastSeen(), idle)
+	require.Contains(t, lastSeen(), more)
+}
+
+func TestManyLastSeen(t *testing.T) {
+	f := newFixture(t, nil)
+	var addrs []netip.Addr
+	for i := range 2*seenBatch + 100 {
+		addrs = append(addrs, netip.MustParseAddr(absent(i)))
+	}
+	require.NoError(t, f.Follow(addrs...))
+	seen, err := f.LastSeen()
+	require.NoError(t, err)
+	require.Len(t, seen, len(addrs))
+	require.NoError(t, f.Forget(addrs...))
+	seen, err = f.LastSeen()
+	require.NoError(t, err)
+	require.Empty(t, seen)
+}
+
+func TestRead(t *testing.T) {
+	f := newFixture(t, func(cfg *Config) { cfg.Burst = 1 << 20 })
+	require.NoError(t, f.SetCIDRs(cidrs()))
+	ctx, cancel := context.WithCancel(t.Context())
+	got := make(chan Miss, 4*maxBatch)
+	ended := make(chan error)
+	go func() {
+		ended <- f.Read(ctx, func(batch []Miss) {
+			if len(batch) > maxBatch {
+				t.Errorf("a batch of %d", len(batch))
+			}
+			for _, miss := range batch {
+				got <- miss
+			}
+		})
+	}()
+	next := func() string {
+		select {
+		case miss := <-got:
+			return miss.Addr.String()
+		case <-time.After(patience):
+			t.Fatal("no signal")
+		}
+		return ""
+	}
+	// One at a time, each at once; and many.
+	for i := range 10 {
+		f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", absent(i)))
+		require.Equal(t, absent(i), next())
+	}
+	for i := range 3 * maxBatch {
+		f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", absent(100+i)))
+	}
+	for i := range 3 * maxBatch {
+		require.Equal(t, absent(100+i), next())
+	}
+	require.ErrorIs(t, f.Read(t.Context(), func([]Miss) {}), ErrReading)
+
+	// What comes when nobody reads is there for the next one.
+	cancel()
+	require.ErrorIs(t, <-ended, context.Canceled)
+	f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", "10.7.9.9"))
+	ctx, cancel = context.WithCancel(t.Context())
+	require.ErrorIs(t, f.Read(ctx, func(batch []Miss) {
+		require.Equal(t, "10.7.9.9", batch[0].Addr.String())
+		cancel()
+	}), context.Canceled)
+	require.ErrorIs(t, f.Read(ctx, nil), context.Canceled)
+}
