@@ -248,7 +248,8 @@ func (c *Client) WaitReady(ctx context.Context, key string, onError func(error))
 	}
 }
 
-// Get reads one key. It returns nil without an error where the key is absent.
+// Get reads one key. It returns nil without an error where the key is absent, and not
+// where its value is empty. It fails at once while there is no connection.
 func (c *Client) Get(ctx context.Context, key string) ([]byte, error) {
 	resp, err := c.get(ctx, 10*time.Second, &pb.RangeRequest{Key: []byte(key)})
 	if err != nil {
@@ -257,7 +258,10 @@ func (c *Client) Get(ctx context.Context, key string) ([]byte, error) {
 	if len(resp.Kvs) == 0 {
 		return nil, nil
 	}
-	return resp.Kvs[0].Value, nil
+	if value := resp.Kvs[0].Value; value != nil {
+		return value, nil
+	}
+	return []byte{}, nil
 }
 
 // Etcd gives the plain client, for what the engine doesn't offer.

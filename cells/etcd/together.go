@@ -30,7 +30,8 @@ type Together struct {
 
 // GetTogether reads several keys at one revision and in one round trip, until ctx ends.
 // It is linearizable: what was written before is seen. Of an answer of more than
-// maxBytes nothing is read: an etcd that can't be trusted can't fill our memory.
+// maxBytes nothing is read: an etcd that can't be trusted can't fill our memory. It fails
+// at once while there is no connection.
 //
 // The error wraps ErrBadAnswer, or is the etcd's, for status.Code or CodeOf.
 func (c *Client) GetTogether(ctx context.Context, maxBytes int, keys ...string) (Together, error) {

@@ -55,19 +55,11 @@ func readSource(ctx context.Context, conn remote.Connection, lookups []wire.Look
 	for i, end := range ends {
 		for _, kv := range read.KVs[from:end] {
 			if kv != nil {
-				values[i] = present(kv.Value)
+				values[i] = append([]byte{}, kv.Value...) // not nil, even if it is empty
 				break
 			}
 		}
 		from = end
 	}
 	return values, nil
-}
-
-// present makes of an empty value one that isn't nil, which means that there is none.
-func present(value []byte) []byte {
-	if value == nil {
-		return []byte{}
-	}
-	return value
 }

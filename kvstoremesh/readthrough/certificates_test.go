@@ -83,7 +83,12 @@ func (a *authority) config(address string, of *authority, name string) string {
 	if of != nil {
 		text += "cert-file: " + of.file(name+".crt") + "\nkey-file: " + of.file(name+".key") + "\n"
 	}
-	path := filepath.Join(a.t.TempDir(), "etcd.config")
-	require.NoError(a.t, os.WriteFile(path, []byte(text), 0o600))
+	return writeConfig(a.t, text)
+}
+
+// writeConfig writes the configuration of a client, and gives its path.
+func writeConfig(t testing.TB, text string) string {
+	path := filepath.Join(t.TempDir(), "etcd.config")
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 	return path
 }
