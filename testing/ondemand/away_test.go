@@ -1,0 +1,64 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package ondemand_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/waggle-mesh/waggle/ipcache/bpf"
+	"github.com/waggle-mesh/waggle/ipcache/ondemand"
+	"github.com/waggle-mesh/waggle/testing/netns"
+)
+
+// TestRemoteClusterAway: while the other cluster's etcd is away nobody asks it without
+// end, and the tables and metrics say what the matter is; when it is back, the connection
+// that was begun meanwhile comes about.
+func TestRemoteClusterAway(t *testing.T) {
+	r := newRig(t, newWorld(t, true), way{side: bpf.SideDestination})
+	r.start()
+	pod := r.addPod("a", 5)
+	r.there.Etcd.Stop()
+	began := time.Now()
+
+	done := make(chan error, 1)
+	go func() { done <- r.connectTCP(within(t), pod.Namespace, pod.Addrs[0], remotes[0]) }()
+
+	// Many packets to many addresses, until many lookups have come to nothing.
+	const lookups = 2000
+	socket, err := pod.UDP(netip.AddrPortFrom(pod.Addrs[0], 0))
+	require.NoError(t, err)
+	defer socket.Close()
+	given := func() float64 {
+		return r.metric("waggle_ondemand_misses_total", "outcome", "unavailable") + r.metric("waggle_ondemand_misses_total", "outcome", "timeout")
+	}
+	r.eventually(func() bool {
+		require.NoError(t, netns.Scan(socket, netip.MustParseAddrPort("10.40.0.0:9"), 500))
+		return given() >= lookups
+	}, "lookups have come to nothing")
+	row, ok := r.row(remotes[0])
+	if ok { // it is asked for again between two of them
+		require.Equal(t, ondemand.KindAbsent, row.Kind)
+		require.Contains(t, []string{string(ondemand.OutcomeUnavailable), string(ondemand.OutcomeTimeout)}, row.From)
+	}
+	require.Zero(t, r.metric("waggle_ondemand_entries", "kind", "endpoint"))
+	require.NotEmpty(t, r.healthOf("clusters-away"))
+
+	// After some failures in a row the cluster is left alone, and tried now and then:
+	// what was under way by then, and one lookup in each pause, of two requests at most.
+	asked := sumOf(t, r.readThrough, "waggle_kvstoremesh_ondemand_requests_total")
+	pauses := time.Since(began)/(5*time.Second) + 1
+	require.LessOrEqual(t, asked, 2*(5+32+float64(pauses)), "of %.0f lookups", given())
+	require.LessOrEqual(t, sumOf(t, r.readThrough, "waggle_kvstoremesh_ondemand_remote_requests_total"), asked)
+	require.Empty(t, done)
+
+	r.there.Etcd.Start()
+	require.NoError(t, <-done)
+	row, ok = r.row(remotes[0])
+	require.True(t, ok)
+	require.Equal(t, ondemand.KindEndpoint, row.Kind)
+}
