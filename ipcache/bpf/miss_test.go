@@ -153,6 +153,7 @@ func TestFrames(t *testing.T) {
 		{"a header of IPv6", ethernet(etherIPv6, hopByHop), "fd00:7::9"},
 		{"IPv4's header alone", ethernet(etherIPv4, v4[:20]), "10.7.0.9"},
 		{"IPv6's header alone", ethernet(etherIPv6, v6[:40]), "fd00:7::9"},
+		{"IPv4 in disguise", ethernet(etherIPv6, packetIPv6("fd00:1::1", "::ffff:10.7.0.9")), ""},
 		{"less than IPv4's header", ethernet(etherIPv4, v4[:19]), ""},
 		{"less than IPv6's header", ethernet(etherIPv6, v6[:39]), ""},
 		{"next to nothing", ethernet(etherIPv4, []byte{0x45}), ""},

@@ -6,6 +6,7 @@ package bpf
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 )
 
 const (
@@ -38,7 +39,6 @@ func ethernet(kind uint16, payload []byte) []byte {
 // header, and absent for UDP where that may be.
 func packet(src, dst string) []byte {
 	from, to := netip.MustParseAddr(src), netip.MustParseAddr(dst)
-	udp := []byte{0x30, 0x39, 0x00, 0x09, 0, 8, 0, 0}
 	if from.Is4() {
 		header := []byte{0x45, 0, 0, 20 + 8, 0, 1, 0, 0, 64, 17, 0, 0}
 		header = append(append(header, from.AsSlice()...), to.AsSlice()...)
@@ -50,8 +50,14 @@ func packet(src, dst string) []byte {
 			sum = sum&0xffff + sum>>16
 		}
 		binary.BigEndian.PutUint16(header[10:], ^uint16(sum))
-		return append(header, udp...)
+		return append(header, emptyUDP...)
 	}
-	header := []byte{0x60, 0, 0, 0, 0, 8, 17, 64}
-	return append(append(append(header, from.AsSlice()...), to.AsSlice()...), udp...)
+	return packetIPv6(src, dst)
 }
+
+func packetIPv6(src, dst string) []byte {
+	from, to := netip.MustParseAddr(src).As16(), netip.MustParseAddr(dst).As16()
+	return slices.Concat([]byte{0x60, 0, 0, 0, 0, 8, 17, 64}, from[:], to[:], emptyUDP)
+}
+
+var emptyUDP = []byte{0x30, 0x39, 0x00, 0x09, 0, 8, 0, 0}

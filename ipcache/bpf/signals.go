@@ -33,8 +33,8 @@ const maxBatch = 256
 // it runs, signals gather in the ring buffer. There is one reader at a time: another
 // gets [ErrReading].
 //
-// It makes no garbage: some 100 ns for each signal, and a system call for each batch
-// (BenchmarkRead).
+// It makes no garbage: some 150 ns for each signal of many, and a system call to wait for
+// the first (BenchmarkRead).
 func (k *Kernel) Read(ctx context.Context, handle func([]Miss)) error {
 	if !k.reading.TryLock() {
 		return ErrReading

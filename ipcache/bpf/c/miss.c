@@ -92,6 +92,9 @@ static __always_inline int read_address(struct __sk_buff *skb, struct subject *s
 		if (!read_header(skb, header, sizeof(header)))
 			return 0;
 		__builtin_memcpy(&s->addr, s->side == SIDE_SOURCE ? &header[2] : &header[6], sizeof(s->addr));
+		/* No packet may have one that is an IPv4 address in disguise. */
+		if (!s->addr.halves[0] && s->addr.words[2] == htonl(0xffff))
+			return 0;
 		__builtin_memcpy(s->key.ip6, &s->addr, sizeof(s->addr));
 		s->key.family = FAMILY_IPV6;
 		s->key.prefix_len = STATIC_PREFIX_BITS + 128;
