@@ -48,9 +48,13 @@ func (c *chain) resolve(ctx context.Context, q Question, again bool) (got Answer
 	}
 	err = ErrNotFound
 	for _, r := range c.others {
-		answer, failure := r.Resolve(ctx, q)
+		ask := q
+		if got.Endpoint != nil && q.Identity == 0 && !c.hasLabels(got, got.Endpoint.Identity) {
+			ask.Identity = got.Endpoint.Identity // which this one may know, if not the endpoint
+		}
+		answer, failure := r.Resolve(ctx, ask)
 		if failure == nil {
-			answer, failure = check(c.maxConnectedClusters, q, answer)
+			answer, failure = check(c.maxConnectedClusters, ask, answer)
 		}
 		if failure != nil {
 			err = worse(err, fmt.Errorf("%s: %w", r.Name(), failure))

@@ -19,38 +19,44 @@ import (
 // may outlive its time by.
 const expiryPause = time.Second
 
+const entriesExpire = "Entries are kept for as long as they are used"
+
 // expire drops entries that were not used, and has the others asked for again, as they
 // come due, until ctx ends.
 func (e *Engine) expire(ctx context.Context, health cell.Health) error {
 	timer := e.clock.NewTimer(expiryPause)
 	defer timer.Stop()
 	var looked time.Time
-	failing := true
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-e.expiring:
-		case <-timer.C():
-			looked = e.clock.Now()
+	health.OK(entriesExpire)
+	for failing := false; ctx.Err() == nil; {
+		e.mu.Lock()
+		at, ok := e.entries.next()
+		e.mu.Unlock()
+		if earliest := looked.Add(expiryPause); at.Before(earliest) {
+			at = earliest
+		}
+		now := e.clock.Now()
+		if ok && !now.Before(at) {
+			looked = now
 			err := e.expireDue()
 			if err != nil {
 				health.Degraded("It isn't known which entries are used: they are all kept", err)
 			} else if failing {
-				health.OK("Entries are kept as long as they are used")
+				health.OK(entriesExpire)
 			}
 			failing = err != nil
-		}
-		e.mu.Lock()
-		next, ok := e.entries.next()
-		e.mu.Unlock()
-		if earliest := looked.Add(expiryPause); next.Before(earliest) {
-			next = earliest
+			continue
 		}
 		if ok {
-			timer.Reset(next.Sub(e.clock.Now()))
+			timer.Reset(at.Sub(now))
+		}
+		select {
+		case <-ctx.Done():
+		case <-e.expiring:
+		case <-timer.C():
 		}
 	}
+	return nil
 }
 
 // expireDue is one look at all that is due. Its error is why it isn't known what was

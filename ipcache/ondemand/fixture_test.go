@@ -27,7 +27,7 @@ import (
 
 const (
 	// patience is how long a condition may take; it only matters for failures.
-	patience = 2 * time.Minute
+	patience = time.Minute
 	tick     = 2 * time.Millisecond
 
 	redID, blueID uint32 = 2, 3
@@ -203,6 +203,27 @@ func endpointAt(addr netip.Addr, identity uint32) wire.Endpoint {
 	}
 }
 
+// recorder keeps what parts say of their health.
+type recorder struct {
+	scope string
+	says  *sync.Map
+}
+
+func (r *recorder) NewScope(name string) cell.Health { return &recorder{name, r.says} }
+func (r *recorder) OK(string)                        { r.says.Store(r.scope, "") }
+func (r *recorder) Stopped(string)                   {}
+func (r *recorder) Close()                           {}
+func (r *recorder) Degraded(reason string, err error) {
+	r.says.Store(r.scope, reason+": "+err.Error())
+}
+
+// degraded is what a part complains about; empty if it doesn't.
+func (f *fixture) degraded(part string) string {
+	says, _ := f.health.says.Load(part)
+	text, _ := says.(string)
+	return text
+}
+
 // fixture is an Engine with real tables. Its clock stands still but for step.
 type fixture struct {
 	*testing.T
@@ -213,7 +234,7 @@ type fixture struct {
 	kernel *handKernel
 	source *source
 	clock  *testingclock.FakeClock
-	health *cell.SimpleHealth
+	health *recorder
 	// restored is closed when what was resolved before is dealt with.
 	restored chan struct{}
 	stop     func()
@@ -256,11 +277,10 @@ func (f *fixture) build(options ...option) {
 		table, err = newTable(f.db)
 		require.NoError(f, err)
 	}
-	var health cell.Health
-	health, f.health = cell.NewSimpleHealth()
+	f.health = &recorder{says: &sync.Map{}}
 	s := settings{
 		log: slog.New(slog.NewTextHandler(f.Output(), nil)), config: DefaultConfig,
-		db: f.db, writer: f.writer, table: table, kernel: f.kernel, metrics: newMetrics(), health: health,
+		db: f.db, writer: f.writer, table: table, kernel: f.kernel, metrics: newMetrics(), health: f.health,
 		local: "home", maxConnectedClusters: 255, clock: f.clock, monotonic: f.monotonic,
 	}
 	for _, o := range options {
@@ -413,4 +433,33 @@ func (f *fixture) count(side bpf.Side, outcome Outcome) int {
 
 func (f *fixture) again(outcome Outcome) int {
 	return counterValue(f.engine.metrics.revalidations.WithLabelValues(string(outcome)))
+}
+
+// elapse lets time pass, and whatever is due by then expire, once.
+func (f *fixture) elapse(d time.Duration) {
+	f.clock.Step(d + expiryPause)
+	wake(f.engine.expiring) // a timer that was about to be set doesn't know
+}
+
+func (f *fixture) requireOwner(addr, cluster string) {
+	f.Helper()
+	f.eventually(func(t *assert) {
+		f.engine.mu.Lock()
+		defer f.engine.mu.Unlock()
+		requireOwner(t, f.engine.cidrs, addr, cluster)
+	})
+}
+
+func prefixes(texts ...string) (all []netip.Prefix) {
+	for _, text := range texts {
+		all = append(all, netip.MustParsePrefix(text))
+	}
+	return all
+}
+
+func kindOf(row *Row) Kind {
+	if row == nil {
+		return ""
+	}
+	return row.Kind
 }
