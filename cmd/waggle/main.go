@@ -43,7 +43,7 @@ To see it work: waggle run testdata/meshes/meadow`,
 	for _, p := range programs {
 		root.AddCommand(newProgramCmd(p))
 	}
-	root.AddCommand(newRunCmd(), newStatusCmd(), newFilterCmd(), newShellCmd(), newScriptCmd(), newBenchCmd())
+	root.AddCommand(newRunCmd(), newStatusCmd(), newFilterCmd(), newOnDemandCmd(), newShellCmd(), newScriptCmd(), newBenchCmd())
 	return root
 }
 

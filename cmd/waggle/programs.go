@@ -64,7 +64,7 @@ Reads the remote clusters that --clustermesh-config has a file for, usually all
 from the local etcd that "waggle kvstoremesh" fills, and keeps a BPF map with the
 layout of Cilium's ipcache up to date. Within cilium-agent the same cells feed
 Cilium's own ipcache instead.`,
-		cells: cell.Group(cells.Agent, datastoreMetricsCell),
+		cells: cell.Group(cells.Agent, datastoreMetricsCell, ondemandMetrics),
 		// What a list brings in is mostly kept, so that a smaller share of garbage
 		// costs little more work: of 500,000 endpoints a twelfth of the processor
 		// time for 50 MiB (see waggle bench ingest).
