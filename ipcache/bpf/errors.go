@@ -22,6 +22,9 @@ var (
 	// ErrForeignPin says that something is pinned there that isn't ours.
 	ErrForeignPin = errors.New("that isn't what belongs there")
 
+	// ErrClosed is returned by what a Kernel can't do any longer after Close.
+	ErrClosed = errors.New("the miss signals are closed")
+
 	// ErrReading says that the signals are being read already.
 	ErrReading = errors.New("the signals are being read by someone else")
 )

@@ -33,6 +33,8 @@ type Interfaces struct {
 
 	// failed are interfaces that ought to have a program and don't, by index.
 	failed map[int]error
+	// reported is what health has.
+	reported string
 	// general is what is wrong beyond single interfaces; nil if nothing is.
 	general error
 }
@@ -222,7 +224,13 @@ func (i *Interfaces) report(health cell.Health) {
 	for _, index := range slices.Sorted(maps.Keys(i.failed)) {
 		errs = append(errs, i.failed[index])
 	}
-	if err := errors.Join(errs...); err != nil {
+	err := errors.Join(errs...)
+	reported := fmt.Sprint(status, err)
+	if reported == i.reported {
+		return
+	}
+	i.reported = reported
+	if err != nil {
 		health.Degraded(status, errors.New(strings.ReplaceAll(err.Error(), "\n", "; ")))
 		return
 	}

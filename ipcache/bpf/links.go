@@ -48,6 +48,9 @@ func (k *Kernel) Attach(ifindex int, kind Kind) error {
 }
 
 func (k *Kernel) attach(ifindex int, kind Kind) error {
+	if k.programs == nil {
+		return ErrClosed
+	}
 	a, ok := k.links[ifindex]
 	if ok {
 		alive, err := a.alive(ifindex)

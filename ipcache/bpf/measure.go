@@ -14,8 +14,11 @@ import (
 // any are.
 func (k *Kernel) Measure(kind Kind, frame []byte, repeat int) (time.Duration, error) {
 	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.programs == nil {
+		return 0, ErrClosed
+	}
 	program := k.programs.of(kind, false)
-	k.mu.Unlock()
 	if program == nil {
 		return 0, fmt.Errorf("no program for the kind %d of interfaces", kind)
 	}

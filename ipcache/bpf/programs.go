@@ -123,6 +123,9 @@ func openIPCache(path string) (*ebpf.Map, error) {
 func (k *Kernel) Refresh() (bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.programs == nil {
+		return false, ErrClosed
+	}
 	ipcache, err := openIPCache(k.cfg.IPCacheMap)
 	if err != nil {
 		return false, err

@@ -227,6 +227,26 @@ func TestDirectories(t *testing.T) {
 	}
 }
 
+func TestClosed(t *testing.T) {
+	f := newFixture(t, nil)
+	require.NoError(t, f.Close())
+	require.NoError(t, f.Close())
+	require.ErrorIs(t, f.Attach(1, KindPod), ErrClosed)
+	_, err := f.Refresh()
+	require.ErrorIs(t, err, ErrClosed)
+	_, err = f.Measure(KindPod, frame("10.1.0.1", "10.7.0.1"), 1)
+	require.ErrorIs(t, err, ErrClosed)
+	require.Error(t, f.SetCIDRs(cidrs()))
+	require.Error(t, f.Follow(netip.MustParseAddr("10.7.0.1")))
+	_, err = f.LastSeen()
+	require.Error(t, err)
+	_, err = f.Stats()
+	require.Error(t, err)
+	require.Error(t, f.Read(t.Context(), nil))
+	require.Empty(t, f.Attached())
+	require.NoError(t, f.Detach(1))
+}
+
 func TestConfig(t *testing.T) {
 	for want, cfg := range map[string]Config{
 		"no directory":            {IPCacheMap: "x"},
