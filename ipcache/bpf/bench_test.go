@@ -195,13 +195,14 @@ func lookup(b *testing.B, m *ebpf.Map, keySize int, random bool) *ebpf.Program {
 			asm.FnGetPrandomU32.Call(),
 			asm.Mov.Reg(asm.R1, asm.R0), asm.Mod.Imm(asm.R1, meshCIDRs),
 			asm.RSh.Imm(asm.R0, 16), asm.Mod.Imm(asm.R0, meshPods), asm.Add.Imm(asm.R0, 1))
-		if keySize == cidrKeySize {
+		switch keySize {
+		case cidrKeySize:
 			instructions = append(instructions,
 				asm.StoreMem(asm.RFP, at+11, asm.R0, asm.Byte),
 				asm.StoreMem(asm.RFP, at+10, asm.R1, asm.Byte),
 				asm.RSh.Imm(asm.R1, 8),
 				asm.StoreMem(asm.RFP, at+9, asm.R1, asm.Byte))
-		} else if keySize == 16 {
+		case 16:
 			instructions = append(instructions, asm.StoreMem(asm.RFP, at+12, asm.R1, asm.Word))
 		}
 	}

@@ -120,7 +120,9 @@ func TestPackets(t *testing.T) {
 func TestFrames(t *testing.T) {
 	inNamespace(t)
 	f := newFixture(t, nil)
-	require.NoError(t, f.SetCIDRs(cidrs()))
+	wanted := cidrs()
+	wanted[netip.MustParsePrefix("::/64")] = 7 // where IPv4 would be in disguise
+	require.NoError(t, f.SetCIDRs(wanted))
 	// Test runs of the kernel's refuse what ends within the IP header.
 	require.NoError(t, f.Attach(addVeth(t, "lxc1", "pod1"), KindPod))
 	pod := ifindex(t, "pod1")
