@@ -77,6 +77,9 @@ func (f Filters) annotations(c Cluster, workload int) map[string]string {
 // Without filters all are pushed.
 func (c Cluster) fate(r wire.Resource, i int) filter.Fate {
 	filters := c.mesh.filters
+	if c.mesh.onDemand && (r == wire.Endpoints || r == wire.Identities) {
+		return filter.OnDemand
+	}
 	if filters == nil || r != wire.Endpoints && r != wire.Identities {
 		return filter.Pushed
 	}

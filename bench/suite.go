@@ -16,6 +16,7 @@ import (
 	"github.com/waggle-mesh/waggle/bench/page"
 	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
 	"github.com/waggle-mesh/waggle/ipcache"
+	"github.com/waggle-mesh/waggle/testing/netns"
 )
 
 // OneReport is the report of any benchmark.
@@ -52,6 +53,8 @@ type SuiteConfig struct {
 	// FilterClusters is the number of source clusters of SyncFilters, each a fifth as
 	// large as by default.
 	FilterClusters int
+	// Misses are those of Miss.
+	Misses int
 }
 
 // SuiteReport are the reports of several benchmarks.
@@ -76,7 +79,7 @@ type step struct {
 }
 
 // Suite runs all benchmarks one after the other. One that this machine can't do is
-// left out: those with a BPF map where that isn't permitted, and Export, InCluster
+// left out: those with a BPF map or with network namespaces where that isn't permitted, and Export, InCluster
 // and SyncFilters without the program of the kube-apiserver.
 func Suite(ctx context.Context, config SuiteConfig) (*SuiteReport, error) {
 	suite := &SuiteReport{Reports: map[string]OneReport{}, Skipped: map[string]string{}}
@@ -93,7 +96,7 @@ func Suite(ctx context.Context, config SuiteConfig) (*SuiteReport, error) {
 	for i, s := range steps {
 		at = i
 		switch report, err := s.run(ctx); {
-		case errors.Is(err, ipcache.ErrBPFNotPermitted), errors.Is(err, errNoAPIServer):
+		case errors.Is(err, ipcache.ErrBPFNotPermitted), errors.Is(err, netns.ErrNotPermitted), errors.Is(err, errNoAPIServer):
 			suite.Skipped[s.name] = err.Error()
 		case err != nil:
 			return nil, fmt.Errorf("%s: %w", s.name, err)
@@ -156,6 +159,11 @@ func (c SuiteConfig) steps() (steps []step) {
 	}
 	if c.FilterClusters > 0 {
 		add("filters", c.filters)
+	}
+	if c.Misses > 0 {
+		add("miss", func(ctx context.Context) (OneReport, error) {
+			return Miss(ctx, MissConfig{Config: c.Config, Misses: c.Misses, Concurrency: 64, Scan: 100 * c.Misses, Entries: max(1, c.Entries)})
+		})
 	}
 	return steps
 }

@@ -45,10 +45,14 @@
 //	filters_kubernetes.go the cluster with a real exporter, and how pods change
 //	filters_measure.go    what one round costs
 //	filters_verify.go     whether all that the rules say is there, and nothing else
+//	miss.go         the benchmark of addresses that a map doesn't know, round by round
+//	miss_node.go    the node that packets are sent on, and what it needs
+//	miss_watch.go   when an address is in an agent's map, seen from outside
+//	miss_scan.go    the same during a scan, and the time for a packet
 //	etcdevents.go   what an etcd says of its watchers
 //	processors.go   how busy the machine is
 //	machine.go      what it was measured on
-//	report.go       JSON and text; churn_report.go, ingest_report.go, rollout_report.go, fanout_report.go, export_report.go, scale_report.go, incluster_report.go, filters_report.go
+//	report.go       JSON and text; churn_report.go, ingest_report.go, rollout_report.go, fanout_report.go, export_report.go, scale_report.go, incluster_report.go, filters_report.go, miss_report.go
 //	table.go        what reports share: tables, and peer against waggle
 //	ratio.go        smallest, median and largest
 //	follower/       the agent that measures, and many readers
@@ -94,6 +98,8 @@ type Mesh struct {
 	// filters, if there are any, say what of it is synced. Its numbers stay those of
 	// the whole, synced or not.
 	filters *Filters
+	// onDemand: endpoints and identities aren't pushed, but can be looked up.
+	onDemand bool
 	// spare is how many more endpoints each cluster has addresses for.
 	spare int
 	// exported is how many of the first clusters no source etcd has, since exporters

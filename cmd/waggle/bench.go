@@ -32,6 +32,7 @@ func newBenchCmd() *cobra.Command {
 	cmd.AddCommand(newBenchFanoutCmd(), newBenchReadersCmd(), newBenchExportCmd())
 	cmd.AddCommand(newBenchScaleCmd(), newBenchInClusterCmd(), newBenchAgentsCmd())
 	cmd.AddCommand(newBenchRolloutCmd(), newBenchMeshesCmd(), newBenchEtcdCmd(), newBenchFiltersCmd())
+	cmd.AddCommand(newBenchMissCmd(), newBenchMissesCmd())
 	return cmd
 }
 

@@ -20,8 +20,8 @@ func newBenchAllCmd() *cobra.Command {
 		Short: "Run a short version of every benchmark and write one report",
 		Long: `Runs "bench kvstoremesh" with a quarter, a half and all of the clusters, "bench
 churn" at each rate, and each of the others once. What this machine can't do is
-left out: "bench ingest", "bench scale" and "bench filters" where BPF maps can't be
-used, and "bench export", "bench incluster" and "bench filters" without
+left out: "bench ingest", "bench scale", "bench filters" and "bench miss" where BPF
+maps can't be used, and "bench export", "bench incluster" and "bench filters" without
 bin/kube-apiserver beside this program. With -o html the report is one file that
 needs no other.`,
 		Args: cobra.NoArgs,
@@ -44,6 +44,7 @@ needs no other.`,
 	flags.IntVar(&config.Exported, "exported", 500, "Number of endpoints of export; 0 leaves it out")
 	flags.IntVar(&config.InClusterAgents, "incluster-agents", 30, "Number of agents of incluster; 0 leaves it out")
 	flags.IntVar(&config.ScaleClusters, "scale-clusters", 16, "Number of clusters of scale; 0 leaves it out")
+	flags.IntVar(&config.Misses, "misses", 2000, "Number of misses of miss; 0 leaves it out")
 	flags.IntVar(&config.FilterClusters, "filter-clusters", 20, "Number of source clusters of filters; 0 leaves it out")
 	return cmd
 }
