@@ -48,6 +48,8 @@ maps. Ctrl-C ends everything and cleans up.`,
 	flags := cmd.Flags()
 	flags.StringVar(&opts.RunDir, "run-dir", opts.RunDir, "Directory for the run's files: etcds, sockets, logs; removed at the end")
 	flags.StringVar(&opts.Backend, "ipcache-backend", opts.Backend, `Where the agents' maps are: "bpf", "memory", or "auto" (BPF where permitted)`)
+	flags.BoolVar(&opts.OnDemand, "enable-ondemand-resolution", false,
+		"Have the agents resolve what packets of local pods (interfaces lxc+) miss, and what isn't pushed looked up behind their KVStoreMeshes")
 	flags.BoolVar(&opts.Once, "once", false, "End when everything is synced and one lookup is proved")
 	return cmd
 }

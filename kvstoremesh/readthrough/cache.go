@@ -81,6 +81,13 @@ func (c *cache) put(key string, a answer) {
 	}
 }
 
+// size is about how many bytes are kept.
+func (c *cache) size() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return int64(c.bytes)
+}
+
 func (one cached) size(key string) int {
 	size := entryBytes + len(key)
 	if one.kv != nil {

@@ -120,6 +120,10 @@ func TestAnswered(t *testing.T) {
 	status, err := client.Status(t.Context(), client.Endpoints()[0])
 	require.NoError(t, err)
 	require.NotEmpty(t, status.Version)
+	require.Positive(t, status.DbSize)
+	alarms, err := client.AlarmList(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, alarms.Alarms)
 }
 
 // TestRefused: everything else is refused, by a code and by name.
@@ -158,8 +162,11 @@ func TestRefused(t *testing.T) {
 		"lease":      {func(ctx context.Context) error { _, err := client.Grant(ctx, 5); return err }, codes.Unimplemented, "Lease/LeaseGrant isn't answered"},
 		"members":    {func(ctx context.Context) error { _, err := client.MemberList(ctx); return err }, codes.Unimplemented, "Cluster/MemberList isn't answered"},
 		"users":      {func(ctx context.Context) error { _, err := client.UserList(ctx); return err }, codes.Unimplemented, "Auth/UserList isn't answered"},
-		"alarms":     {func(ctx context.Context) error { _, err := client.AlarmList(ctx); return err }, codes.Unimplemented, "Maintenance/Alarm isn't answered"},
-		"hash":       {func(ctx context.Context) error { _, err := client.HashKV(ctx, s.address, 0); return err }, codes.Unimplemented, "Maintenance/HashKV isn't answered"},
+		"alarms": {func(ctx context.Context) error {
+			_, err := client.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: 1, Alarm: 1})
+			return err
+		}, codes.Unimplemented, "Maintenance/Alarm isn't answered"},
+		"hash": {func(ctx context.Context) error { _, err := client.HashKV(ctx, s.address, 0); return err }, codes.Unimplemented, "Maintenance/HashKV isn't answered"},
 		"watch": {func(ctx context.Context) error {
 			for resp := range client.Watch(ctx, key) {
 				return resp.Err()

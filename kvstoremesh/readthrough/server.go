@@ -22,9 +22,10 @@ import (
 const (
 	methodRange        = "/etcdserverpb.KV/Range"
 	methodStatus       = "/etcdserverpb.Maintenance/Status"
+	methodAlarm        = "/etcdserverpb.Maintenance/Alarm"
 	methodAuthenticate = "/etcdserverpb.Auth/Authenticate"
 
-	// healthKey is what "etcdctl endpoint health" asks an etcd for.
+	// healthKey is what "etcdctl endpoint health" asks an etcd for, and then for alarms.
 	healthKey = "health"
 
 	// A request is a key of some 100 bytes.
@@ -74,7 +75,7 @@ func (s *server) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 func (s *server) admit(ctx context.Context, req any, method string, handler grpc.UnaryHandler) (resp any, outcome string, err error) {
 	if err = s.names.check(ctx); err == nil {
 		switch method {
-		case methodRange, methodStatus:
+		case methodRange, methodStatus, methodAlarm:
 			resp, err = handler(ctx, req)
 		default:
 			err = notAnswered(method)
@@ -163,7 +164,16 @@ func respond(req *pb.RangeRequest, a answer) *pb.RangeResponse {
 }
 
 // Status implements pb.MaintenanceServer: whoever gets it has a connection that is
-// answered.
+// answered. The size is that of the cache, and not 0, by which etcdctl divides.
 func (s *server) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
-	return &pb.StatusResponse{Header: &pb.ResponseHeader{}, Version: version.Version}, nil
+	size := max(1, s.source.cache.size())
+	return &pb.StatusResponse{Header: &pb.ResponseHeader{}, Version: version.Version, DbSize: size, DbSizeInUse: size}, nil
+}
+
+// Alarm implements pb.MaintenanceServer. There are none.
+func (s *server) Alarm(_ context.Context, req *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	if req.Action != pb.AlarmRequest_GET {
+		return nil, notAnswered(methodAlarm)
+	}
+	return &pb.AlarmResponse{Header: &pb.ResponseHeader{}}, nil
 }

@@ -68,9 +68,9 @@ func TestReadDumpsFilters(t *testing.T) {
 	require.NoError(t, err)
 	layout, err := prepare(t.TempDir(), []Cluster{c})
 	require.NoError(t, err)
-	require.Subset(t, layout.arguments(layout.Clusters[0], partExporter, "memory"),
+	require.Subset(t, layout.arguments(layout.Clusters[0], partExporter, agentFlags{}),
 		[]string{"--cluster-region=eu", "--clustermesh-sync-mode=opt-in", "--clustermesh-default-global-namespace=false"})
-	require.Contains(t, layout.arguments(layout.Clusters[0], partKVStoreMesh, "memory"), "--cluster-region=eu")
+	require.Contains(t, layout.arguments(layout.Clusters[0], partKVStoreMesh, agentFlags{}), "--cluster-region=eu")
 
 	_, err = read("clustermesh-sync-mode: some")
 	require.ErrorContains(t, err, `--clustermesh-sync-mode="some"`)

@@ -103,6 +103,11 @@ func prepare(dir string, clusters []Cluster) (Layout, error) {
 				return layout, fmt.Errorf("preparing the run: %w", err)
 			}
 		}
+		// Of a socket etcd's clients expect TLS unless they are told otherwise.
+		config := fmt.Appendf(nil, "endpoints:\n- %s\ninsecure-transport: true\n", layout.readThrough(place))
+		if err := os.WriteFile(layout.readThroughConfig(place), config, 0o600); err != nil {
+			return layout, fmt.Errorf("preparing the run: %w", err)
+		}
 		for _, remote := range layout.remotes(place) {
 			for part, etcd := range map[string]string{partKVStoreMesh: remote.Etcd, partAgent: place.Etcd} {
 				path := filepath.Join(layout.meshConfig(place, part), remote.Cluster.Name)
@@ -124,6 +129,18 @@ func (l Layout) meshConfig(p Place, part string) string {
 	return filepath.Join(l.Dir, p.Cluster.Name, part+"-clusters")
 }
 
+// readThrough is where the cluster's KVStoreMesh looks up what isn't pushed, and
+// readThroughConfig the configuration of those who ask it.
+func (l Layout) readThrough(p Place) string { return "unix://" + l.readThroughSocket(p) }
+
+func (l Layout) readThroughSocket(p Place) string {
+	return filepath.Join(l.Dir, p.Cluster.Name, "read-through.sock")
+}
+
+func (l Layout) readThroughConfig(p Place) string {
+	return filepath.Join(l.Dir, p.Cluster.Name, "read-through.config")
+}
+
 // pins is the run's own directory in the BPF file system, so that two runs don't
 // write to, or remove, each other's maps. File names there must not have a dot.
 func (l Layout) pins() string {
@@ -139,7 +156,7 @@ const maxSocketPath = 107
 // without its etcd's.
 func (l Layout) checkSockets() error {
 	for _, place := range l.Clusters {
-		sockets := slices.Collect(maps.Values(place.Shells))
+		sockets := append(slices.Collect(maps.Values(place.Shells)), l.readThroughSocket(place))
 		if place.has(partCache) {
 			// Its etcd's own, in a directory with a random name: see arguments.
 			sockets = append(sockets, filepath.Join(l.Dir, "waggle-etcd-4294967295", "etcd.sock"))

@@ -19,6 +19,7 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/ipcache"
 	"github.com/waggle-mesh/waggle/kvstoremesh"
+	"github.com/waggle-mesh/waggle/kvstoremesh/readthrough"
 )
 
 // mesh is the processes of all clusters.
@@ -27,8 +28,14 @@ type mesh struct {
 	processes []*process
 }
 
-// newMesh prepares the processes. backend is the agents' --ipcache-backend.
-func newMesh(layout Layout, backend string, ended func(string, int, error), started func(string, int)) *mesh {
+// agentFlags are what the options of the run say about its agents.
+type agentFlags struct {
+	backend  string // --ipcache-backend
+	onDemand bool   // --enable-ondemand-resolution
+}
+
+// newMesh prepares the processes.
+func newMesh(layout Layout, agents agentFlags, ended func(string, int, error), started func(string, int)) *mesh {
 	m := &mesh{layout: layout}
 	for _, part := range Parts { // all etcds first
 		for _, place := range layout.Clusters {
@@ -37,7 +44,7 @@ func newMesh(layout Layout, backend string, ended func(string, int, error), star
 			}
 			m.processes = append(m.processes, &process{
 				name: place.Cluster.Name + "/" + part,
-				args: layout.arguments(place, part, backend),
+				args: layout.arguments(place, part, agents),
 				// What a process that is killed leaves there goes with the run.
 				env: []string{"TMPDIR=" + layout.Dir},
 				log: place.Logs[part], ended: ended, started: started,
@@ -48,7 +55,7 @@ func newMesh(layout Layout, backend string, ended func(string, int, error), star
 }
 
 // arguments is the command line of a part.
-func (l Layout) arguments(p Place, part, backend string) []string {
+func (l Layout) arguments(p Place, part string, agents agentFlags) []string {
 	args := []string{part, "--shell-sock-path=" + p.Shells[part], "--health-port=0"}
 	if part == partEtcd {
 		return append(args,
@@ -78,6 +85,7 @@ func (l Layout) arguments(p Place, part, backend string) []string {
 		return append(args,
 			"--clustermesh-config="+l.meshConfig(p, part),
 			"--"+kvstoremesh.FlagClusterRegion+"="+p.Cluster.Region,
+			"--"+readthrough.FlagListenAddress+"="+l.readThrough(p),
 			"--kvstore-opt=etcd.address="+p.Etcd)
 	default:
 		if p.Cache != "" {
@@ -87,7 +95,9 @@ func (l Layout) arguments(p Place, part, backend string) []string {
 			"--clustermesh-config="+l.meshConfig(p, part),
 			// The default is a real agent's, whose snapshot isn't to be touched.
 			"--state-dir="+filepath.Join(l.Dir, p.Cluster.Name, "state"),
-			"--ipcache-backend="+backend,
+			"--ipcache-backend="+agents.backend,
+			"--enable-ondemand-resolution="+strconv.FormatBool(agents.onDemand),
+			"--ondemand-etcd-config="+l.readThroughConfig(p),
 			"--bpf-map-dir="+filepath.Join(l.pins(), p.Cluster.Name),
 			"--bpf-ipcache-map-max=65536") // a trial's map; the default takes more kernel memory
 	}

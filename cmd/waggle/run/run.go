@@ -30,6 +30,8 @@ type Options struct {
 	Mesh, RunDir string
 	// Backend is the agents' --ipcache-backend.
 	Backend string
+	// OnDemand is the agents' --enable-ondemand-resolution.
+	OnDemand bool
 	// Once ends the run when everything is synced and proved.
 	Once bool
 	Out  io.Writer
@@ -71,7 +73,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 		return err
 	}
 	s := &story{Options: opts, began: time.Now(), restarted: make(chan struct{}, 1)}
-	s.mesh = newMesh(layout, opts.Backend, s.ended, s.started)
+	s.mesh = newMesh(layout, agentFlags{opts.Backend, opts.OnDemand}, s.ended, s.started)
 	if s.status, err = NewStatus(layout); err != nil {
 		return err
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
 )
 
 // A directory that is somebody's, say the dumps themselves, must survive being
@@ -68,11 +70,11 @@ func TestPrepareCache(t *testing.T) {
 	require.NotEmpty(t, first.Cache)
 	require.NotEqual(t, first.Etcd, first.Cache)
 	require.Empty(t, second.Cache)
-	require.Contains(t, layout.arguments(first, partCache, "memory"), "--listen-client-urls="+first.Cache)
-	require.Subset(t, layout.arguments(first, partAgent, "memory"), []string{"--datastore=etcd", "--kvstore-opt=etcd.address=" + first.Cache})
-	require.NotContains(t, layout.arguments(second, partAgent, "memory"), "--datastore=etcd")
+	require.Contains(t, layout.arguments(first, partCache, agentFlags{backend: "memory"}), "--listen-client-urls="+first.Cache)
+	require.Subset(t, layout.arguments(first, partAgent, agentFlags{backend: "memory"}), []string{"--datastore=etcd", "--kvstore-opt=etcd.address=" + first.Cache})
+	require.NotContains(t, layout.arguments(second, partAgent, agentFlags{backend: "memory"}), "--datastore=etcd")
 	var names []string
-	for _, p := range newMesh(layout, "memory", nil, nil).processes {
+	for _, p := range newMesh(layout, agentFlags{backend: "memory"}, nil, nil).processes {
 		names = append(names, p.name)
 	}
 	require.Contains(t, names, "amber/incluster-cache")
@@ -87,7 +89,7 @@ func TestArgumentsStayInRunDir(t *testing.T) {
 	require.NoError(t, err)
 	states := map[string]bool{}
 	for _, place := range layout.Clusters {
-		args := layout.arguments(place, partAgent, "memory")
+		args := layout.arguments(place, partAgent, agentFlags{backend: "memory"})
 		at := slices.IndexFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--state-dir=") })
 		require.GreaterOrEqual(t, at, 0, args)
 		state := strings.TrimPrefix(args[at], "--state-dir=")
@@ -101,4 +103,21 @@ func TestPinsOfRunsDiffer(t *testing.T) {
 	a, b := Layout{Dir: "/a"}.pins(), Layout{Dir: "/b"}.pins()
 	require.NotEqual(t, a, b)
 	require.NotContains(t, a, ".") // the BPF file system refuses it
+}
+
+// Each KVStoreMesh serves its read-through where its own cluster's agent asks, if the run
+// has them resolve at all.
+func TestPrepareReadThrough(t *testing.T) {
+	layout, err := prepare(t.TempDir(), []Cluster{{Name: "amber", ID: 1}, {Name: "birch", ID: 2}})
+	require.NoError(t, err)
+	for _, place := range layout.Clusters {
+		path := layout.readThroughConfig(place)
+		require.Contains(t, layout.arguments(place, partKVStoreMesh, agentFlags{}), "--ondemand-listen-address="+layout.readThrough(place))
+		require.Contains(t, layout.arguments(place, partAgent, agentFlags{}), "--enable-ondemand-resolution=false")
+		require.Subset(t, layout.arguments(place, partAgent, agentFlags{onDemand: true}),
+			[]string{"--enable-ondemand-resolution=true", "--ondemand-etcd-config=" + path})
+		endpoints, err := etcd.ClientConfig{ConfigPath: path}.ConfiguredEndpoints()
+		require.NoError(t, err)
+		require.Equal(t, []string{layout.readThrough(place)}, endpoints)
+	}
 }
