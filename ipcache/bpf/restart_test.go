@@ -101,6 +101,8 @@ func TestRestartLeavesNoGap(t *testing.T) {
 
 func linkID(t testing.TB, f *fixture, ifindex int) link.ID {
 	t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	info, err := f.links[ifindex].link.Info()
 	require.NoError(t, err)
 	return info.ID

@@ -76,6 +76,17 @@ func TestVerdictsCountForAWhile(t *testing.T) {
 				f.upsert(t, netip.PrefixFrom(ip, 32).String(), 458800)
 			}
 			f.run(t, pod, frame("10.1.0.1", ip.String()))
+			// And one of IPv6 that differs in its first half alone.
+			ip = netip.AddrFrom16([16]byte{0: 0xfd, 3: 9 - 2*byte(i%2), 6: byte(i >> 8), 7: byte(i), 15: 1})
+			if i%2 == 0 {
+				others++
+			} else {
+				hits++
+			}
+			if round == 0 && i%2 == 1 {
+				f.upsert(t, netip.PrefixFrom(ip, 128).String(), 458800)
+			}
+			f.run(t, pod, frame("fd00:1::1", ip.String()))
 		}
 	}
 	require.Equal(t, Stats{Others: others, Hits: hits, Misses: 1, Signals: 1}, f.stats(t))
