@@ -259,3 +259,25 @@ func TestSources(t *testing.T) {
 		})
 	})
 }
+
+func TestForeignIdentityThatIsKnown(t *testing.T) {
+	f := setup(t)
+	f.do(func(tx *state.Txn) {
+		tx.UpsertIdentity(f.writer.Origin("blue", blueID, state.SourceClusterMesh), identityOf("blue", blueWebID))
+	})
+	ep := endpointAt(podAddr, blueWebID)
+	f.source.answer(func(context.Context, Question) (Answer, error) { return Answer{Endpoint: &ep}, nil })
+	require.Equal(t, OutcomeRefused, f.resolve(podAddr).Outcome)
+	require.Nil(t, f.endpoint(podAddr))
+}
+
+func TestAbsenceIsOfWhatWasAskedFor(t *testing.T) {
+	f := setup(t)
+	require.Equal(t, OutcomeNegative, f.resolve(podAddr).Outcome)
+	f.miss(from(podAddr, webID)) // names an identity, which nobody has asked for yet
+	f.eventually(func(t *assert) { require.EqualValues(t, 2, f.source.asked.Load()) })
+	f.eventually(func(t *assert) { require.True(t, f.swallowed(podAddr, webID)) })
+	f.miss(from(podAddr, webID))
+	f.eventually(func(t *assert) { require.Equal(t, 2, f.count(bpf.SideSource, OutcomeNegative)) })
+	require.EqualValues(t, 2, f.source.asked.Load())
+}
