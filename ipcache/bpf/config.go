@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"math/rand/v2"
 	"os"
 	"time"
 )
@@ -24,6 +25,22 @@ const (
 // stampInterval is how exact the times of [Kernel.LastSeen] are: far below any sensible
 // TTL, and seldom enough that CPUs don't fight over the cache line.
 const stampInterval = time.Second
+
+// What an interface may signal in a second at the most, for all clusters together, as a
+// multiple of [Config.Rate]; at once it may signal as many times [Config.Burst].
+const (
+	// PodShare is that of a pod's interface. Three quarters are for what is signalled at
+	// first, with Rate for each cluster, and one for addresses that were held back before.
+	PodShare = 4
+	// DeviceShare is that of an uplink or a tunnel. Rate is for addresses that were held
+	// back before, and the rest is dealt out to slices of the sources: a source's slice is
+	// a hash of its first 24 bits (IPv4) or 64 (IPv6), which are a node's pods, and has a
+	// quarter of Rate to itself.
+	DeviceShare = 1 + sourceSlices/4
+
+	// sourceSlices is SLICES in c/maps.h.
+	sourceSlices = 60
+)
 
 // Config says where the programs find what they read, and how much they may tell.
 // What is zero has the default above.
@@ -44,8 +61,9 @@ type Config struct {
 	// whose entry was deleted, or whose pod CIDR is new. A negative one has every packet
 	// looked up.
 	Recheck time.Duration
-	// Rate is how many signals per second an interface may give for one cluster, and
-	// Burst how many at once.
+	// Rate is how many signals per second a pod's interface may give for one cluster, and
+	// Burst how many at once. What an interface may give in all, and how a device of the
+	// node deals it out, is a multiple of it: see [PodShare] and [DeviceShare].
 	Rate, Burst uint32
 	// MaxFollowed is how many addresses can be followed.
 	MaxFollowed int
@@ -102,11 +120,16 @@ func (c Config) validate() error {
 // constants are the read-only globals of the programs.
 func (c Config) constants() map[string]any {
 	token := uint64(time.Second) / uint64(c.Rate)
+	bucket := token * uint64(c.Burst)
 	return map[string]any{
-		"interval_ns": uint64(c.Interval),
-		"recheck_ns":  uint64(max(c.Recheck, 0)),
-		"token_ns":    token,
-		"bucket_ns":   token * uint64(c.Burst),
-		"stamp_ns":    uint64(stampInterval),
+		"interval_ns":     uint64(c.Interval),
+		"recheck_ns":      uint64(max(c.Recheck, 0)),
+		"token_ns":        token,
+		"bucket_ns":       bucket,
+		"all_token_ns":    max(token/(PodShare-1), 1),
+		"slice_token_ns":  4 * token,
+		"slice_bucket_ns": max(bucket, 4*token), // one token at least
+		"seed":            rand.Uint64(),
+		"stamp_ns":        uint64(stampInterval),
 	}
 }

@@ -19,9 +19,10 @@ type missAddress struct {
 }
 
 type missBucketKey struct {
-	_         structs.HostLayout
-	Ifindex   uint32
-	ClusterId uint32
+	_       structs.HostLayout
+	Ifindex uint32
+	What    uint32
+	Number  uint32
 }
 
 type missCounters struct {
@@ -136,6 +137,7 @@ type missMapSpecs struct {
 	WaggleBuckets  *ebpf.MapSpec `ebpf:"waggle_buckets"`
 	WaggleCidrs    *ebpf.MapSpec `ebpf:"waggle_cidrs"`
 	WaggleCounters *ebpf.MapSpec `ebpf:"waggle_counters"`
+	WaggleHeldBack *ebpf.MapSpec `ebpf:"waggle_held_back"`
 	WaggleIpcache  *ebpf.MapSpec `ebpf:"waggle_ipcache"`
 	WaggleMisses   *ebpf.MapSpec `ebpf:"waggle_misses"`
 	WaggleSeen     *ebpf.MapSpec `ebpf:"waggle_seen"`
@@ -147,10 +149,14 @@ type missMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type missVariableSpecs struct {
+	AllTokenNs        *ebpf.VariableSpec `ebpf:"all_token_ns"`
 	BucketNs          *ebpf.VariableSpec `ebpf:"bucket_ns"`
 	IntervalNs        *ebpf.VariableSpec `ebpf:"interval_ns"`
 	NoEthernet        *ebpf.VariableSpec `ebpf:"no_ethernet"`
 	RecheckNs         *ebpf.VariableSpec `ebpf:"recheck_ns"`
+	Seed              *ebpf.VariableSpec `ebpf:"seed"`
+	SliceBucketNs     *ebpf.VariableSpec `ebpf:"slice_bucket_ns"`
+	SliceTokenNs      *ebpf.VariableSpec `ebpf:"slice_token_ns"`
 	StampNs           *ebpf.VariableSpec `ebpf:"stamp_ns"`
 	TokenNs           *ebpf.VariableSpec `ebpf:"token_ns"`
 	UnusedIpcacheMiss *ebpf.VariableSpec `ebpf:"unused_ipcache_miss"`
@@ -179,6 +185,7 @@ type missMaps struct {
 	WaggleBuckets  *ebpf.Map `ebpf:"waggle_buckets"`
 	WaggleCidrs    *ebpf.Map `ebpf:"waggle_cidrs"`
 	WaggleCounters *ebpf.Map `ebpf:"waggle_counters"`
+	WaggleHeldBack *ebpf.Map `ebpf:"waggle_held_back"`
 	WaggleIpcache  *ebpf.Map `ebpf:"waggle_ipcache"`
 	WaggleMisses   *ebpf.Map `ebpf:"waggle_misses"`
 	WaggleSeen     *ebpf.Map `ebpf:"waggle_seen"`
@@ -191,6 +198,7 @@ func (m *missMaps) Close() error {
 		m.WaggleBuckets,
 		m.WaggleCidrs,
 		m.WaggleCounters,
+		m.WaggleHeldBack,
 		m.WaggleIpcache,
 		m.WaggleMisses,
 		m.WaggleSeen,
@@ -203,10 +211,14 @@ func (m *missMaps) Close() error {
 //
 // It can be passed to loadMissObjects or ebpf.CollectionSpec.LoadAndAssign.
 type missVariables struct {
+	AllTokenNs        *ebpf.Variable `ebpf:"all_token_ns"`
 	BucketNs          *ebpf.Variable `ebpf:"bucket_ns"`
 	IntervalNs        *ebpf.Variable `ebpf:"interval_ns"`
 	NoEthernet        *ebpf.Variable `ebpf:"no_ethernet"`
 	RecheckNs         *ebpf.Variable `ebpf:"recheck_ns"`
+	Seed              *ebpf.Variable `ebpf:"seed"`
+	SliceBucketNs     *ebpf.Variable `ebpf:"slice_bucket_ns"`
+	SliceTokenNs      *ebpf.Variable `ebpf:"slice_token_ns"`
 	StampNs           *ebpf.Variable `ebpf:"stamp_ns"`
 	TokenNs           *ebpf.Variable `ebpf:"token_ns"`
 	UnusedIpcacheMiss *ebpf.Variable `ebpf:"unused_ipcache_miss"`

@@ -24,6 +24,7 @@ const (
 	missesName   = "waggle_misses"
 	signalsName  = "waggle_signals"
 	bucketsName  = "waggle_buckets"
+	heldBackName = "waggle_held_back"
 	verdictsName = "waggle_verdicts"
 
 	// linksName is the directory of links.

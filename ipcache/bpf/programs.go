@@ -19,7 +19,7 @@ type programs struct {
 }
 
 // unpinned are the maps whose content isn't worth to outlive the programs: they hold it.
-var unpinned = []string{signalsName, bucketsName, verdictsName}
+var unpinned = []string{signalsName, bucketsName, heldBackName, verdictsName}
 
 type variant struct {
 	Pod    *ebpf.Program `ebpf:"waggle_pod"`

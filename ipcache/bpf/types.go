@@ -114,7 +114,7 @@ type Stats struct {
 	Signals uint64
 	// Repeated: another signal was given for the address within the interval.
 	Repeated uint64
-	// RateLimited: the interface had no tokens left for this cluster.
+	// RateLimited: there were no tokens left for it, see [Config.Rate].
 	RateLimited uint64
 	// RingFull: user space didn't keep up.
 	RingFull uint64

@@ -121,18 +121,45 @@ struct {
 /* A token bucket, as the time up to which its tokens are spent: it is full if that is
  * in the past, and empty if it is further in the future than a whole bucket takes to
  * fill. One word, so that a compare-and-swap takes a token.
+ *
+ * An interface has a fixed number of them, so that what it may signal has a bound: a
+ * pod's has one for each cluster and one for all of them, a device's one for each slice
+ * of the sources, and both have one for who was held back before.
  */
+enum {
+	BUCKET_CLUSTER = 1, /* number is the cluster's ID */
+	BUCKET_ALL,
+	BUCKET_SLICE,
+	BUCKET_HELD_BACK,
+};
+
 struct bucket_key {
 	__u32 ifindex;
-	__u32 cluster_id;
+	__u32 what;
+	__u32 number;
 };
+
+/* How many slices the sources on a device have. Go's sourceSlices is the same number. */
+#define SLICES 60
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct bucket_key);
 	__type(value, __u64);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 32768);
 } waggle_buckets SEC(".maps");
+
+/* What there was no token for: part of a hash of it, and since when, in steps of 2^20 ns.
+ * A line is shared by what has the same rest of the hash; who comes last has it.
+ */
+#define HELD_BACK_BITS 18
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1 << HELD_BACK_BITS);
+} waggle_held_back SEC(".maps");
 
 /* Per CPU; Go's Stats says what they count. */
 struct counters {

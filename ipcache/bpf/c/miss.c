@@ -16,9 +16,16 @@
 volatile const __u8 no_ethernet = 0;
 /* At most one signal for an address in so many nanoseconds. */
 volatile const __u64 interval_ns = 200000000;
-/* A token takes so long to come back, and a full bucket so long to fill. */
+/* A token takes so long to come back, and a full bucket so long to fill: one of a cluster,
+ * that of all clusters, one of a slice.
+ */
 volatile const __u64 token_ns = 1000000;
 volatile const __u64 bucket_ns = 100000000;
+volatile const __u64 all_token_ns = 333333;
+volatile const __u64 slice_token_ns = 4000000;
+volatile const __u64 slice_bucket_ns = 100000000;
+/* Keeps senders from choosing whom they share a slice or a line with. */
+volatile const __u64 seed = 0;
 /* What was found out of an address counts for so long. */
 volatile const __u64 recheck_ns = 100000000;
 /* Uses are stamped when the last stamp is so old. */
@@ -116,19 +123,27 @@ static __always_inline __u32 tunnel_identity(struct __sk_buff *skb)
 	return tunnel.tunnel_id >= MIN_ENDPOINT_IDENTITY ? tunnel.tunnel_id : 0;
 }
 
-/* Takes a token of the interface and cluster, if there is one. */
-static __always_inline int take_token(__u32 ifindex, __u32 cluster_id, __u64 now)
+/* Spreads both words over all bits, the highest ones best. */
+static __always_inline __u64 hash(__u64 a, __u64 b)
 {
-	struct bucket_key key = { .ifindex = ifindex, .cluster_id = cluster_id };
-	__u64 *spent = map_lookup_elem(&waggle_buckets, &key);
-	__u64 next = now + token_ns;
+	__u64 h = (a ^ seed) * 0x9e3779b97f4a7c15ULL;
+
+	h = (h ^ h >> 32 ^ b) * 0xd6e8feb86659fd93ULL;
+	return (h ^ h >> 32) * 0x9e3779b97f4a7c15ULL;
+}
+
+/* Takes a token of one bucket, if there is one. */
+static __always_inline int take_token(struct bucket_key *key, __u64 token, __u64 bucket, __u64 now)
+{
+	__u64 *spent = map_lookup_elem(&waggle_buckets, key);
+	__u64 next = now + token;
 	int i;
 
 	if (!spent) {
-		if (!map_update_elem(&waggle_buckets, &key, &next, BPF_NOEXIST))
+		if (!map_update_elem(&waggle_buckets, key, &next, BPF_NOEXIST))
 			return 1;
 		/* Another CPU was first, or there is no room. */
-		spent = map_lookup_elem(&waggle_buckets, &key);
+		spent = map_lookup_elem(&waggle_buckets, key);
 		if (!spent)
 			return 0;
 	}
@@ -136,8 +151,8 @@ static __always_inline int take_token(__u32 ifindex, __u32 cluster_id, __u64 now
 	for (i = 0; i < 4; i++) {
 		__u64 old = READ_ONCE(*spent);
 
-		next = (old > now ? old : now) + token_ns;
-		if (next - now > bucket_ns)
+		next = (old > now ? old : now) + token;
+		if (next - now > bucket)
 			return 0;
 		if (__sync_val_compare_and_swap(spent, old, next) == old)
 			return 1;
@@ -145,9 +160,61 @@ static __always_inline int take_token(__u32 ifindex, __u32 cluster_id, __u64 now
 	return 0;
 }
 
+/* Says whether there was no token for this before, at least an interval ago. Who wants
+ * something tries again after a while; a scan goes on to the next address.
+ */
+static __always_inline int was_held_back(struct signal_key *key, __u64 now)
+{
+	__u64 h = hash(key->addr.halves[0] ^ key->identity, key->addr.halves[1]);
+	__u32 line = h >> (64 - HELD_BACK_BITS), since = now >> 20;
+	__u64 *held = map_lookup_elem(&waggle_held_back, &line), old;
+
+	if (!held)
+		return 0;
+	old = READ_ONCE(*held);
+	if (old >> 32 == (__u32)h)
+		return since - (__u32)old >= (__u32)(interval_ns >> 20);
+	WRITE_ONCE(*held, h << 32 | since);
+	return 0;
+}
+
+/* Takes a token that the interface has for this miss. A pod is on its own, and its
+ * clusters share what it may signal. On a device are many: the sources that share a slice
+ * with a scan suffer from it, and no others.
+ */
+static __always_inline int may_signal(struct __sk_buff *skb, struct subject *s, struct signal_key *told, __u64 now)
+{
+	struct bucket_key key = { .ifindex = skb->ifindex };
+
+	if (s->side == SIDE_DESTINATION) {
+		key.what = BUCKET_CLUSTER;
+		key.number = s->cluster_id;
+		if (take_token(&key, token_ns, bucket_ns, now)) {
+			key.what = BUCKET_ALL;
+			key.number = 0;
+			if (take_token(&key, all_token_ns, bucket_ns, now))
+				return 1;
+		}
+	} else {
+		/* A node's pods: of an IPv4 address the first 24 bits, of an IPv6 one 64. */
+		__u64 network = s->key.family == FAMILY_IPV4 ? s->addr.words[3] & htonl(0xffffff00)
+							      : s->addr.halves[0];
+
+		key.what = BUCKET_SLICE;
+		key.number = (hash(network, s->key.family) >> 32) % SLICES;
+		if (take_token(&key, slice_token_ns, slice_bucket_ns, now))
+			return 1;
+	}
+	if (!was_held_back(told, now))
+		return 0;
+	key.what = BUCKET_HELD_BACK;
+	key.number = 0;
+	return take_token(&key, token_ns, bucket_ns, now);
+}
+
 /* Tells user space of a miss, unless it was told recently or is told too much. The
  * order matters: what is limited by rate isn't noted as told, so that it is tried again
- * with the next packet, and a scan of addresses writes to no map.
+ * with the next packet, and a scan of addresses costs one word of memory for each.
  */
 static __always_inline void signal_miss(struct __sk_buff *skb, struct subject *s, struct signal_key *key,
 					__u64 tick, struct counters *counters)
@@ -161,7 +228,7 @@ static __always_inline void signal_miss(struct __sk_buff *skb, struct subject *s
 	if (told && (long long)(tick - last) < (long long)interval_ns)
 		goto repeated;
 	now = ktime_get_ns();
-	if (!take_token(skb->ifindex, s->cluster_id, now)) {
+	if (!may_signal(skb, s, key, now)) {
 		counters->rate_limited++;
 		return;
 	}
