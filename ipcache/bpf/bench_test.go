@@ -247,18 +247,28 @@ func BenchmarkRead(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(signals*b.N), "ns/signal")
 }
 
-// BenchmarkLastSeen reads when 65,536 addresses were used.
-func BenchmarkLastSeen(b *testing.B) {
+// BenchmarkEachSeen reads when 65,536 addresses were used.
+func BenchmarkEachSeen(b *testing.B) {
 	f := newFixture(b, nil)
 	for i := range DefaultMaxFollowed {
 		require.NoError(b, f.Follow(netip.MustParseAddr(absent(i))))
 	}
-	b.ReportAllocs()
-	for b.Loop() {
-		seen, err := f.LastSeen()
-		require.NoError(b, err)
-		require.Len(b, seen, DefaultMaxFollowed)
-	}
+	b.Run("each", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			n := 0
+			require.NoError(b, f.EachSeen(func(netip.Addr, time.Duration) { n++ }))
+			require.Equal(b, DefaultMaxFollowed, n)
+		}
+	})
+	b.Run("map", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			seen, err := f.LastSeen()
+			require.NoError(b, err)
+			require.Len(b, seen, DefaultMaxFollowed)
+		}
+	})
 }
 
 // BenchmarkSetCIDRs changes one of 2,550 pod CIDRs.

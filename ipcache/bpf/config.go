@@ -20,6 +20,10 @@ const (
 	DefaultBurst       = 100
 	DefaultMaxFollowed = 65536
 	DefaultRingBytes   = 1 << 20
+
+	// defaultMaxCIDRs is more than one of each family for each of 100,000 nodes, if none of
+	// them can be merged. Only those that are there take memory.
+	defaultMaxCIDRs = 1 << 18
 )
 
 // stampInterval is how exact the times of [Kernel.LastSeen] are: far below any sensible
@@ -65,11 +69,15 @@ type Config struct {
 	// Burst how many at once. What an interface may give in all, and how a device of the
 	// node deals it out, is a multiple of it: see [PodShare] and [DeviceShare].
 	Rate, Burst uint32
-	// MaxFollowed is how many addresses can be followed.
+	// MaxFollowed is how many addresses can be followed; there is room for somewhat more,
+	// for a while.
 	MaxFollowed int
 	// RingBytes is the size of the ring buffer, a power of two and of whole pages; a
 	// signal takes 56 bytes of it.
 	RingBytes int
+
+	// maxCIDRs is how many remote pod CIDRs there can be.
+	maxCIDRs int
 }
 
 func (c Config) withDefaults() Config {
@@ -90,6 +98,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.RingBytes == 0 {
 		c.RingBytes = DefaultRingBytes
+	}
+	if c.maxCIDRs == 0 {
+		c.maxCIDRs = defaultMaxCIDRs
 	}
 	return c
 }
@@ -116,6 +127,10 @@ func (c Config) validate() error {
 	}
 	return errors.Join(errs...)
 }
+
+// seenCapacity leaves room for addresses that are followed before those that they replace
+// are forgotten: more than one batch of user space's answers has.
+func (c Config) seenCapacity() int { return c.MaxFollowed + max(c.MaxFollowed/8, 1024) }
 
 // constants are the read-only globals of the programs.
 func (c Config) constants() map[string]any {

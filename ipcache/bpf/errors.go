@@ -25,6 +25,9 @@ var (
 	// ErrClosed is returned by what a Kernel can't do any longer after Close.
 	ErrClosed = errors.New("the miss signals are closed")
 
+	// ErrNoRoom says that there are more pod CIDRs than the programs can look at.
+	ErrNoRoom = errors.New("there is no room for them")
+
 	// ErrReading says that the signals are being read already.
 	ErrReading = errors.New("the signals are being read by someone else")
 )

@@ -29,10 +29,30 @@ type Kernel struct {
 	// reading is held by who reads the signals.
 	reading sync.Mutex
 
+	// using is held for reading by who uses the pinned maps, and for writing by who closes
+	// them. Locks are taken in the order in which they stand here.
+	using  sync.RWMutex
+	closed bool
+
+	seenBuffers sync.Pool // of *seenBuffer
+
+	// cidrsMu is another one than mu, since thousands of CIDRs may be written with it held.
+	cidrsMu sync.Mutex
+	cidrs   map[netip.Prefix]uint32
+
 	mu       sync.Mutex
 	programs *programs
 	links    map[int]*attachment
-	cidrs    map[netip.Prefix]uint32
+}
+
+// use keeps the maps open until using is unlocked, or says that they are closed.
+func (k *Kernel) use() error {
+	k.using.RLock()
+	if k.closed {
+		k.using.RUnlock()
+		return ErrClosed
+	}
+	return nil
 }
 
 // Open loads the programs, and opens the maps that an earlier process has pinned in the
@@ -56,6 +76,7 @@ func Open(log *slog.Logger, cfg Config) (_ *Kernel, err error) {
 	}
 
 	k := &Kernel{log: log, cfg: cfg, links: map[int]*attachment{}}
+	k.seenBuffers.New = func() any { return &seenBuffer{} }
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, k.Close())
@@ -87,6 +108,9 @@ func Open(log *slog.Logger, cfg Config) (_ *Kernel, err error) {
 // Close lets go of everything and takes nothing away: what is pinned stays, and the
 // programs go on.
 func (k *Kernel) Close() error {
+	k.using.Lock()
+	defer k.using.Unlock()
+	k.closed = true
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var errs []error

@@ -31,11 +31,6 @@ const (
 	linksName = "links"
 )
 
-// maxCIDRs is how many remote pod CIDRs there can be: more than one of each family for
-// each of 100,000 nodes, if none of them can be merged. Only those that are there take
-// memory.
-const maxCIDRs = 1 << 18
-
 const (
 	cidrKeySize      = 24
 	ipcacheValueSize = 24
@@ -61,8 +56,8 @@ func (m *pinned) open(log *slog.Logger, cfg Config) error {
 		capacity int
 		m        **ebpf.Map
 	}{
-		{cidrsName, maxCIDRs, &m.cidrs},
-		{seenName, cfg.MaxFollowed, &m.seen},
+		{cidrsName, cfg.maxCIDRs, &m.cidrs},
+		{seenName, cfg.seenCapacity(), &m.seen},
 		{countersName, 1, &m.counters},
 		{missesName, cfg.RingBytes, &m.misses},
 	} {

@@ -40,7 +40,7 @@ func (k *Kernel) Read(ctx context.Context, handle func([]Miss)) error {
 		return ErrReading
 	}
 	defer k.reading.Unlock()
-	reader, err := ringbuf.NewReader(k.maps.misses)
+	reader, err := k.newReader()
 	if err != nil {
 		return fmt.Errorf("opening the ring buffer: %w", err)
 	}
@@ -71,6 +71,15 @@ func (k *Kernel) Read(ctx context.Context, handle func([]Miss)) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// newReader maps the ring buffer into memory, where it stays whatever becomes of k.
+func (k *Kernel) newReader() (*ringbuf.Reader, error) {
+	if err := k.use(); err != nil {
+		return nil, err
+	}
+	defer k.using.RUnlock()
+	return ringbuf.NewReader(k.maps.misses)
 }
 
 // decode reads a signal as the program writes it, by the layout that the object says it

@@ -7,6 +7,10 @@ import "fmt"
 
 // Stats sums up what the CPUs have counted.
 func (k *Kernel) Stats() (Stats, error) {
+	if err := k.use(); err != nil {
+		return Stats{}, err
+	}
+	defer k.using.RUnlock()
 	var perCPU []missCounters
 	if err := k.maps.counters.Lookup(uint32(0), &perCPU); err != nil {
 		return Stats{}, fmt.Errorf("reading the counters: %w", err)

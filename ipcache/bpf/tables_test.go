@@ -5,6 +5,7 @@ package bpf
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"testing"
 	"time"
@@ -55,11 +56,115 @@ func TestSetCIDRs(t *testing.T) {
 		"invalid":     {netip.Prefix{}: 7},
 		"::ffff:":     {netip.PrefixFrom(netip.MustParseAddr("::ffff:10.7.0.0"), 112): 7},
 	} {
-		require.ErrorContains(t, f.SetCIDRs(bad), name)
-		require.Equal(t, first, content())
+		for prefix, id := range first {
+			bad[prefix] = id
+		}
+		err := f.SetCIDRs(bad)
+		require.ErrorContains(t, err, name)
+		require.ErrorContains(t, err, "1 that aren't pod CIDRs")
+		require.Equal(t, first, content(), "the others are in force")
 	}
 	require.NoError(t, f.SetCIDRs(nil))
 	require.Empty(t, content())
+}
+
+// TestMoreCIDRsThanFit has a cluster that claims more than there is room for.
+func TestMoreCIDRsThanFit(t *testing.T) {
+	const room, clusters, each = 100, 10, 5
+	f := newFixture(t, func(cfg *Config) { cfg.maxCIDRs = room })
+	greedy, wanted := map[netip.Prefix]uint32{}, map[netip.Prefix]uint32{}
+	for n := range 50_000 {
+		prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(n >> 8), byte(n)}), 32)
+		greedy[prefix], wanted[prefix] = 1, 1
+	}
+	modest := map[netip.Prefix]uint32{}
+	for c := range clusters {
+		for n := range each {
+			prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 10 + byte(c), byte(n)}), 24)
+			modest[prefix], wanted[prefix] = uint32(c)+2, uint32(c)+2
+		}
+	}
+	content := func() (all map[netip.Prefix]uint32, byGreedy int) {
+		all, err := f.readCIDRs()
+		require.NoError(t, err)
+		for _, id := range all {
+			if id == 1 {
+				byGreedy++
+			}
+		}
+		return all, byGreedy
+	}
+
+	// On its own it has all the room there is.
+	err := f.SetCIDRs(greedy)
+	require.ErrorIs(t, err, ErrNoRoom)
+	require.ErrorContains(t, err, "49900 pod CIDRs")
+	_, byGreedy := content()
+	require.Equal(t, room, byGreedy)
+
+	// The others have theirs, when they come, and after a restart.
+	for range 2 {
+		err = f.SetCIDRs(wanted)
+		require.ErrorIs(t, err, ErrNoRoom)
+		require.ErrorContains(t, err, "49950 pod CIDRs that don't fit, such as 10.1.0.50/32 of cluster 1")
+		require.Less(t, len(err.Error()), 200)
+		all, byGreedy := content()
+		require.Equal(t, room-clusters*each, byGreedy)
+		for prefix, id := range modest {
+			require.Equal(t, id, all[prefix], prefix)
+		}
+		again := f.SetCIDRs(maps.Clone(wanted))
+		require.EqualError(t, again, err.Error())
+		same, _ := content()
+		require.Equal(t, all, same, "it depends on no order")
+		require.NoError(t, f.Close())
+		f.open(t)
+	}
+
+	require.NoError(t, f.SetCIDRs(modest))
+	all, _ := content()
+	require.Equal(t, modest, all)
+}
+
+// TestSharesProperty: who wants no more than its share has it all, and nobody has less
+// than another while it wants more.
+func TestSharesProperty(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		capacity := rapid.IntRange(0, 60).Draw(t, "capacity")
+		clusters, all := map[uint32][]podCIDR{}, 0
+		for id, count := range rapid.MapOf(rapid.Uint32Range(1, 20), rapid.IntRange(1, 30)).Draw(t, "clusters") {
+			for n := range count {
+				clusters[id] = append(clusters[id], podCIDR{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(id), byte(n)}), 24), id})
+			}
+			all += count
+		}
+		unfit := &refusals{}
+		got := map[uint32]int{}
+		fitting := shares(clusters, capacity, unfit)
+		for _, c := range fitting {
+			got[c.clusterID]++
+		}
+		require.Len(t, fitting, min(capacity, all))
+		require.Equal(t, all-len(fitting), unfit.count)
+		for a := range clusters {
+			for b := range clusters {
+				if got[a] < len(clusters[a]) {
+					require.LessOrEqual(t, got[b], got[a]+1, "cluster %d has less than cluster %d", a, b)
+				}
+			}
+		}
+	})
+}
+
+// TestCIDRsAndInterfaces: an interface isn't kept waiting while CIDRs are written.
+func TestCIDRsAndInterfaces(t *testing.T) {
+	inNamespace(t)
+	f := newFixture(t, nil)
+	lxc := addVeth(t, "lxc1", "pod1")
+	f.cidrsMu.Lock()
+	defer f.cidrsMu.Unlock()
+	require.NoError(t, f.Attach(lxc, KindPod))
+	require.Equal(t, map[int]Kind{lxc: KindPod}, f.Attached())
 }
 
 // TestSetCIDRsProperty has the kernel with what was asked for last, whatever came before.
@@ -117,13 +222,20 @@ func TestLastSeen(t *testing.T) {
 	require.GreaterOrEqual(t, lastSeen()[v4], seen[v4]+stampInterval)
 	require.Equal(t, seen[v6], lastSeen()[v6])
 
-	// No more than fit, by name.
-	more := netip.MustParseAddr("10.7.0.4")
-	require.ErrorContains(t, f.Follow(more, v4), "following 10.7.0.4")
-	require.NoError(t, f.Forget(idle, more))
-	require.NoError(t, f.Follow(more))
+	// Those that take the place of others come before these go; no more than fit, by name.
+	var more []netip.Addr
+	for i := range f.Kernel.cfg.seenCapacity() {
+		more = append(more, netip.MustParseAddr(absent(1000+i)))
+	}
+	require.Greater(t, len(more), 2*3)
+	require.NoError(t, f.Follow(more[3:]...))
+	err := f.Follow(more...)
+	require.ErrorContains(t, err, "following "+more[0].String())
+	require.ErrorContains(t, err, "and so 2 more")
+	require.NoError(t, f.Forget(idle, more[0]))
+	require.NoError(t, f.Follow(more[1]))
 	require.NotContains(t, lastSeen(), idle)
-	require.Contains(t, lastSeen(), more)
+	require.Contains(t, lastSeen(), more[1])
 }
 
 func TestManyLastSeen(t *testing.T) {
