@@ -78,6 +78,9 @@ func TestLayouts(t *testing.T) {
 		binary.NativeEndian.PutUint32(raw[at["signal_nr"]:], 0)
 		_, err = decode(raw)
 		require.ErrorContains(t, err, "number 0")
+		binary.NativeEndian.PutUint32(raw[at["signal_nr"]:], signalNone)
+		_, err = decode(raw)
+		require.ErrorIs(t, err, errNoSignal)
 	})
 
 	// Keys and values are those of the map that the datapath reads.

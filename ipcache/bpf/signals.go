@@ -18,6 +18,11 @@ import (
 // come to use this number, since it keeps a set of its own in 64 bits.
 const SignalIPCacheMiss = 64
 
+// signalNone is a record that turned out to have no signal.
+const signalNone = 1<<32 - 1
+
+var errNoSignal = errors.New("a record without a signal")
+
 // The numbers of families in keys of the ipcache, and in signals.
 const (
 	familyIPv4 = 1
@@ -56,10 +61,11 @@ func (k *Kernel) Read(ctx context.Context, handle func([]Miss)) error {
 		case err != nil:
 			return fmt.Errorf("reading the ring buffer: %w", err)
 		default:
-			if miss, err := decode(record.RawSample); err != nil {
-				k.log.Warn("Ignoring what isn't a signal", "error", err)
-			} else {
+			switch miss, err := decode(record.RawSample); {
+			case err == nil:
 				batch = append(batch, miss)
+			case !errors.Is(err, errNoSignal):
+				k.log.Warn("Ignoring what isn't a signal", "error", err)
 			}
 			if record.Remaining > 0 && len(batch) < maxBatch {
 				continue
@@ -90,6 +96,9 @@ func decode(raw []byte) (Miss, error) {
 		return Miss{}, fmt.Errorf("a signal of %d bytes", len(raw))
 	}
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&s)), unsafe.Sizeof(s)), raw)
+	if s.SignalNr == signalNone {
+		return Miss{}, errNoSignal
+	}
 	if s.SignalNr != SignalIPCacheMiss {
 		return Miss{}, fmt.Errorf("a signal with number %d", s.SignalNr)
 	}

@@ -9,7 +9,10 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 )
@@ -302,4 +305,42 @@ func TestRead(t *testing.T) {
 		cancel()
 	}), context.Canceled)
 	require.ErrorIs(t, f.Read(ctx, nil), context.Canceled)
+}
+
+// TestReadWithoutSignal has a record behind a signal which turned out to have none: it
+// doesn't keep the signal waiting.
+func TestReadWithoutSignal(t *testing.T) {
+	f := newFixture(t, nil)
+	require.NoError(t, f.SetCIDRs(cidrs()))
+	none := recordOf(t, f.maps.misses, signalNone)
+	f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", absent(1)))
+	f.run(t, none, frame("10.1.0.1", absent(1)))
+	require.Equal(t, []netip.Addr{netip.MustParseAddr(absent(1))}, addrs(f.signals(t)))
+	f.run(t, none, frame("10.1.0.1", absent(1)))
+	f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", absent(2)))
+	require.Equal(t, []netip.Addr{netip.MustParseAddr(absent(2))}, addrs(f.signals(t)))
+}
+
+// recordOf is a program that writes a record of a number alone.
+func recordOf(t testing.TB, ring *ebpf.Map, number int64) *ebpf.Program {
+	t.Helper()
+	const size = int32(unsafe.Sizeof(missIpcacheMiss{}))
+	instructions := asm.Instructions{asm.LoadImm(asm.R1, number, asm.DWord)}
+	for at := -size; at < 0; at += 8 {
+		instructions = append(instructions, asm.StoreMem(asm.RFP, int16(at), asm.R1, asm.DWord))
+	}
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS,
+		Instructions: append(instructions,
+			asm.LoadMapPtr(asm.R1, ring.FD()),
+			asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -size),
+			asm.Mov.Imm(asm.R3, size),
+			asm.Mov.Imm(asm.R4, 0),
+			asm.FnRingbufOutput.Call(),
+			asm.Mov.Imm(asm.R0, tcxNext), asm.Return()),
+		License: "GPL",
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { program.Close() })
+	return program
 }

@@ -56,7 +56,6 @@ typedef unsigned long long __u64;
 #define BPF_NOEXIST 1
 #define BPF_F_TUNINFO_IPV6 (1ULL << 0)
 #define BPF_HDR_START_NET 1
-#define BPF_RB_NO_WAKEUP (1ULL << 0)
 
 /* The view of a packet, as far as it is used: the kernel translates each access by its
  * offset.
@@ -102,5 +101,4 @@ static long (*skb_load_bytes_relative)(const void *skb, __u32 offset, void *to, 
 				       __u32 start) = (void *)68;
 static void *(*ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)131;
 static void (*ringbuf_submit)(void *data, __u64 flags) = (void *)132;
-static void (*ringbuf_discard)(void *data, __u64 flags) = (void *)133;
 static __u64 (*ktime_get_coarse_ns)(void) = (void *)160;

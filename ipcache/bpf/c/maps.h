@@ -189,6 +189,8 @@ struct {
  * lib/signal.h and pkg/signal): this is the first number that it can't come to use.
  */
 #define SIGNAL_IPCACHE_MISS 64
+/* A record without a signal, of which nothing else is set. */
+#define SIGNAL_NONE 0xffffffff
 
 /* Sides, as Go's Side. */
 enum {
@@ -200,7 +202,7 @@ enum {
  * as it is in a packet.
  */
 struct ipcache_miss {
-	__u32 signal_nr;  /* SIGNAL_IPCACHE_MISS */
+	__u32 signal_nr;  /* SIGNAL_IPCACHE_MISS, SIGNAL_NONE */
 	__u32 cluster_id; /* whose pod CIDR the address is in */
 	__u32 identity;	  /* that in the tunnel's header, 0 if there is none */
 	__u32 ifindex;	  /* where the packet was */

@@ -243,8 +243,11 @@ static __always_inline void signal_miss(struct __sk_buff *skb, struct subject *s
 		/* If there is no room, better twice than never. */
 		first = map_update_elem(&waggle_signals, key, &tick, BPF_NOEXIST) != -EEXIST;
 	if (!first) {
-		/* Another CPU was. */
-		ringbuf_discard(miss, BPF_RB_NO_WAKEUP);
+		/* Another CPU was. This isn't discarded: a reader that is told of more to come,
+		 * and of records behind this one, must find something.
+		 */
+		miss->signal_nr = SIGNAL_NONE;
+		ringbuf_submit(miss, 0);
 		goto repeated;
 	}
 	miss->signal_nr = SIGNAL_IPCACHE_MISS;
