@@ -22,6 +22,9 @@ import (
 // often it is looked whether the ipcache map is still the one that is pinned.
 const retryInterval = 5 * time.Second
 
+// relistDelay gathers messages that can't be read: one list makes up for all of them.
+const relistDelay = 100 * time.Millisecond
+
 // Interfaces keeps programs on the interfaces that are selected, as these come, go and
 // are renamed. All its work is done by Run.
 type Interfaces struct {
@@ -30,6 +33,8 @@ type Interfaces struct {
 	pods    Patterns
 	devices Patterns
 	retry   time.Duration
+	// subscribe is netlink's; a test loses messages of it.
+	subscribe func(chan<- netlink.LinkUpdate, <-chan struct{}, netlink.LinkSubscribeOptions) error
 
 	// failed are interfaces that ought to have a program and don't, by index.
 	failed map[int]error
@@ -43,7 +48,10 @@ type Interfaces struct {
 // first, and at the node's own: uplinks, and tunnel devices, which are known by their
 // type. A name that both select is a pod's.
 func NewInterfaces(log *slog.Logger, kernel *Kernel, pods, devices Patterns) *Interfaces {
-	return &Interfaces{log: log, kernel: kernel, pods: pods, devices: devices, retry: retryInterval, failed: map[int]error{}}
+	return &Interfaces{
+		log: log, kernel: kernel, pods: pods, devices: devices, retry: retryInterval, failed: map[int]error{},
+		subscribe: netlink.LinkSubscribeWithOptions,
+	}
 }
 
 // Run follows the interfaces until ctx ends; it is a job. What fails is in health, is
@@ -67,13 +75,24 @@ func (i *Interfaces) Run(ctx context.Context, health cell.Health) error {
 	return nil
 }
 
-// follow lists the interfaces and then follows the changes, until one is missed.
+// follow lists the interfaces and then follows the changes, until the subscription ends.
 func (i *Interfaces) follow(ctx context.Context, health cell.Health) error {
 	updates, done := make(chan netlink.LinkUpdate, 64), make(chan struct{})
-	var failure error
+	// The last thing that went wrong: with one message, after which others come, or with
+	// the subscription, which then ends.
+	failures := make(chan error, 1)
 	err := i.kernel.cfg.inNetNS(func() error {
-		return netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{
-			ErrorCallback: func(err error) { failure = err },
+		return i.subscribe(updates, done, netlink.LinkSubscribeOptions{
+			ErrorCallback: func(err error) {
+				select {
+				case <-failures:
+				default:
+				}
+				select {
+				case failures <- err:
+				default:
+				}
+			},
 		})
 	})
 	if err != nil {
@@ -94,6 +113,8 @@ func (i *Interfaces) follow(ctx context.Context, health cell.Health) error {
 
 	tick := time.NewTicker(i.retry)
 	defer tick.Stop()
+	var failure error
+	var relist <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -102,9 +123,22 @@ func (i *Interfaces) follow(ctx context.Context, health cell.Health) error {
 			if err := i.again(); err != nil {
 				return err
 			}
+		case failure = <-failures:
+			if relist == nil {
+				relist = time.After(relistDelay)
+			}
+		case <-relist:
+			relist = nil
+			i.log.Warn("News of a network interface can't be read, listing them anew", "error", failure)
+			if err := i.list(); err != nil {
+				return err
+			}
 		case update, ok := <-updates:
 			if !ok {
-				// The channel is closed after failure was written.
+				select {
+				case failure = <-failures:
+				default:
+				}
 				return fmt.Errorf("following changes of interfaces: %w", failure)
 			}
 			i.changed(update)

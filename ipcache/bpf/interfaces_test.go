@@ -208,6 +208,45 @@ func TestInterfacesThatComeAndGoQuickly(t *testing.T) {
 		patience, time.Millisecond)
 }
 
+// TestInterfacesWithoutNews loses what the kernel says of one interface, as netlink does
+// with a message that it can't read: it says so, and goes on with the next one.
+func TestInterfacesWithoutNews(t *testing.T) {
+	ns := inNamespace(t)
+	f := newFixture(t, func(cfg *Config) { cfg.NetNS = ns })
+	gone, stays := addVeth(t, "lxc1", "pod1"), addVeth(t, "lxc2", "pod2")
+	i := f.interfaces(t, Patterns{"lxc+"}, nil)
+	i.retry = time.Hour // nothing else makes it look again
+	real := i.subscribe
+	i.subscribe = func(updates chan<- netlink.LinkUpdate, done <-chan struct{}, options netlink.LinkSubscribeOptions) error {
+		all := make(chan netlink.LinkUpdate)
+		if err := real(all, done, options); err != nil {
+			return err
+		}
+		go func() {
+			defer close(updates)
+			for update := range all {
+				if name := update.Attrs().Name; name == "lxc1" || name == "lxc3" {
+					options.ErrorCallback(errors.New("it can't be read"))
+					continue
+				}
+				updates <- update
+			}
+		}()
+		return nil
+	}
+	health, stop := f.follow(t, i)
+	f.attached(t, map[int]Kind{gone: KindPod, stays: KindPod})
+	require.Eventually(t, func() bool { status, _ := health.last(); return status != "" }, patience, time.Millisecond)
+
+	remove(t, gone)
+	f.attached(t, map[int]Kind{stays: KindPod})
+	late := addVeth(t, "lxc3", "pod3")
+	f.attached(t, map[int]Kind{stays: KindPod, late: KindPod})
+	_, err := health.last()
+	require.NoError(t, err)
+	stop()
+}
+
 func TestKindsOfInterfaces(t *testing.T) {
 	i := NewInterfaces(hivetest.Logger(t), nil, Patterns{"lxc+"}, Patterns{"+"})
 	for kind, devices := range map[Kind][]netlink.Link{
