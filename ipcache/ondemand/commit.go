@@ -122,8 +122,13 @@ func (c *change) take(a *answered) Outcome {
 		}
 		c.effect.add(c.entries.undeny(q.Addr))
 		return Outcome(cmp.Or(a.from, string(OutcomeTable)))
-	case row == nil && !a.again && (changed || a.from == string(OutcomeTable)):
-		// It was pushed and deleted while we asked: the answer may be from before.
+	case row == nil && (changed && ep != nil || a.from == string(OutcomeTable)):
+		// It was pushed and deleted while we asked: the answer may be from before, and so
+		// is the entry that is asked for again. Absences aren't doubted: the watch of what
+		// isn't there also tells of its neighbours.
+		if old, ok := c.entries.addresses.Peek(q.Addr); ok {
+			c.effect.add(c.entries.remove(old))
+		}
 		if a.repeated++; a.repeated <= maxRepeats {
 			return repeat
 		}

@@ -5,6 +5,7 @@ package ondemand
 
 import (
 	"context"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -219,4 +220,52 @@ func TestDeadline(t *testing.T) {
 	require.Equal(t, OutcomeTimeout, f.resolve(podAddr).Outcome)
 	f.source.has(endpointAt(podAddr, webID))
 	require.Equal(t, Outcome("local"), f.resolve(podAddr).Outcome, "that it couldn't be asked isn't remembered")
+}
+
+// TestPushedAndDeletedWhileAnEntryIsAskedForAgain: the entry of before is as much out of
+// date as the answer.
+func TestPushedAndDeletedWhileAnEntryIsAskedForAgain(t *testing.T) {
+	for name, then := range map[string][]wire.Endpoint{"gone": nil, "another": {endpointAt(podAddr, dbID)}} {
+		t.Run(name, func(t *testing.T) {
+			f := setup(t, patient)
+			f.source.has(endpointAt(podAddr, webID))
+			f.miss(to(podAddr))
+			f.requireResolved(podAddr, webID)
+			f.eventually(func(t *assert) { require.True(t, f.kernel.follows(podAddr)) })
+
+			asked, answer := f.held(endpointAt(podAddr, webID))
+			f.use(podAddr)
+			<-asked
+			f.push(endpointAt(podAddr, webID))
+			f.unpush(podAddr)
+			f.source.has(then...)
+			answer <- struct{}{}
+			if then != nil {
+				f.requireResolved(podAddr, dbID)
+				f.eventually(func(t *assert) { require.Equal(t, 1, f.again("local")) })
+				require.True(t, f.kernel.follows(podAddr))
+			} else {
+				f.eventually(func(t *assert) { require.Equal(t, 1, f.again(OutcomeNegative)) })
+				require.Nil(t, f.endpoint(podAddr))
+				f.eventually(func(t *assert) { require.False(t, f.kernel.follows(podAddr)) })
+			}
+			require.EqualValues(t, 3, f.source.asked.Load())
+		})
+	}
+}
+
+// TestNeighboursPushedWhileAnAbsentAddressIsAskedFor: a watch of what isn't there is one
+// of what is beside it, too.
+func TestNeighboursPushedWhileAnAbsentAddressIsAskedFor(t *testing.T) {
+	f := setup(t, patient)
+	asked, answer := f.held()
+	f.miss(to(podAddr))
+	<-asked
+	for n := range byte(20) {
+		f.push(endpointAt(netip.AddrFrom4([4]byte{10, 2, 0, n}), webID))
+		f.unpush(netip.AddrFrom4([4]byte{10, 2, 0, n}))
+	}
+	answer <- struct{}{}
+	f.eventually(func(t *assert) { require.Equal(t, 1, f.count(bpf.SideDestination, OutcomeNegative)) })
+	require.EqualValues(t, 1, f.source.asked.Load())
 }
