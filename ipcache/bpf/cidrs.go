@@ -219,6 +219,14 @@ func (k *Kernel) removeCIDRs(cidrs []podCIDR, failed *refusals) {
 	}
 }
 
+// CIDRs are the pod CIDRs that the programs look at, as this or an earlier process has
+// said.
+func (k *Kernel) CIDRs() (map[netip.Prefix]uint32, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.readCIDRs()
+}
+
 // readCIDRs is what the kernel has.
 func (k *Kernel) readCIDRs() (map[netip.Prefix]uint32, error) {
 	cidrs := map[netip.Prefix]uint32{}

@@ -37,8 +37,10 @@ const (
 
 // Kernel is what sends the signals and knows what was used; *bpf.Kernel is it.
 type Kernel interface {
-	// SetCIDRs says which addresses are looked at: the whole wanted content.
+	// SetCIDRs says which addresses are looked at: the whole wanted content. CIDRs are
+	// those that are, which at first an earlier process has set.
 	SetCIDRs(map[netip.Prefix]uint32) error
+	CIDRs() (map[netip.Prefix]uint32, error)
 	// Read hands over misses as they come, until ctx ends.
 	Read(ctx context.Context, handle func([]bpf.Miss)) error
 	// Follow has the use of addresses noted, and Forget no longer.
@@ -102,13 +104,16 @@ type Engine struct {
 	restore   restore
 	// complaints bounds the logs about the kernel.
 	complaints *rate.Limiter
-	// blindClusters are those that nobody claims a CIDR for.
+	// blindClusters are those whose nodes nobody knows a CIDR of, and excessive those
+	// that claim too many.
 	blindClusters []string
+	excessive     []Excess
 
 	answers  chan struct{} // there is something finished
 	tokens   chan struct{} // a lookup may begin again
 	expiring chan struct{} // there may be something earlier to expire
 	changed  chan struct{} // a cluster is left alone, or no longer
+	opened   chan struct{} // the kernel's side is, and knows of nothing yet
 	settled  chan struct{} // closed when the first CIDRs of complete tables are in use
 }
 
@@ -134,6 +139,7 @@ func newEngine(s settings, resolvers []IPCacheMissResolver) (*Engine, error) {
 		tokens:     make(chan struct{}, 1),
 		expiring:   make(chan struct{}, 1),
 		changed:    make(chan struct{}, 1),
+		opened:     make(chan struct{}, 1),
 		settled:    make(chan struct{}),
 		restore:    newRestore(),
 		complaints: newComplaints(),

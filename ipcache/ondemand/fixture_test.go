@@ -6,6 +6,7 @@ package ondemand
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -69,6 +70,7 @@ type handKernel struct {
 	cidrs    map[netip.Prefix]uint32
 	followed map[netip.Addr]time.Duration
 	fails    error
+	told     int // how often the CIDRs were set
 }
 
 func (k *handKernel) SetCIDRs(cidrs map[netip.Prefix]uint32) error {
@@ -78,7 +80,22 @@ func (k *handKernel) SetCIDRs(cidrs map[netip.Prefix]uint32) error {
 		return k.fails
 	}
 	k.cidrs = cidrs
+	k.told++
 	return nil
+}
+
+func (k *handKernel) CIDRs() (map[netip.Prefix]uint32, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return maps.Clone(k.cidrs), k.fails
+}
+
+// looksAt says whether misses of addresses of a prefix are told of.
+func (k *handKernel) looksAt(prefix string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, ok := k.cidrs[netip.MustParsePrefix(prefix)]
+	return ok
 }
 
 func (k *handKernel) Read(ctx context.Context, handle func([]bpf.Miss)) error {

@@ -45,6 +45,13 @@ func (k *kernelSwitch) SetCIDRs(cidrs map[netip.Prefix]uint32) error {
 	return nil
 }
 
+func (k *kernelSwitch) CIDRs() (map[netip.Prefix]uint32, error) {
+	if opened := k.opened.Load(); opened != nil {
+		return opened.CIDRs()
+	}
+	return nil, nil
+}
+
 func (k *kernelSwitch) Read(ctx context.Context, handle func([]bpf.Miss)) error {
 	if opened := k.opened.Load(); opened != nil {
 		return opened.Read(ctx, handle)

@@ -18,6 +18,7 @@ type List struct {
 	Cluster string       `json:"cluster"`
 	Entries []ListedRow  `json:"entries"`
 	Refused []CIDR       `json:"refusedCIDRs"`
+	Excess  []Excess     `json:"excessCIDRs"`
 	Blind   []string     `json:"blindFor"`
 	Away    []ListedAway `json:"away"`
 	// Waiting counts the lookups that wait for their turn.
@@ -54,6 +55,7 @@ func (s *Service) List() (List, error) {
 	list := List{
 		Cluster: e.local, Entries: []ListedRow{}, Away: []ListedAway{}, Waiting: e.queue.len(),
 		Refused: append([]CIDR{}, e.cidrs.refused...), Blind: append([]string{}, e.blindClusters...),
+		Excess: append([]Excess{}, e.excessive...),
 	}
 	e.mu.Unlock()
 	for row := range e.table.All(e.db.ReadTxn()) {
@@ -101,6 +103,9 @@ func (l *List) Print(w io.Writer) error {
 	}
 	for _, cidr := range l.Refused {
 		fmt.Fprintf(w, "Not used: %s\n", cidr)
+	}
+	for _, excess := range l.Excess {
+		fmt.Fprintf(w, "Not used: %d CIDRs of cluster %q, which has more than %d\n", excess.Count, excess.Cluster, maxClaims)
 	}
 	for _, cluster := range l.Blind {
 		fmt.Fprintf(w, "Blind for cluster %q: its nodes have no pod CIDR, and --%s doesn't name it\n", cluster, flagPodCIDRs)

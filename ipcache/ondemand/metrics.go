@@ -87,7 +87,7 @@ var (
 		"What lookups have brought and is kept: endpoints, identities that packets carry, and absent addresses", []string{"kind"}, nil)
 	waitingDesc = prometheus.NewDesc("waggle_ondemand_waiting_lookups", "Lookups that wait for their turn", nil, nil)
 	refusedDesc = prometheus.NewDesc("waggle_ondemand_refused_cidrs",
-		"Pod CIDRs that aren't used since two clusters claim them", nil, nil)
+		"Pod CIDRs that aren't used: clusters contradict each other, or one claims what isn't for pods, or too many", nil, nil)
 	packetsDesc = prometheus.NewDesc("waggle_ondemand_packets_total",
 		"Packets that the programs have looked at, by whether their remote pod is known", []string{"result"}, nil)
 	signalsDesc = prometheus.NewDesc("waggle_ondemand_signals_total",
@@ -123,6 +123,9 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	e.mu.Lock()
 	endpoints, identities, absent := e.entries.addresses.Len(), e.entries.identities.Len(), e.entries.negatives.Len()
 	waiting, refused := e.queue.len(), len(e.cidrs.refused)
+	for _, excess := range e.excessive {
+		refused += excess.Count
+	}
 	e.mu.Unlock()
 	gauge(entriesDesc, endpoints, string(KindEndpoint))
 	gauge(entriesDesc, identities, string(KindIdentity))
