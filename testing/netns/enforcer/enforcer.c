@@ -120,9 +120,11 @@ struct {
 // Where encapsulate sends to.
 const volatile __u32 tunnel_peer = 0;
 
+#define HOP_BY_HOP 0
 #define ICMPV6 58
-#define ND_ROUTER_SOLICIT 133
+#define MLD_QUERY 130 // to the last of neighbour discovery
 #define ND_REDIRECT 137
+#define MLD_REPORT 143
 
 enum side { SOURCE, DESTINATION };
 
@@ -139,8 +141,8 @@ static __always_inline int look(struct __sk_buff *skb, enum side side, struct ad
 		__u8 next = 0, type = 0;
 
 		skb_load_bytes(skb, IPV6_NEXT, &next, 1);
-		skb_load_bytes(skb, IPV6_PAYLOAD, &type, 1);
-		if (next == ICMPV6 && type >= ND_ROUTER_SOLICIT && type <= ND_REDIRECT)
+		skb_load_bytes(skb, next == HOP_BY_HOP ? IPV6_PAYLOAD + 8 : IPV6_PAYLOAD, &type, 1);
+		if ((next == ICMPV6 || next == HOP_BY_HOP) && ((type >= MLD_QUERY && type <= ND_REDIRECT) || type == MLD_REPORT))
 			return 0;
 		address->family = FAMILY_IPV6;
 		address->prefixlen = STATIC_BITS + 128;
