@@ -222,8 +222,10 @@ func (k *Kernel) removeCIDRs(cidrs []podCIDR, failed *refusals) {
 // CIDRs are the pod CIDRs that the programs look at, as this or an earlier process has
 // said.
 func (k *Kernel) CIDRs() (map[netip.Prefix]uint32, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	if err := k.use(); err != nil {
+		return nil, err
+	}
+	defer k.using.RUnlock()
 	return k.readCIDRs()
 }
 

@@ -160,7 +160,10 @@ func TestClusterThatIsAwayIsLeftAlone(t *testing.T) {
 	for range breakerFailures {
 		require.Equal(t, OutcomeUnavailable, f.resolve(podAddr).Outcome)
 	}
-	f.eventually(func(t *assert) { require.Contains(t, f.degraded("away"), "red") })
+	f.eventually(func(t *assert) {
+		f.resolve(podAddr) // the pause may be over
+		require.Contains(t, f.degraded("away"), "red")
+	})
 	require.Equal(t, Outcome("local"), f.resolve(blueAddr).Outcome, "another cluster isn't affected")
 
 	// While it is away it is asked once in a while, however many packets there are.
@@ -174,6 +177,32 @@ func TestClusterThatIsAwayIsLeftAlone(t *testing.T) {
 
 	away.Store(false)
 	f.eventually(func(t *assert) { require.Equal(t, Outcome("local"), f.resolve(podAddr).Outcome) })
+	f.eventually(func(t *assert) { require.Empty(t, f.degraded("away")) })
+}
+
+// TestPauseEndsByItself: nobody asks for anything any more.
+func TestPauseEndsByItself(t *testing.T) {
+	f := setup(t, func(s *settings) { s.breakerPause = 50 * time.Millisecond })
+	f.source.answer(func(context.Context, Question) (Answer, error) { return Answer{}, ErrUnavailable })
+	for range breakerFailures {
+		require.Equal(t, OutcomeUnavailable, f.resolve(podAddr).Outcome)
+	}
+	f.eventually(func(t *assert) {
+		says, said := f.health.says.Load("away")
+		require.True(t, said && says == "", says)
+		require.Empty(t, f.engine.chain.others[0].away())
+	})
+}
+
+// TestClusterThatLeavesIsNotAway, however long the pause.
+func TestClusterThatLeavesIsNotAway(t *testing.T) {
+	f := setup(t, func(s *settings) { s.breakerPause = time.Hour })
+	f.source.answer(func(context.Context, Question) (Answer, error) { return Answer{}, ErrUnavailable })
+	for range breakerFailures {
+		require.Equal(t, OutcomeUnavailable, f.resolve(podAddr).Outcome)
+	}
+	f.eventually(func(t *assert) { require.Contains(t, f.degraded("away"), "red") })
+	f.leave("red", redID)
 	f.eventually(func(t *assert) { require.Empty(t, f.degraded("away")) })
 }
 

@@ -264,10 +264,16 @@ func (e *Engine) reportAway(ctx context.Context, health cell.Health) error {
 		} else {
 			health.OK("All clusters can be asked")
 		}
+		// A pause ends by itself, which nobody tells of.
+		var over <-chan time.Time
+		if len(away) > 0 {
+			over = time.After(e.breakerPause)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-e.changed:
+		case <-over:
 		}
 	}
 }

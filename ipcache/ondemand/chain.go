@@ -197,16 +197,18 @@ func (g *guarded) keep(clusters map[string]struct{}) {
 	for cluster := range g.breakers {
 		if _, ok := clusters[cluster]; !ok {
 			delete(g.breakers, cluster)
+			g.changed()
 		}
 	}
 }
 
-// away are the clusters that aren't asked now, sorted.
+// away are the clusters that aren't asked now, sorted. One whose pause is over isn't:
+// the next lookup asks it.
 func (g *guarded) away() (clusters []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for cluster, b := range g.breakers {
-		if b.State() != gobreaker.StateClosed {
+		if b.State() == gobreaker.StateOpen {
 			clusters = append(clusters, cluster)
 		}
 	}

@@ -15,7 +15,25 @@ const (
 	// identity.ReservedIdentityHost and ReservedIdentityRemoteNode.
 	identityHost       uint32 = 1
 	identityRemoteNode uint32 = 6
+
+	// These are upstream's identity.ReservedIdentityWorld, …WorldIPv4 and …WorldIPv6, and
+	// identity.IdentityScopeLocal, that of CIDRs, below its mask.
+	identityWorld     uint32 = 2
+	identityWorldIPv4 uint32 = 9
+	identityWorldIPv6 uint32 = 10
+	scopeMask         uint32 = 0xff000000
+	scopeLocal        uint32 = 0x01000000
 )
+
+// isAlwaysMissed says whether the kernel takes an entry of this identity for none: it is
+// what an address has that only a CIDR is known for. See maps.h of ipcache/bpf.
+func isAlwaysMissed(identity uint32) bool {
+	switch identity {
+	case identityWorld, identityWorldIPv4, identityWorldIPv6:
+		return true
+	}
+	return identity&scopeMask == scopeLocal
+}
 
 // check holds an answer to the question, and to what its cluster may say, as ingest does
 // with what is pushed. Its error is a *wire.Refusal or wraps ErrRefused, and is about the

@@ -37,18 +37,41 @@ func (c cidrClaim) compare(o cidrClaim) int {
 		cmp.Compare(c.trust, o.trust), cmp.Compare(c.cluster, o.cluster), cmp.Compare(c.clusterID, o.clusterID))
 }
 
-// CIDR is a pod CIDR that isn't used, since another cluster claims part of it.
+// CIDR is a pod CIDR that isn't used, since another cluster claims part of it, or since
+// part of it isn't for pods.
 type CIDR struct {
 	Prefix  netip.Prefix `json:"prefix"`
 	Cluster string       `json:"cluster"`
-	// Overlaps and With are one of those that it overlaps, and whose that is.
+	// Overlaps and With are one of those that it overlaps, and whose that is; nobody's
+	// if that isn't for pods.
 	Overlaps netip.Prefix `json:"overlaps"`
 	With     string       `json:"with"`
 }
 
 // String is the reason why it isn't used.
 func (c CIDR) String() string {
+	if c.With == "" {
+		return fmt.Sprintf("%s of cluster %q overlaps %s, which isn't for pods", c.Prefix, c.Cluster, c.Overlaps)
+	}
 	return fmt.Sprintf("%s of cluster %q overlaps %s of cluster %q", c.Prefix, c.Cluster, c.Overlaps, c.With)
+}
+
+// notForPods are addresses that mean something else on each link or host: a remote
+// cluster has no say about them.
+var notForPods = []netip.Prefix{
+	netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"), // loopback
+	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10"), // link-local
+	netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("ff00::/8"), // multicast
+}
+
+// isForNoPods gives what of a prefix isn't for pods.
+func isForNoPods(prefix netip.Prefix) (reserved netip.Prefix, ok bool) {
+	for _, reserved := range notForPods {
+		if reserved.Overlaps(prefix) {
+			return reserved, true
+		}
+	}
+	return netip.Prefix{}, false
 }
 
 // ownership says which cluster an address is of. It is immutable.
@@ -78,7 +101,9 @@ func decide(claims []cidrClaim) *ownership {
 			if c.trust != level {
 				continue
 			}
-			if stronger, ok := o.against(c); ok {
+			if reserved, ok := isForNoPods(c.prefix); ok && level == byRemote {
+				o.refuse(c, cidrClaim{prefix: reserved})
+			} else if stronger, ok := o.against(c); ok {
 				o.refuse(c, stronger)
 			} else {
 				candidates = append(candidates, c)

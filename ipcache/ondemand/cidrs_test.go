@@ -73,6 +73,15 @@ func TestCIDRs(t *testing.T) {
 		require.Empty(t, o.refused)
 		require.Equal(t, map[netip.Prefix]uint32{netip.MustParsePrefix("10.2.0.0/16"): 2}, o.remote())
 	})
+	t.Run("what isn't for pods is nobody's", func(t *testing.T) {
+		for _, prefix := range []string{"127.0.0.0/16", "169.254.7.0/24", "224.0.0.0/8", "::1/128", "fe80::/64", "ff02::/16"} {
+			o := decide([]cidrClaim{remoteCIDR("red", 2, prefix), blue})
+			requireOwner(t, o, netip.MustParsePrefix(prefix).Addr().String(), "")
+			require.Equal(t, map[netip.Prefix]uint32{blue.prefix: 3}, o.remote())
+			require.Len(t, o.refused, 1)
+			require.Contains(t, o.refused[0].String(), "isn't for pods")
+		}
+	})
 	t.Run("a new ID is another cluster", func(t *testing.T) {
 		o := decide([]cidrClaim{red, remoteCIDR("red", 9, "10.2.0.0/24")})
 		requireOwner(t, o, "10.2.0.1", "")
@@ -84,7 +93,8 @@ func standing(claims []cidrClaim) (stand []cidrClaim) {
 	for level := byLocal; level <= byRemote; level++ {
 		rival := func(c, o cidrClaim) bool { return !c.sameCluster(o) && c.prefix.Overlaps(o.prefix) }
 		candidates := slices.DeleteFunc(slices.Clone(claims), func(c cidrClaim) bool {
-			return c.trust != level || slices.ContainsFunc(stand, func(o cidrClaim) bool { return rival(c, o) })
+			_, reserved := isForNoPods(c.prefix)
+			return c.trust != level || level == byRemote && reserved || slices.ContainsFunc(stand, func(o cidrClaim) bool { return rival(c, o) })
 		})
 		for _, c := range candidates {
 			if level == byLocal || !slices.ContainsFunc(candidates, func(o cidrClaim) bool { return rival(c, o) }) {

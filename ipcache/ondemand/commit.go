@@ -75,9 +75,11 @@ func (e *Engine) commit() {
 // repeat is the outcome of a lookup that is made again.
 const repeat Outcome = "repeat"
 
-// writes says whether an answer may change the tables. It is called with mu held.
+// writes says whether an answer may change the tables, as one that they have given
+// themselves doesn't. It is called with mu held.
 func (e *Engine) writes(a *answered) bool {
-	return a.answer.Endpoint != nil || len(a.answer.Identities) > 0 || e.entries.addresses.Contains(a.question.Addr)
+	known := a.from == string(OutcomeTable)
+	return a.answer.Endpoint != nil && !known || len(a.answer.Identities) > 0 || e.entries.addresses.Contains(a.question.Addr)
 }
 
 // change is one change of the entries and of what follows from them: the tables, within
@@ -105,6 +107,7 @@ func (c *change) take(a *answered) Outcome {
 		a.err = fmt.Errorf("%w: %s is no longer in a pod CIDR of cluster %q", ErrRefused, q.Addr, q.Cluster)
 		return OutcomeRefused
 	}
+	c.touch(q)
 	row, changed := c.row(a)
 	switch {
 	case row != nil && row.Origin().Source < state.SourceOnDemand:
@@ -121,6 +124,9 @@ func (c *change) take(a *answered) Outcome {
 			return c.takeNothing(a)
 		}
 		c.effect.add(c.entries.undeny(q.Addr))
+		if isAlwaysMissed(row.Identity()) {
+			c.quiet(a, OutcomeTable)
+		}
 		return Outcome(cmp.Or(a.from, string(OutcomeTable)))
 	case row == nil && (changed && ep != nil || a.from == string(OutcomeTable)):
 		// It was pushed and deleted while we asked: the answer may be from before, and so
@@ -136,6 +142,10 @@ func (c *change) take(a *answered) Outcome {
 			a.err = fmt.Errorf("%w: the tables have %s and don't, by turns", ErrUnavailable, q.Addr)
 			return OutcomeUnavailable
 		}
+	}
+	if ep != nil && isAlwaysMissed(ep.Identity) {
+		a.err = fmt.Errorf("%w: %s of cluster %q has identity %d, which is that of no entry", ErrNotFound, q.Addr, q.Cluster, ep.Identity)
+		ep, a.answer.Endpoint = nil, nil
 	}
 	if ep == nil || !a.answer.hasIdentity(ep.Identity) && !c.known(ep.Identity) {
 		c.carry(a)
@@ -215,6 +225,19 @@ func (c *change) carry(a *answered) {
 	}
 }
 
+// touch keeps an identity for longer that packets still carry. Where the tables have all
+// that a packet asks for, there is none in the answer.
+func (c *change) touch(q Question) {
+	old, ok := c.entries.identities.Peek(q.Identity)
+	if !ok || old.origin != c.origin(q) {
+		return
+	}
+	n := *old
+	n.until = c.clock.Now().Add(c.config.TTL)
+	c.effect.add(c.entries.carry(&n))
+	c.rows[n.row().key()] = n.row()
+}
+
 // takeNothing is about an address of which nothing could be found, or nothing that may
 // be used. What was known of it goes if that isn't so any more: see ingest for which of
 // the refused answers say so.
@@ -239,17 +262,24 @@ func (c *change) takeNothing(a *answered) Outcome {
 	return result
 }
 
+// deny has the address not asked for again for a while, and lists it as absent.
 func (c *change) deny(a *answered, result Outcome) {
-	now := c.clock.Now()
+	n := c.quiet(a, result)
+	if !c.entries.addresses.Contains(n.addr) {
+		now := c.clock.Now()
+		c.rows[n.row(now).key()] = n.row(now)
+	}
+}
+
+// quiet has the address not asked for again for a while, whatever there is.
+func (c *change) quiet(a *answered, result Outcome) *negative {
 	owner, _ := c.cidrs.owner(a.question.Addr)
 	n := &negative{
 		addr: a.question.Addr, owner: owner, identity: a.question.Identity,
-		outcome: result, until: now.Add(c.config.NegativeTTL),
+		outcome: result, until: c.clock.Now().Add(c.config.NegativeTTL),
 	}
 	c.effect.add(c.entries.deny(n))
-	if !c.entries.addresses.Contains(n.addr) {
-		c.rows[n.row(now).key()] = n.row(now)
-	}
+	return n
 }
 
 func (c *change) known(id uint32) bool {
@@ -269,6 +299,8 @@ func (c *change) release() {
 			c.rows[n.row(n.until).key()] = nil
 		}
 	}
+	// Of what was put and removed in one change nobody was told.
+	c.followed = slices.DeleteFunc(c.followed, func(addr netip.Addr) bool { return !c.entries.addresses.Contains(addr) })
 	for _, n := range c.effect.removed {
 		now, ok := c.entries.addresses.Peek(n.addr)
 		if !ok {
@@ -281,10 +313,12 @@ func (c *change) release() {
 			c.tx.DeleteEndpoint(n.origin, state.Owner{}, state.PrefixOf(n.addr))
 		}
 	}
-	for _, n := range c.effect.freed {
+	for _, n := range c.effect.dropped {
 		if !c.entries.identities.Contains(n.id) {
 			c.rows[n.row().key()] = nil
 		}
+	}
+	for _, n := range c.effect.freed {
 		if c.entries.users[n.id] == 0 {
 			c.tx.ReleaseIdentity(n.origin, n.id)
 		}
@@ -294,14 +328,15 @@ func (c *change) release() {
 // publish tells the kernel, and writes the table "ondemand". It is called without mu:
 // nobody's packets wait for either.
 func (c *change) publish() {
-	if len(c.followed) > 0 {
-		if err := c.kernel.Follow(c.followed...); err != nil {
-			c.kernelFailed(fmt.Errorf("following the use of %d addresses: %w", len(c.followed), err))
-		}
-	}
+	// There is room for so many, and no more than that.
 	if len(c.unfollowed) > 0 {
 		if err := c.kernel.Forget(c.unfollowed...); err != nil {
 			c.kernelFailed(fmt.Errorf("no longer following the use of %d addresses: %w", len(c.unfollowed), err))
+		}
+	}
+	if len(c.followed) > 0 {
+		if err := c.kernel.Follow(c.followed...); err != nil {
+			c.kernelFailed(fmt.Errorf("following the use of %d addresses: %w", len(c.followed), err))
 		}
 	}
 	if len(c.rows) == 0 {

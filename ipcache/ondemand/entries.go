@@ -88,6 +88,8 @@ type effect struct {
 	// any more.
 	removed []*entry
 	freed   []*carried
+	// dropped are identities that packets no longer carry, whoever else uses them.
+	dropped []*carried
 	// forgotten are negatives that are gone.
 	forgotten []*negative
 }
@@ -144,6 +146,7 @@ func (e *entries) carry(n *carried) (did effect) {
 // drop is remove for an identity.
 func (e *entries) drop(n *carried) (did effect) {
 	if e.identities.Remove(n.id) {
+		did.dropped = append(did.dropped, n)
 		e.unuse(&did, n.id, n.origin)
 	}
 	return did
@@ -206,5 +209,6 @@ func (e *entries) next() (at time.Time, ok bool) {
 func (d *effect) add(o effect) {
 	d.removed = append(d.removed, o.removed...)
 	d.freed = append(d.freed, o.freed...)
+	d.dropped = append(d.dropped, o.dropped...)
 	d.forgotten = append(d.forgotten, o.forgotten...)
 }

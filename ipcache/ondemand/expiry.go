@@ -140,7 +140,6 @@ func (c *change) expireIdentities(now time.Time) {
 			return
 		}
 		c.effect.add(c.entries.drop(n))
-		c.rows[n.row().key()] = nil
 	}
 }
 
@@ -178,7 +177,6 @@ func (e *Engine) withdraw(next *ownership, clusters map[string]struct{}) {
 	for _, n := range e.entries.identities.Values() {
 		if ids[n.origin.ClusterID] != n.origin.Cluster {
 			c.effect.add(e.entries.drop(n))
-			c.rows[n.row().key()] = nil
 		}
 	}
 	for _, n := range e.entries.negatives.Values() {

@@ -6,6 +6,7 @@ package ondemand
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -148,6 +149,85 @@ func TestHeaderIdentityOfAPushedEndpoint(t *testing.T) {
 	f.eventually(func(t *assert) { require.Equal(t, 1, f.count(bpf.SideSource, OutcomeTable)) })
 }
 
+// TestHeaderIdentityOfAPushedEndpointInUse: the tables answer for it, and know nothing of
+// how long it is to be kept.
+func TestHeaderIdentityOfAPushedEndpointInUse(t *testing.T) {
+	f := setup(t)
+	f.push(endpointAt(podAddr, dbID))
+	f.source.has(endpointAt(podAddr, webID))
+	f.miss(from(podAddr, webID))
+	f.eventually(func(t *assert) { require.Equal(t, 1, f.count(bpf.SideSource, "local")) })
+	for n := range 3 {
+		f.elapse(f.engine.config.TTL / 2)
+		f.miss(from(podAddr, webID))
+		f.eventually(func(t *assert) { require.Equal(t, n+1, f.count(bpf.SideSource, OutcomeTable)) })
+		require.NotNil(t, f.identity(webID))
+	}
+	require.EqualValues(t, 1, f.source.asked.Load())
+	f.elapse(f.engine.config.TTL)
+	f.eventually(func(t *assert) { require.Nil(t, f.identity(webID)) })
+}
+
+// TestIdentitiesThatAreNoEntries are those that the kernel takes for none.
+func TestIdentitiesThatAreNoEntries(t *testing.T) {
+	for _, id := range []uint32{identityWorld, identityWorldIPv4, identityWorldIPv6} {
+		t.Run(fmt.Sprint(id), func(t *testing.T) {
+			f := setup(t)
+			f.source.answer(func(context.Context, Question) (Answer, error) {
+				return Answer{Endpoint: new(endpointAt(podAddr, id))}, nil
+			})
+			require.Equal(t, OutcomeNegative, f.resolve(podAddr).Outcome)
+			require.Nil(t, f.endpoint(podAddr))
+			f.miss(to(podAddr))
+			f.eventually(func(t *assert) { require.Equal(t, 1, f.count(bpf.SideDestination, OutcomeNegative)) })
+			require.EqualValues(t, 1, f.source.asked.Load())
+
+			f.push(endpointAt(otherAddr, id))
+			require.Equal(t, OutcomeTable, f.resolve(otherAddr).Outcome)
+			require.True(t, f.swallowed(otherAddr, 0), "it is missed with each packet")
+			require.Nil(t, f.row(otherAddr), "there is something")
+		})
+	}
+	require.True(t, isAlwaysMissed(0x01000007))
+	require.False(t, isAlwaysMissed(webID))
+	require.False(t, isAlwaysMissed(identityRemoteNode))
+}
+
+// TestTablesAreNotWrittenForWhatTheyKnow: a transaction waits for those of others.
+func TestTablesAreNotWrittenForWhatTheyKnow(t *testing.T) {
+	f := setup(t)
+	f.push(endpointAt(podAddr, webID))
+	tx := f.writer.Begin()
+	defer tx.Abort()
+	require.Equal(t, OutcomeTable, f.resolve(podAddr).Outcome)
+	require.Equal(t, OutcomeNegative, f.resolve(otherAddr).Outcome)
+}
+
+// TestEvictedIdentityIsNotListed although an entry still uses it.
+func TestEvictedIdentityIsNotListed(t *testing.T) {
+	f := setup(t, func(s *settings) { s.config.MaxEntries = 1 })
+	f.source.has(endpointAt(podAddr, webID))
+	f.miss(to(podAddr))
+	f.requireResolved(podAddr, webID)
+	f.push(endpointAt(otherAddr, dbID))
+	listed := func(id uint32) bool {
+		_, _, ok := f.engine.table.Get(f.db.ReadTxn(), rowByKey.Query(fmt.Sprintf("identity/%d", id)))
+		return ok
+	}
+	f.source.answer(func(_ context.Context, q Question) (Answer, error) {
+		return Answer{Identities: []wire.Identity{identityOf(q.Cluster, q.Identity)}}, nil
+	})
+	third := netip.MustParseAddr("10.2.0.12")
+	f.miss(from(third, webID))
+	f.eventually(func(t *assert) { require.True(t, listed(webID)) })
+	f.miss(from(otherAddr, webID+5))
+	f.eventually(func(t *assert) {
+		require.True(t, listed(webID+5))
+		require.False(t, listed(webID))
+	})
+	require.NotNil(t, f.identity(webID), "the entry uses it")
+}
+
 func TestPacketWithAnotherIdentityThanTheEntry(t *testing.T) {
 	f := resolved(t)
 	// The address is another pod's now: nobody tells, but its packets do.
@@ -191,6 +271,7 @@ func TestNegativeIsForgotten(t *testing.T) {
 
 func TestAtMostMaxEntries(t *testing.T) {
 	f := setup(t, func(s *settings) { s.config.MaxEntries = 4 })
+	f.kernel.room = 4
 	var all []wire.Endpoint
 	for i := range byte(10) {
 		all = append(all, endpointAt(netip.AddrFrom4([4]byte{10, 2, 0, 100 + i}), webID))
@@ -210,6 +291,7 @@ func TestAtMostMaxEntries(t *testing.T) {
 	seen, err := f.kernel.LastSeen()
 	require.NoError(t, err)
 	require.Len(t, seen, 4)
+	require.True(t, f.kernel.follows(all[9].Prefix.Addr()), "what is new is followed in place of what goes")
 }
 
 // TestEntriesExpireInOrder holds the order of the list to that of the times, and the

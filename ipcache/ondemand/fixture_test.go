@@ -5,6 +5,7 @@ package ondemand
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -70,7 +71,7 @@ type handKernel struct {
 	cidrs    map[netip.Prefix]uint32
 	followed map[netip.Addr]time.Duration
 	fails    error
-	told     int // how often the CIDRs were set
+	room     int // how many can be followed; 0 is any number
 }
 
 func (k *handKernel) SetCIDRs(cidrs map[netip.Prefix]uint32) error {
@@ -80,7 +81,6 @@ func (k *handKernel) SetCIDRs(cidrs map[netip.Prefix]uint32) error {
 		return k.fails
 	}
 	k.cidrs = cidrs
-	k.told++
 	return nil
 }
 
@@ -114,6 +114,9 @@ func (k *handKernel) Follow(addrs ...netip.Addr) error {
 	defer k.mu.Unlock()
 	for _, addr := range addrs {
 		if _, ok := k.followed[addr]; !ok {
+			if k.room > 0 && len(k.followed) >= k.room {
+				return errors.New("no room")
+			}
 			k.followed[addr] = 0
 		}
 	}
