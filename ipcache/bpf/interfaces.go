@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/hive/cell"
@@ -78,18 +79,16 @@ func (i *Interfaces) Run(ctx context.Context, health cell.Health) error {
 // follow lists the interfaces and then follows the changes, until the subscription ends.
 func (i *Interfaces) follow(ctx context.Context, health cell.Health) error {
 	updates, done := make(chan netlink.LinkUpdate, 64), make(chan struct{})
-	// The last thing that went wrong: with one message, after which others come, or with
-	// the subscription, which then ends.
-	failures := make(chan error, 1)
+	// What went wrong last: with one message, after which others come, or with the
+	// subscription, which then ends.
+	var failure atomic.Pointer[error]
+	failed := make(chan struct{}, 1)
 	err := i.kernel.cfg.inNetNS(func() error {
 		return i.subscribe(updates, done, netlink.LinkSubscribeOptions{
 			ErrorCallback: func(err error) {
+				failure.Store(&err)
 				select {
-				case <-failures:
-				default:
-				}
-				select {
-				case failures <- err:
+				case failed <- struct{}{}:
 				default:
 				}
 			},
@@ -113,7 +112,6 @@ func (i *Interfaces) follow(ctx context.Context, health cell.Health) error {
 
 	tick := time.NewTicker(i.retry)
 	defer tick.Stop()
-	var failure error
 	var relist <-chan time.Time
 	for {
 		select {
@@ -123,23 +121,22 @@ func (i *Interfaces) follow(ctx context.Context, health cell.Health) error {
 			if err := i.again(); err != nil {
 				return err
 			}
-		case failure = <-failures:
+		case <-failed:
 			if relist == nil {
 				relist = time.After(relistDelay)
 			}
 		case <-relist:
 			relist = nil
-			i.log.Warn("News of a network interface can't be read, listing them anew", "error", failure)
+			i.log.Warn("News of a network interface can't be read, listing them anew", "error", *failure.Load())
 			if err := i.list(); err != nil {
 				return err
 			}
 		case update, ok := <-updates:
 			if !ok {
-				select {
-				case failure = <-failures:
-				default:
+				if err := failure.Load(); err != nil {
+					return fmt.Errorf("following changes of interfaces: %w", *err)
 				}
-				return fmt.Errorf("following changes of interfaces: %w", failure)
+				return errors.New("following changes of interfaces: they have ended")
 			}
 			i.changed(update)
 		}
