@@ -226,6 +226,8 @@ func (k *Kernel) CIDRs() (map[netip.Prefix]uint32, error) {
 		return nil, err
 	}
 	defer k.using.RUnlock()
+	k.cidrsMu.Lock()
+	defer k.cidrsMu.Unlock()
 	return k.readCIDRs()
 }
 

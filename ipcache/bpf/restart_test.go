@@ -239,6 +239,8 @@ func TestClosed(t *testing.T) {
 	_, err = f.Measure(KindPod, frame("10.1.0.1", "10.7.0.1"), 1)
 	require.ErrorIs(t, err, ErrClosed)
 	require.ErrorIs(t, f.SetCIDRs(cidrs()), ErrClosed)
+	_, err = f.CIDRs()
+	require.ErrorIs(t, err, ErrClosed)
 	require.ErrorIs(t, f.Follow(netip.MustParseAddr("10.7.0.1")), ErrClosed)
 	require.ErrorIs(t, f.Forget(netip.MustParseAddr("10.7.0.1")), ErrClosed)
 	_, err = f.LastSeen()

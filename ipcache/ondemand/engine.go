@@ -46,8 +46,10 @@ type Kernel interface {
 	// Follow has the use of addresses noted, and Forget no longer.
 	Follow(addrs ...netip.Addr) error
 	Forget(addrs ...netip.Addr) error
-	// LastSeen is when each was used, CLOCK_MONOTONIC; 0 is never.
+	// LastSeen is when each was used, CLOCK_MONOTONIC; 0 is never. EachSeen says the same
+	// without making a map; the function must not use the Kernel.
 	LastSeen() (map[netip.Addr]time.Duration, error)
+	EachSeen(func(addr netip.Addr, at time.Duration)) error
 	Stats() (bpf.Stats, error)
 }
 
@@ -86,6 +88,9 @@ type Engine struct {
 	// before mu. mu is never held while a transaction is waited for: who brings misses
 	// must not wait for a list of half a million endpoints.
 	writing sync.Mutex
+	// lastSeen is what one look at the uses of addresses has found, in a map that the next
+	// one clears. It is used with writing held.
+	lastSeen map[netip.Addr]time.Duration
 
 	mu      sync.Mutex
 	cidrs   *ownership
@@ -134,6 +139,7 @@ func newEngine(s settings, resolvers []IPCacheMissResolver) (*Engine, error) {
 		entries:    entries,
 		queue:      newQueue(queueLimit, interfaceLimit),
 		asking:     map[netip.Addr]*lookup{},
+		lastSeen:   map[netip.Addr]time.Duration{},
 		inFlight:   map[uint32]int{},
 		answers:    make(chan struct{}, 1),
 		tokens:     make(chan struct{}, 1),

@@ -142,6 +142,14 @@ func (k *handKernel) LastSeen() (map[netip.Addr]time.Duration, error) {
 	return seen, k.fails
 }
 
+func (k *handKernel) EachSeen(each func(netip.Addr, time.Duration)) error {
+	seen, err := k.LastSeen()
+	for addr, at := range seen {
+		each(addr, at)
+	}
+	return err
+}
+
 func (k *handKernel) Stats() (bpf.Stats, error) { return bpf.Stats{}, nil }
 
 // used is what a packet does to an address that is followed.

@@ -81,6 +81,13 @@ func (k *kernelSwitch) LastSeen() (map[netip.Addr]time.Duration, error) {
 	return nil, nil
 }
 
+func (k *kernelSwitch) EachSeen(each func(netip.Addr, time.Duration)) error {
+	if opened := k.opened.Load(); opened != nil {
+		return opened.EachSeen(each)
+	}
+	return nil
+}
+
 func (k *kernelSwitch) Stats() (bpf.Stats, error) {
 	if opened := k.opened.Load(); opened != nil {
 		return opened.Stats()
