@@ -77,8 +77,10 @@ func (k *Kernel) LastSeen() (map[netip.Addr]time.Duration, error) {
 // EachSeen says when the addresses that are followed, also those that an earlier process
 // followed, were last used: CLOCK_MONOTONIC, to the second; 0 is never. They come in no
 // order; one that is followed or forgotten meanwhile may come or not. After an error they
-// weren't all. It takes some 30 ms for
-// 65,536 of them, most of it the kernel's, and makes no garbage (BenchmarkEachSeen). The function must not use k.
+// weren't all. The function must not use k.
+//
+// It takes some 30 ms for 65,536 of them, most of it the kernel's, and makes next to no
+// garbage (BenchmarkEachSeen).
 func (k *Kernel) EachSeen(each func(addr netip.Addr, at time.Duration)) error {
 	if err := k.use(); err != nil {
 		return err
