@@ -96,7 +96,7 @@ func (c Config) Flags(flags *pflag.FlagSet) {
 	flags.Int(flagConcurrency, c.Concurrency, "Lookups of one remote cluster under way at a time")
 	flags.Int(flagMaxEntries, c.MaxEntries, "Maximum number of resolved entries, and of absent addresses that are remembered")
 	flags.Duration(flagInterval, c.Interval, "Least time between two signals of the kernel for one address")
-	flags.Uint32(flagRate, c.Rate, "Signals of the kernel per second, for each interface and remote cluster")
+	flags.Uint32(flagRate, c.Rate, "Signals of the kernel per second, for each pod's interface and remote cluster; a pod has at most 4 times that, a device 16 times")
 	flags.Uint32(flagLookupRate, c.LookupRate, "Lookups per second of this agent")
 	flags.String(flagEtcdConfig, c.EtcdConfig, "Path to the etcd client configuration of the KVStoreMesh's read-through; empty asks only the etcd that the remote cluster is read from")
 }
