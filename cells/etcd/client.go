@@ -59,6 +59,8 @@ type Client struct {
 	log  *slog.Logger
 	etcd *clientv3.Client
 	kv   pb.KVClient
+	// lookups are the keys that are read one by one, and at the same time.
+	lookups *Gather[Found]
 
 	mu         sync.Mutex
 	generation uint64
@@ -85,7 +87,9 @@ func prepareClient(log *slog.Logger, cfg ClientConfig) *Client {
 	if cfg.Options == (Options{}) {
 		cfg.Options = DefaultOptions
 	}
-	return &Client{cfg: cfg, log: log, changed: make(chan struct{}), closed: make(chan struct{})}
+	c := &Client{cfg: cfg, log: log, changed: make(chan struct{}), closed: make(chan struct{})}
+	c.lookups = c.NewLookups()
+	return c
 }
 
 func (c *Client) open() error {

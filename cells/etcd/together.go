@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -50,7 +51,66 @@ func (c *Client) GetTogether(ctx context.Context, maxBytes int, keys ...string) 
 	} else {
 		err = rpctypes.Error(err)
 	}
+	if len(keys) > 4 {
+		return Together{}, fmt.Errorf("reading %s and %d other keys: %w", keys[0], len(keys)-1, err)
+	}
 	return Together{}, fmt.Errorf("reading %s: %w", strings.Join(keys, ", "), err)
+}
+
+// Lookup is GetTogether along with what others look up at the same time (Gather). What
+// one of them gets to hear for a key of its own is no other's error.
+//
+// The error is GetTogether's, or that of ctx.
+func (c *Client) Lookup(ctx context.Context, keys ...string) ([]Found, error) {
+	return c.lookups.Get(ctx, keys...)
+}
+
+// Found is what there is at one key; KV is nil if there is nothing.
+type Found struct {
+	Header *pb.ResponseHeader
+	KV     *mvccpb.KeyValue
+}
+
+const (
+	// lookupKeys are those of one transaction: as many as any etcd allows.
+	lookupKeys = 128
+	// lookupFlights: while one answer is on its way, the next question is.
+	lookupFlights = 2
+	// lookupTimeout bounds a request which is made for several, of whom each has a
+	// deadline of its own.
+	lookupTimeout = 2 * time.Second
+	// lookupBytes is what is read of an answer for each key, two of the largest values
+	// that are of use, so that one which is too large can be told by its name; and
+	// maxLookupBytes of all of them.
+	lookupBytes, maxLookupBytes = 2 << 20, 16 << 20
+)
+
+// NewLookups is for who wants to wait for fewer others than Lookup has all who use the
+// client wait for. Its Get is Lookup.
+func (c *Client) NewLookups() *Gather[Found] {
+	return NewGather(GatherConfig[Found]{
+		Flights: lookupFlights, MaxKeys: lookupKeys, Timeout: lookupTimeout,
+		Read: func(ctx context.Context, keys []string) ([]Found, error) {
+			read, err := c.GetTogether(ctx, min(len(keys)*lookupBytes, maxLookupBytes), keys...)
+			if err != nil {
+				return nil, err
+			}
+			found := make([]Found, len(keys))
+			for i, kv := range read.KVs {
+				found[i] = Found{read.Header, kv}
+			}
+			return found, nil
+		},
+		// Whoever is away is away for all; what isn't answered, or isn't an answer, may be
+		// one key.
+		Alone: func(err error) bool {
+			switch CodeOf(err) {
+			case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+				return false
+			}
+			return true
+		},
+	})
 }
 
 func together(resp *pb.TxnResponse, keys []string) (Together, error) {

@@ -27,7 +27,7 @@ type reader func(ctx context.Context, lookups ...wire.Lookup) ([][]byte, error)
 // answerBy answers a question by a reader, which is asked once, and a second time if the
 // endpoint has an identity that the question doesn't name. What there is only in part is
 // an answer as well: whoever asks knows whether that is enough.
-func answerBy(ctx context.Context, q Question, read reader) (answer Answer, err error) {
+func answerBy(ctx context.Context, q Question, known func(identity uint32) bool, read reader) (answer Answer, err error) {
 	var lookups []wire.Lookup
 	if q.Addr.IsValid() {
 		lookups = append(lookups, wire.EndpointLookup(q.Cluster, q.Addr))
@@ -38,7 +38,7 @@ func answerBy(ctx context.Context, q Question, read reader) (answer Answer, err 
 	if err = answer.take(ctx, read, lookups); err != nil {
 		return Answer{}, err
 	}
-	if e := answer.Endpoint; e != nil && e.Identity >= wire.MinIdentity && e.Identity != q.Identity {
+	if e := answer.Endpoint; e != nil && e.Identity >= wire.MinIdentity && e.Identity != q.Identity && (known == nil || !known(e.Identity)) {
 		if err = answer.take(ctx, read, []wire.Lookup{wire.IdentityLookup(q.Cluster, e.Identity)}); err != nil {
 			return Answer{}, err
 		}

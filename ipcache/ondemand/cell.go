@@ -105,9 +105,10 @@ func register(p params) (*Service, error) {
 		return nil, err
 	}
 	// With a KVStoreMesh the local etcd is its, and what is remote is asked through it.
-	resolvers := []IPCacheMissResolver{NewLocal(p.Mesh)}
+	known := (&tablesResolver{p.DB, p.Writer.Tables().Endpoints, p.Writer.Tables().Identities}).hasIdentity
+	resolvers := []IPCacheMissResolver{NewLocal(p.Mesh, known)}
 	if path := p.Config.EtcdConfig; path != "" {
-		if s.readThrough, err = NewReadThrough(p.Log, path); err != nil {
+		if s.readThrough, err = NewReadThrough(p.Log, path, known); err != nil {
 			return nil, fmt.Errorf("--%s=%q: %w", flagEtcdConfig, path, err)
 		}
 		resolvers = append(resolvers, s.readThrough)

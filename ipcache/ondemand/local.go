@@ -14,10 +14,14 @@ import (
 // Local looks a question up in the etcd that the agent follows the cluster by: that of
 // its KVStoreMesh, which has what is pushed, or the cluster's own, which also has what
 // is to be looked up.
-type Local struct{ mesh connections }
+type Local struct {
+	mesh  connections
+	known func(identity uint32) bool
+}
 
-// NewLocal makes the resolver "local".
-func NewLocal(mesh *remote.Mesh) *Local { return &Local{mesh} }
+// NewLocal makes the resolver "local". Of identities that are known, in the tables, it
+// doesn't ask for the labels; nil is none.
+func NewLocal(mesh *remote.Mesh, known func(identity uint32) bool) *Local { return &Local{mesh, known} }
 
 // Name implements IPCacheMissResolver.
 func (*Local) Name() string { return "local" }
@@ -31,12 +35,13 @@ func (l *Local) Resolve(ctx context.Context, q Question) (Answer, error) {
 	case conn.Config.ID != q.ClusterID:
 		return Answer{}, fmt.Errorf("%w: %q has the ID %d, not %d", ErrUnavailable, q.Cluster, conn.Config.ID, q.ClusterID)
 	}
-	return answerBy(ctx, q, func(ctx context.Context, lookups ...wire.Lookup) ([][]byte, error) {
+	return answerBy(ctx, q, l.known, func(ctx context.Context, lookups ...wire.Lookup) ([][]byte, error) {
 		return readSource(ctx, conn, lookups)
 	})
 }
 
-// readSource reads all look-ups at one revision.
+// readSource reads all look-ups at one revision, in a round trip that other questions may
+// share.
 func readSource(ctx context.Context, conn remote.Connection, lookups []wire.Lookup) ([][]byte, error) {
 	cached := conn.Config.Capabilities.Cached
 	var keys []string
@@ -45,17 +50,16 @@ func readSource(ctx context.Context, conn remote.Connection, lookups []wire.Look
 		keys = append(keys, lookup.SourceKeys(cached)...)
 		ends[i] = len(keys)
 	}
-	// Room for a value that is a little too large to be refused by its name.
-	read, err := conn.Client.GetTogether(ctx, (len(keys)+1)*wire.MaxValueBytes, keys...)
+	found, err := conn.Client.Lookup(ctx, keys...)
 	if err != nil {
 		return nil, asResolver(err)
 	}
 	values := make([][]byte, len(lookups))
 	from := 0
 	for i, end := range ends {
-		for _, kv := range read.KVs[from:end] {
-			if kv != nil {
-				values[i] = append([]byte{}, kv.Value...) // not nil, even if it is empty
+		for _, one := range found[from:end] {
+			if one.KV != nil {
+				values[i] = valueOf(one)
 				break
 			}
 		}

@@ -7,8 +7,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
@@ -22,17 +22,23 @@ type ReadThrough struct {
 	// attempts at one look-up: where there are replicas one of them may be connected to
 	// the remote cluster while another isn't. They share the question's deadline.
 	attempts int
+	known    func(identity uint32) bool
+
+	mu sync.Mutex
+	// byCluster: who asks about one cluster doesn't wait for another's answer. There are
+	// as many as clusters were ever asked about.
+	byCluster map[string]*etcd.Gather[etcd.Found]
 }
 
 // NewReadThrough makes the resolver "read-through" from an etcd client's configuration
 // file, in which the read-throughs of KVStoreMesh's replicas are the endpoints. It
-// doesn't connect; the error names the file.
-func NewReadThrough(log *slog.Logger, path string) (*ReadThrough, error) {
+// doesn't connect; the error names the file. What is known it is told as NewLocal is.
+func NewReadThrough(log *slog.Logger, path string, known func(identity uint32) bool) (*ReadThrough, error) {
 	client, err := etcd.NewClient(log, etcd.ClientConfig{ConfigPath: path})
 	if err != nil {
 		return nil, fmt.Errorf("preparing the read-through: %w", err)
 	}
-	return &ReadThrough{client: client, attempts: min(len(client.Endpoints()), 2)}, nil
+	return &ReadThrough{client: client, attempts: min(len(client.Endpoints()), 2), known: known, byCluster: map[string]*etcd.Gather[etcd.Found]{}}, nil
 }
 
 // Close ends the connection.
@@ -43,30 +49,48 @@ func (*ReadThrough) Name() string { return "read-through" }
 
 // Resolve implements IPCacheMissResolver, in the time of one round trip or two.
 func (r *ReadThrough) Resolve(ctx context.Context, q Question) (Answer, error) {
-	return answerBy(ctx, q, r.read)
+	return answerBy(ctx, q, r.known, r.read)
 }
 
-// read asks for all look-ups at the same time: the read-through takes one key each.
-func (r *ReadThrough) read(ctx context.Context, lookups ...wire.Lookup) ([][]byte, error) {
-	values := make([][]byte, len(lookups))
-	group, ctx := errgroup.WithContext(ctx)
+// read asks for all look-ups, of one cluster, in a request that other questions about it
+// may share.
+func (r *ReadThrough) read(ctx context.Context, lookups ...wire.Lookup) (values [][]byte, err error) {
+	keys := make([]string, len(lookups))
 	for i, lookup := range lookups {
-		group.Go(func() (err error) {
-			values[i], err = r.get(ctx, lookup.ReadThroughKey())
-			return err
-		})
+		keys[i] = lookup.ReadThroughKey()
 	}
-	if err := group.Wait(); err != nil {
+	var found []etcd.Found
+	for range r.attempts {
+		found, err = r.lookups(lookups[0].Cluster).Get(ctx, keys...)
+		if etcd.CodeOf(err) != codes.Unavailable {
+			break
+		}
+	}
+	if err != nil {
 		return nil, asResolver(err)
+	}
+	values = make([][]byte, len(keys))
+	for i, one := range found {
+		values[i] = valueOf(one)
 	}
 	return values, nil
 }
 
-func (r *ReadThrough) get(ctx context.Context, key string) (value []byte, err error) {
-	for range r.attempts {
-		if value, err = r.client.Get(ctx, key); etcd.CodeOf(err) != codes.Unavailable {
-			break
-		}
+// valueOf is nil where there is nothing, and not where the value is empty.
+func valueOf(found etcd.Found) []byte {
+	if found.KV == nil {
+		return nil
 	}
-	return value, err
+	return append([]byte{}, found.KV.Value...)
+}
+
+func (r *ReadThrough) lookups(cluster string) *etcd.Gather[etcd.Found] {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	of, ok := r.byCluster[cluster]
+	if !ok {
+		of = r.client.NewLookups()
+		r.byCluster[cluster] = of
+	}
+	return of
 }

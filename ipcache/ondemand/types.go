@@ -40,7 +40,7 @@ type Answer struct {
 	// Endpoint is nil if there is none at the address.
 	Endpoint *wire.Endpoint
 	// Identities are the endpoint's and the one that was asked for, as far as they
-	// exist; a reserved one isn't among them.
+	// exist; a reserved one isn't among them, and one that the tables have need not be.
 	Identities []wire.Identity
 }
 

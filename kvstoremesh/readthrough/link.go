@@ -41,7 +41,7 @@ type link struct {
 	validator *wire.Validator
 	regional  bool
 	slots     *semaphore.Weighted
-	breaker   *gobreaker.CircuitBreaker[etcd.Together]
+	breaker   *gobreaker.CircuitBreaker[[]etcd.Found]
 }
 
 func newLink(conn remote.Connection, serial uint64, local wire.ClusterInfo, region string, limits limits) *link {
@@ -50,7 +50,7 @@ func newLink(conn remote.Connection, serial uint64, local wire.ClusterInfo, regi
 		validator: wire.NewValidator(conn.Cluster, conn.Config.ID, local.MaxConnectedClusters),
 		regional:  filter.Regional(conn.Config.Region, region),
 		slots:     semaphore.NewWeighted(limits.slots),
-		breaker: gobreaker.NewCircuitBreaker[etcd.Together](gobreaker.Settings{
+		breaker: gobreaker.NewCircuitBreaker[[]etcd.Found](gobreaker.Settings{
 			Name:         conn.Cluster,
 			Timeout:      limits.pause,
 			ReadyToTrip:  func(counts gobreaker.Counts) bool { return counts.ConsecutiveFailures >= limits.failures },

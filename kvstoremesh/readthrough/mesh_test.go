@@ -153,7 +153,7 @@ func eventually(t testing.TB, resolver ondemand.IPCacheMissResolver, q ondemand.
 
 // readThrough makes the agent's resolver from a configuration.
 func readThrough(t testing.TB, path string) *ondemand.ReadThrough {
-	resolver, err := ondemand.NewReadThrough(mesh.Log(t), path)
+	resolver, err := ondemand.NewReadThrough(mesh.Log(t), path, nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, resolver.Close()) })
 	return resolver
@@ -232,7 +232,7 @@ func localResolver(t testing.TB, of *mesh.Cluster, directory *mesh.Directory) *o
 	agent := mesh.NewHive(t, of.Flags(mesh.Flags{
 		"ipcache-backend": ipcache.BackendMemory, "state-dir": t.TempDir(), "enable-k8s": "false",
 		"clustermesh-config": directory.Path,
-	}), cells.Agent, cell.Invoke(func(m *remote.Mesh) { local = ondemand.NewLocal(m) }))
+	}), cells.Agent, cell.Invoke(func(m *remote.Mesh) { local = ondemand.NewLocal(m, nil) }))
 	agent.Start()
 	return local
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -155,9 +156,29 @@ func TestRefused(t *testing.T) {
 		"put":              {func(ctx context.Context) error { _, err := client.Put(ctx, key, "x"); return err }, codes.Unimplemented, "KV/Put isn't answered"},
 		"delete":           {func(ctx context.Context) error { _, err := client.Delete(ctx, key); return err }, codes.Unimplemented, "KV/DeleteRange isn't answered"},
 		"transaction": {func(ctx context.Context) error {
-			_, err := client.Txn(ctx).Then(clientv3.OpGet(key)).Commit()
+			_, err := client.Txn(ctx).Then(clientv3.OpGet(key), clientv3.OpPut(key, "x")).Commit()
 			return err
-		}, codes.Unimplemented, "KV/Txn isn't answered"},
+		}, codes.Unimplemented, "only looks up single keys"},
+		"condition": {func(ctx context.Context) error {
+			_, err := client.Txn(ctx).If(clientv3.Compare(clientv3.Version(key), "=", 1)).Then(clientv3.OpGet(key)).Commit()
+			return err
+		}, codes.Unimplemented, "only looks up single keys"},
+		"else": {func(ctx context.Context) error {
+			_, err := client.Txn(ctx).Then(clientv3.OpGet(key)).Else(clientv3.OpGet(key)).Commit()
+			return err
+		}, codes.Unimplemented, "only looks up single keys"},
+		"nothing": {func(ctx context.Context) error {
+			_, err := client.Txn(ctx).Commit()
+			return err
+		}, codes.Unimplemented, "only looks up single keys"},
+		"prefix among keys": {func(ctx context.Context) error {
+			_, err := client.Txn(ctx).Then(clientv3.OpGet(key), clientv3.OpGet(key, clientv3.WithPrefix())).Commit()
+			return err
+		}, codes.InvalidArgument, "only single keys are looked up"},
+		"too many keys": {func(ctx context.Context) error {
+			_, err := client.Txn(ctx).Then(slices.Repeat([]clientv3.Op{clientv3.OpGet(key)}, 129)...).Commit()
+			return err
+		}, codes.InvalidArgument, "too many operations"},
 		"compaction": {func(ctx context.Context) error { _, err := client.Compact(ctx, 1); return err }, codes.Unimplemented, "KV/Compact isn't answered"},
 		"lease":      {func(ctx context.Context) error { _, err := client.Grant(ctx, 5); return err }, codes.Unimplemented, "Lease/LeaseGrant isn't answered"},
 		"members":    {func(ctx context.Context) error { _, err := client.MemberList(ctx); return err }, codes.Unimplemented, "Cluster/MemberList isn't answered"},

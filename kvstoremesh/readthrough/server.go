@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/api/v3/version"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -21,6 +22,7 @@ import (
 
 const (
 	methodRange        = "/etcdserverpb.KV/Range"
+	methodTxn          = "/etcdserverpb.KV/Txn"
 	methodStatus       = "/etcdserverpb.Maintenance/Status"
 	methodAlarm        = "/etcdserverpb.Maintenance/Alarm"
 	methodAuthenticate = "/etcdserverpb.Auth/Authenticate"
@@ -28,15 +30,17 @@ const (
 	// healthKey is what "etcdctl endpoint health" asks an etcd for, and then for alarms.
 	healthKey = "health"
 
-	// A request is a key of some 100 bytes.
+	// A request is a key of some 100 bytes, or as many as an etcd takes operations.
 	maxRequestBytes = 16 << 10
+	maxTxnOps       = 128
 	// maxStreams are the requests at a time over one connection, which one agent has.
 	maxStreams = 256
 )
 
 // server is etcd's service of keys and values, as far as it is answered: Range of one
-// key. What is answered is at most --ondemand-cache-ttl old, whether the request allows
-// that or not, and the header is that of the etcd that has answered.
+// key, and a Txn of several such. What is answered is at most --ondemand-cache-ttl old,
+// whether the request allows that or not, and the header is that of the etcd that has
+// answered.
 type server struct {
 	pb.UnimplementedKVServer
 	pb.UnimplementedMaintenanceServer
@@ -66,6 +70,9 @@ func (s *server) grpc(creds credentials.TransportCredentials) *grpc.Server {
 
 // intercept lets through what is answered, for clients that may ask.
 func (s *server) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if info.FullMethod == methodTxn && s.names.check(ctx) == nil {
+		return handler(ctx, req) // which counts each look-up
+	}
 	end := s.metrics.begin()
 	resp, outcome, err := s.admit(ctx, req, info.FullMethod, handler)
 	end(outcome)
@@ -84,10 +91,14 @@ func (s *server) admit(ctx context.Context, req any, method string, handler grpc
 	if err != nil {
 		return nil, outcomeOf(err), err
 	}
+	return resp, outcomeOfAnswer(resp), nil
+}
+
+func outcomeOfAnswer(resp any) string {
 	if found, ok := resp.(*pb.RangeResponse); ok && found.Count == 0 {
-		return resp, outcomeNotFound, nil
+		return outcomeNotFound
 	}
-	return resp, outcomeFound, nil
+	return outcomeFound
 }
 
 // refuse is for all that isn't KV or Maintenance.
@@ -127,6 +138,52 @@ func (s *server) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeRespon
 		return nil, err
 	}
 	return respond(req, a), nil
+}
+
+// Txn implements pb.KVServer, for several look-ups in one request. They are made at the
+// same time, and what one of them fails by is the answer. Unlike an etcd's they aren't of
+// one revision, and the header is that of the first.
+func (s *server) Txn(ctx context.Context, req *pb.TxnRequest) (*pb.TxnResponse, error) {
+	if err := checkTxn(req); err != nil {
+		s.metrics.begin()(outcomeOf(err))
+		return nil, err
+	}
+	found := make([]*pb.RangeResponse, len(req.Success))
+	var lookups errgroup.Group
+	for i, op := range req.Success {
+		lookups.Go(func() (err error) {
+			end := s.metrics.begin()
+			if found[i], err = s.Range(ctx, op.GetRequestRange()); err != nil {
+				end(outcomeOf(err))
+				return err
+			}
+			end(outcomeOfAnswer(found[i]))
+			return nil
+		})
+	}
+	if err := lookups.Wait(); err != nil {
+		return nil, err
+	}
+	resp := &pb.TxnResponse{Header: found[0].Header, Succeeded: true}
+	for _, one := range found {
+		resp.Responses = append(resp.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: one}})
+	}
+	return resp, nil
+}
+
+// checkTxn refuses what isn't only look-ups; Range looks at each of those.
+func checkTxn(req *pb.TxnRequest) error {
+	onlyLookups := len(req.Success) > 0 && len(req.Compare) == 0 && len(req.Failure) == 0
+	for _, op := range req.Success {
+		onlyLookups = onlyLookups && op.GetRequestRange() != nil
+	}
+	switch {
+	case !onlyLookups:
+		return fail(outcomeMalformed, codes.Unimplemented, "no transaction is answered but one that only looks up single keys: this is no etcd")
+	case len(req.Success) > maxTxnOps:
+		return rpctypes.ErrGRPCTooManyOps
+	}
+	return nil
 }
 
 // checkRange refuses what would mean something else than the one key as it is now.

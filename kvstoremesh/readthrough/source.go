@@ -20,10 +20,6 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
-// answerBytes is what is read of a remote cluster's answer: a value that is too large
-// is refused by name where two of the largest that may be still fit.
-const answerBytes = 2*wire.MaxValueBytes + 64<<10
-
 // answer is what a remote cluster has: nothing if kv is nil. It isn't modified.
 type answer struct {
 	header *pb.ResponseHeader
@@ -124,7 +120,7 @@ func (s *source) link(cluster string) (*link, error) {
 	return l, nil
 }
 
-// fetch asks the remote cluster, in one round trip.
+// fetch asks the remote cluster, in one round trip, which other look-ups may share.
 func (s *source) fetch(link *link, lookup wire.Lookup) (answer, error) {
 	ctx, cancel := context.WithTimeout(s.stopped, s.limits.timeout)
 	defer cancel()
@@ -133,14 +129,14 @@ func (s *source) fetch(link *link, lookup wire.Lookup) (answer, error) {
 			"remote cluster %q is asked too much: no look-up came to an end in time", lookup.Cluster)
 	}
 	defer link.slots.Release(1)
-	read, err := link.breaker.Execute(func() (etcd.Together, error) {
+	found, err := link.breaker.Execute(func() ([]etcd.Found, error) {
 		s.metrics.asked.Inc()
-		return link.conn.Client.GetTogether(ctx, answerBytes, lookup.SourceKeys(false)...)
+		return link.conn.Client.Lookup(ctx, lookup.SourceKeys(false)...)
 	})
 	if err != nil {
 		return answer{}, explain(lookup, err)
 	}
-	return link.pick(lookup, read)
+	return link.pick(lookup, found)
 }
 
 func explain(lookup wire.Lookup, err error) error {
@@ -157,8 +153,9 @@ func explain(lookup wire.Lookup, err error) error {
 }
 
 // pick passes on the first key that there is, if KVStoreMesh would copy it.
-func (l *link) pick(lookup wire.Lookup, read etcd.Together) (answer, error) {
-	for _, kv := range read.KVs {
+func (l *link) pick(lookup wire.Lookup, found []etcd.Found) (answer, error) {
+	for _, one := range found {
+		kv := one.KV
 		if kv == nil {
 			continue
 		}
@@ -168,7 +165,7 @@ func (l *link) pick(lookup wire.Lookup, read etcd.Together) (answer, error) {
 		if l.regional && lookup.Resource == wire.Endpoints && wire.EndpointScope(kv.Value) == wire.ScopeRegional {
 			break // for whoever asks from here it isn't there
 		}
-		return answer{read.Header, kv}, nil
+		return answer{one.Header, kv}, nil
 	}
-	return answer{header: read.Header}, nil
+	return answer{header: found[0].Header}, nil
 }

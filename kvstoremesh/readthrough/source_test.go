@@ -218,7 +218,7 @@ func TestTooLarge(t *testing.T) {
 		large := strings.Repeat("x", 1200<<10)
 		r.put(pushed+"10.1.0.2", large)
 		r.put(onDemand+"10.1.0.2", large)
-		r.refused(pod(2), codes.FailedPrecondition, "not an answer to what was asked")
+		r.refused(pod(2), codes.FailedPrecondition, `refusing endpoints "10.1.0.2": too-large`)
 	}
 	r.put(pushed+"10.1.0.3", "good")
 	require.Equal(t, "good", r.value(pod(3)))
@@ -284,11 +284,11 @@ func TestNotCached(t *testing.T) {
 }
 
 // TestSlots: a cluster is asked so much at a time, and what doesn't find a place in time
-// is told so.
+// is told so. Of two look-ups at a time none shares a round trip.
 func TestSlots(t *testing.T) {
-	const askers = 64
+	const askers, slots = 64, 2
 	r := newRig(t, Config{})
-	r.source.limits.slots, r.source.limits.timeout = 8, time.Minute
+	r.source.limits.slots, r.source.limits.timeout = slots, time.Minute
 	release := r.hold()
 	var wg sync.WaitGroup
 	for n := range askers {
@@ -298,11 +298,11 @@ func TestSlots(t *testing.T) {
 			}
 		})
 	}
-	require.Eventually(t, func() bool { return r.now.Load() == 8 }, patience, tick)
+	require.Eventually(t, func() bool { return r.now.Load() == slots }, patience, tick)
 	release()
 	wg.Wait()
 	require.EqualValues(t, askers, r.asked.Load())
-	require.EqualValues(t, 8, r.most.Load())
+	require.EqualValues(t, slots, r.most.Load())
 }
 
 // TestAway: an etcd that doesn't answer is asked a few times, and then left alone; one
