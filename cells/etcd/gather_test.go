@@ -100,7 +100,7 @@ func TestGather(t *testing.T) {
 	s.reply <- nil
 	require.Equal(t, "[L]", <-results[4])
 
-	go g.Get(t.Context(), "m") //nolint:errcheck // it is asked for again: nothing is left under way
+	go g.Get(t.Context(), "m") // it is asked for again: nothing was left under way
 	require.Equal(t, []string{"m"}, <-s.asked)
 	s.reply <- nil
 }
@@ -108,7 +108,7 @@ func TestGather(t *testing.T) {
 // TestGatherFails: an error is everybody's, unless it may be one key's.
 func TestGatherFails(t *testing.T) {
 	s, g := newGatherSource(1, 9)
-	go g.Get(t.Context(), "a") //nolint:errcheck // it only keeps the others waiting
+	go g.Get(t.Context(), "a")
 	<-s.asked
 	results := g.waits(t, t.Context(), []string{"b"}, []string{"c"})
 	s.reply <- nil
@@ -118,7 +118,7 @@ func TestGatherFails(t *testing.T) {
 	require.Equal(t, away, <-results[0])
 	require.Equal(t, away, <-results[1])
 
-	go g.Get(t.Context(), "a") //nolint:errcheck // as above
+	go g.Get(t.Context(), "a")
 	<-s.asked
 	results = g.waits(t, t.Context(), []string{"b"}, []string{"c"})
 	s.reply <- nil
@@ -136,7 +136,7 @@ func TestGatherFails(t *testing.T) {
 // the one that was to make the request.
 func TestGatherLeaves(t *testing.T) {
 	s, g := newGatherSource(1, 9)
-	go g.Get(t.Context(), "a") //nolint:errcheck // it only keeps the others waiting
+	go g.Get(t.Context(), "a")
 	<-s.asked
 	leaving, cancel := context.WithCancel(t.Context())
 	left := g.waits(t, leaving, []string{"b"})
