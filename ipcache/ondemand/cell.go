@@ -7,10 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/cilium/hive/cell"
@@ -30,10 +28,6 @@ const (
 	// initializer is the name under which the table of endpoints waits for what an
 	// earlier process had resolved.
 	initializer = "ondemand"
-	// upstreamMap is where cilium-agent pins its ipcache map, below --bpf-root.
-	upstreamMap = "tc/globals/cilium_ipcache_v2"
-	// directory is where our maps and links are pinned, below the agent's directory.
-	directory = "ondemand"
 	// readRetry is when signals are read again after that has failed.
 	readRetry = time.Second
 )
@@ -87,7 +81,15 @@ type params struct {
 // Service is on-demand resolution in a hive, be it off.
 type Service struct {
 	with   params
-	kernel kernelSwitch
+	kernel *kernelSwitch
+	health cell.Health
+	// chosen is the map for which the kernel's side is open, and failed why it isn't.
+	chosen chosenMap
+	failed error
+	// retry is openRetry.
+	retry time.Duration
+	// ready has what was resolved before be asked for again.
+	ready func()
 	// engine is nil where the feature is off.
 	engine *Engine
 	// readThrough is nil where none is configured.
@@ -95,7 +97,7 @@ type Service struct {
 }
 
 func register(p params) (*Service, error) {
-	s := &Service{with: p}
+	s := &Service{with: p, kernel: newKernelSwitch(), retry: openRetry}
 	if !p.Config.Enable {
 		p.Lifecycle.Append(cell.Hook{OnStart: func(cell.HookContext) error { return s.remove() }})
 		return s, nil
@@ -114,9 +116,12 @@ func register(p params) (*Service, error) {
 		resolvers = append(resolvers, s.readThrough)
 	}
 	resolvers = append(resolvers, p.Resolvers...)
+	s.health = p.Health.NewScope("kernel")
+	ready := make(chan struct{})
+	s.ready = sync.OnceFunc(func() { close(ready) })
 	s.engine, err = newEngine(settings{
 		log: p.Log, config: p.Config, db: p.DB, writer: p.Writer, table: p.Table,
-		kernel: &s.kernel, metrics: p.Metrics, health: p.Health,
+		kernel: s.kernel, ready: ready, metrics: p.Metrics, health: p.Health,
 		local: p.Cluster.Name, maxConnectedClusters: p.Cluster.MaxConnectedClusters,
 		clock: clock.RealClock{}, monotonic: monotonic, flagCIDRs: cidrs,
 	}, resolvers)
@@ -124,106 +129,34 @@ func register(p params) (*Service, error) {
 		return nil, err
 	}
 	p.Metrics.engine = s.engine
-	restored := p.Writer.RegisterInitializer(initializer, wire.Endpoints)
+	initialized := p.Writer.RegisterInitializer(initializer, wire.Endpoints)
+	restored := func() {
+		tx := p.Writer.Begin()
+		initialized(tx)
+		tx.Commit()
+	}
+	// Before the jobs, which so begin after it is open, and end before it is closed.
 	p.Lifecycle.Append(cell.Hook{
-		OnStart: func(cell.HookContext) error {
-			s.start(func() {
-				tx := p.Writer.Begin()
-				restored(tx)
-				tx.Commit()
-			})
-			return nil
-		},
-		OnStop: func(cell.HookContext) error { return s.stop() },
+		OnStart: func(cell.HookContext) error { s.open(); return nil },
+		OnStop:  func(cell.HookContext) error { return s.stop() },
 	})
-	return s, nil
-}
-
-// dir is where our pins are. Only whose map is in the kernel, and who has locked the
-// directory with it, may touch what is there.
-func (s *Service) dir() (dir string, ours bool) {
-	if pin, ok := s.with.Map.PinPath(); ok {
-		return filepath.Join(filepath.Dir(pin), directory), true
-	}
-	return filepath.Join(s.with.MapConfig.BPFRoot, s.with.MapConfig.BPFMapDir, directory), false
-}
-
-// remove takes away what an earlier process has left, where this one is its successor.
-func (s *Service) remove() error {
-	dir, ours := s.dir()
-	if !ours {
-		return nil
-	}
-	if err := s.with.Opener.Remove(s.with.Log, dir); err != nil {
-		// It is a burden, and no reason for not working.
-		s.with.Log.Warn("On-demand resolution is off, and what an earlier process has left of it can't be removed", "error", err)
-		s.with.Health.NewScope("kernel").Degraded("Programs of an earlier process are left", err)
-	}
-	return nil
-}
-
-// ipcacheMap is the map that the programs read.
-func (s *Service) ipcacheMap() (string, error) {
-	if s.with.Config.IPCacheMap != "" {
-		return s.with.Config.IPCacheMap, nil
-	}
-	path := filepath.Join(s.with.MapConfig.BPFRoot, upstreamMap)
-	switch _, err := os.Stat(path); {
-	case err == nil:
-		return path, nil
-	case !errors.Is(err, fs.ErrNotExist):
-		return "", fmt.Errorf("looking for the map of cilium-agent: %w", err)
-	}
-	if path, ok := s.with.Map.PinPath(); ok {
-		return path, nil
-	}
-	return "", fmt.Errorf("%w: the ipcache map isn't in the kernel, and --%s names no other", bpf.ErrUnsupported, flagIPCacheMap)
-}
-
-// start opens the kernel's side and adds the jobs. Where the kernel can't, health says
-// so, and everything else works: addresses can be resolved by hand.
-func (s *Service) start(restored func()) {
-	health := s.with.Health.NewScope("kernel")
-	if opened, err := s.open(); err != nil {
-		s.with.Log.Warn("No signals of misses in the ipcache map: nothing is resolved by itself", "error", err)
-		health.Degraded("There are no signals of misses", err)
-	} else {
-		s.kernel.opened.Store(&opened)
-		health.OK("Signals of misses are given")
-		s.with.Jobs.Add(job.OneShot("interfaces", opened.Interfaces))
-	}
 	e := s.engine
-	s.with.Jobs.Add(
+	p.Jobs.Add(
 		job.OneShot("resolve", e.run),
 		job.OneShot("pod-cidrs", e.followSources),
 		job.OneShot("clusters-away", e.reportAway),
 		job.OneShot("signals", e.readSignals),
 		job.OneShot("expiry", e.expire),
 		job.OneShot("restore", e.restart(restored)),
+		job.OneShot("interfaces", s.kernel.Interfaces),
+		job.OneShot("open", s.keepOpen),
 	)
-}
-
-func (s *Service) open() (Opened, error) {
-	path, err := s.ipcacheMap()
-	if err != nil {
-		return Opened{}, err
-	}
-	dir, _ := s.dir()
-	return s.with.Opener.Open(s.with.Log, bpf.Config{
-		Dir:         dir,
-		IPCacheMap:  path,
-		Interval:    s.with.Config.Interval,
-		Rate:        s.with.Config.Rate,
-		Burst:       s.with.Config.Rate, // what a second may have, it may have at once
-		MaxFollowed: s.with.Config.MaxEntries,
-	}, s.with.Config.Interfaces, s.with.Config.Devices)
+	return s, nil
 }
 
 // stop comes after the jobs have ended.
-func (s *Service) stop() (err error) {
-	if opened := s.kernel.opened.Swap(nil); opened != nil {
-		err = opened.Close()
-	}
+func (s *Service) stop() error {
+	err := s.kernel.close(bpf.ErrClosed)
 	if s.readThrough != nil {
 		err = errors.Join(err, s.readThrough.Close())
 	}

@@ -71,6 +71,9 @@ type settings struct {
 	monotonic    func() time.Duration
 	breakerPause time.Duration
 	flagCIDRs    []flagCIDR
+	// ready is closed when the kernel can say what an earlier process has resolved, or
+	// won't; nil is at once.
+	ready <-chan struct{}
 }
 
 // Engine answers misses: it takes them from the kernel, asks the resolvers, and puts

@@ -6,6 +6,7 @@ package ondemand
 import (
 	"fmt"
 	"log/slog"
+	"os"
 
 	"github.com/waggle-mesh/waggle/ipcache/bpf"
 )
@@ -37,5 +38,10 @@ func (NotInKernel) Open(*slog.Logger, bpf.Config, bpf.Patterns, bpf.Patterns) (O
 	return Opened{}, fmt.Errorf("%w: this build has no BPF", bpf.ErrUnsupported)
 }
 
-// Remove implements Opener: such a build leaves nothing.
-func (NotInKernel) Remove(*slog.Logger, string) error { return nil }
+// Remove implements Opener: it can't, and says so if there is something.
+func (NotInKernel) Remove(log *slog.Logger, dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		log.Warn("This build has no BPF: the programs that another one has left stay in the kernel", "path", dir)
+	}
+	return nil
+}

@@ -8,6 +8,11 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,29 +48,75 @@ type agent struct {
 	complete func() // the nodes are
 }
 
-// opener hands out a kernel's side that is driven by hand.
+// opener hands out a kernel's side that is driven by hand, once at a time as the real one.
 type opener struct {
 	*handKernel
+	mu      sync.Mutex
 	fails   error
 	removed []string
 	opened  bpf.Config
+	open    bool
+	// jobs count what works with what is open, and unfinished what did when it was closed.
+	jobs, unfinished atomic.Int64
 }
 
 func (o *opener) Open(_ *slog.Logger, cfg bpf.Config, _, _ bpf.Patterns) (Opened, error) {
-	o.opened = cfg
-	if o.fails != nil {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.fails != nil:
 		return Opened{}, o.fails
+	case o.open:
+		return Opened{}, bpf.ErrInUse
 	}
+	o.opened, o.open = cfg, true
 	return Opened{
-		Kernel:     o.handKernel,
-		Interfaces: func(ctx context.Context, _ cell.Health) error { <-ctx.Done(); return nil },
-		Close:      func() error { return nil },
+		Kernel: o,
+		Interfaces: func(ctx context.Context, _ cell.Health) error {
+			o.jobs.Add(1)
+			defer o.jobs.Add(-1)
+			<-ctx.Done()
+			return nil
+		},
+		Close: o.close,
 	}, nil
+}
+
+func (o *opener) close() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.open = false
+	o.unfinished.Add(o.jobs.Load())
+	return nil
+}
+
+// Read implements Kernel.
+func (o *opener) Read(ctx context.Context, handle func([]bpf.Miss)) error {
+	o.jobs.Add(1)
+	defer o.jobs.Add(-1)
+	return o.handKernel.Read(ctx, handle)
+}
+
+// let has it fail, or not any longer.
+func (o *opener) let(fails error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.fails = fails
+}
+
+// reads is the map that programs read; empty if none is open.
+func (o *opener) reads() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.open {
+		return ""
+	}
+	return o.opened.IPCacheMap
 }
 
 func (o *opener) Remove(_ *slog.Logger, dir string) error {
 	o.removed = append(o.removed, dir)
-	return nil
+	return o.fails
 }
 
 func newHandKernel() *handKernel {
@@ -99,6 +150,7 @@ func newAgent(t *testing.T, root string, o *opener, s *source, configure ...func
 		}
 	})
 	require.NoError(t, a.hive.Populate(a.log))
+	a.service.retry = 10 * time.Millisecond
 	if e := a.service.engine; e != nil {
 		// Nobody is connected here, so that "local" could say of nothing that it is absent.
 		e.chain.others = e.chain.others[1:]
@@ -279,7 +331,98 @@ func TestMapThatIsNotInTheKernel(t *testing.T) {
 	a.start(t)
 	defer a.stop(t)
 	require.EventuallyWithT(t, func(t *assert) { require.Contains(t, a.degraded("kernel"), flagIPCacheMap) }, patience, tick)
-	require.Empty(t, kernel.opened)
+	require.Empty(t, kernel.reads())
+}
+
+// TestKernelOpensLate: another process has it still, which ends meanwhile.
+func TestKernelOpensLate(t *testing.T) {
+	kernel := &opener{handKernel: newHandKernel(), fails: bpf.ErrInUse}
+	absent := netip.MustParseAddr("10.9.0.1")
+	require.NoError(t, kernel.Follow(podAddr, absent))
+	s := &source{name: "test"}
+	s.has(endpointAt(podAddr, webID))
+	a := newAgent(t, "", kernel, s)
+	a.start(t)
+	defer a.stop(t)
+	a.complete()
+	require.EventuallyWithT(t, func(t *assert) { require.Contains(t, a.degraded("kernel"), bpf.ErrInUse.Error()) }, patience, tick)
+	<-a.service.engine.settled
+	require.False(t, a.initialized(), "what that one has resolved isn't known yet")
+
+	kernel.let(nil)
+	require.EventuallyWithT(t, func(t *assert) {
+		require.True(t, a.initialized())
+		require.Equal(t, webID, a.inMap(podAddr))
+		require.False(t, kernel.follows(absent))
+		require.True(t, kernel.looksAt("10.2.0.0/24"))
+		require.NotContains(t, a.degraded("kernel"), bpf.ErrInUse.Error())
+	}, patience, tick)
+	kernel.signals <- []bpf.Miss{{Addr: podAddr, Side: bpf.SideDestination}} // and they are read
+}
+
+// TestMapComesUpLate has cilium-agent pin its map after this agent has started, and pin
+// another one later.
+func TestMapComesUpLate(t *testing.T) {
+	root := bpfRoot(t)
+	kernel := &opener{handKernel: newHandKernel()}
+	s := &source{name: "test"}
+	s.has(endpointAt(podAddr, webID))
+	a := newAgent(t, root, kernel, s, func(c *Config) { c.IPCacheMap = "" })
+	a.start(t)
+	defer a.stop(t)
+	a.complete()
+	own, ok := a.ipcache.PinPath()
+	require.True(t, ok)
+	require.Equal(t, own, kernel.reads())
+	kernel.signals <- []bpf.Miss{{Addr: podAddr, Side: bpf.SideDestination}}
+	require.EventuallyWithT(t, func(t *assert) {
+		require.True(t, kernel.follows(podAddr))
+		require.EqualValues(t, 2, kernel.jobs.Load())
+	}, patience, tick)
+	require.Empty(t, a.degraded("kernel"))
+
+	upstreams := filepath.Join(root, upstreamMap)
+	require.NoError(t, os.MkdirAll(upstreams, 0o700))
+	require.NoError(t, kernel.Forget(podAddr)) // as if it were opened only now
+	require.EventuallyWithT(t, func(t *assert) {
+		require.Equal(t, upstreams, kernel.reads())
+		require.Contains(t, a.degraded("kernel"), errOnlyRead.Error())
+		require.True(t, kernel.follows(podAddr))
+		require.EqualValues(t, 2, kernel.jobs.Load())
+	}, patience, tick)
+	require.Zero(t, kernel.unfinished.Load(), "it is closed under nobody")
+	kernel.signals <- []bpf.Miss{{Addr: podAddr, Side: bpf.SideDestination}}
+
+	require.NoError(t, os.Remove(upstreams))
+	require.EventuallyWithT(t, func(t *assert) {
+		require.Equal(t, own, kernel.reads())
+		require.Empty(t, a.degraded("kernel"))
+	}, patience, tick)
+}
+
+// TestStop: nobody works with the kernel's side when it is closed, and nobody is told
+// afterwards that nothing is used.
+func TestStop(t *testing.T) {
+	kernel := &opener{handKernel: newHandKernel()}
+	s := &source{name: "test"}
+	s.has(endpointAt(podAddr, webID))
+	a := newAgent(t, "", kernel, s)
+	a.start(t)
+	a.complete()
+	kernel.signals <- []bpf.Miss{{Addr: podAddr, Side: bpf.SideDestination}}
+	require.EventuallyWithT(t, func(t *assert) {
+		require.True(t, kernel.follows(podAddr))
+		require.EqualValues(t, 2, kernel.jobs.Load())
+	}, patience, tick)
+	a.stop(t)
+	require.Zero(t, kernel.unfinished.Load())
+	_, err := a.service.kernel.LastSeen()
+	require.ErrorIs(t, err, bpf.ErrClosed)
+	e := a.service.engine
+	_, entry, _ := e.entries.addresses.GetOldest()
+	entry.until = time.Time{}
+	require.ErrorIs(t, e.expireDue(), bpf.ErrClosed)
+	require.True(t, e.entries.addresses.Contains(podAddr), "it may be in use")
 }
 
 func TestOff(t *testing.T) {
@@ -302,6 +445,21 @@ func TestOff(t *testing.T) {
 		a := newAgent(t, "", kernel, &source{}, func(c *Config) { c.Enable = false })
 		a.start(t)
 		defer a.stop(t)
-		require.Empty(t, kernel.removed, "it may be another agent's")
+		require.Equal(t, []string{a.service.dir()}, kernel.removed, "an earlier process may have had its map in the kernel")
+	})
+	t.Run("in use by another agent", func(t *testing.T) {
+		kernel := &opener{handKernel: newHandKernel(), fails: bpf.ErrInUse}
+		a := newAgent(t, "", kernel, &source{}, func(c *Config) { c.Enable = false })
+		a.start(t)
+		defer a.stop(t)
+		require.Empty(t, a.degraded("kernel"))
+	})
+	t.Run("a build without BPF", func(t *testing.T) {
+		var said strings.Builder
+		log := slog.New(slog.NewTextHandler(&said, nil))
+		require.NoError(t, NotInKernel{}.Remove(log, filepath.Join(t.TempDir(), "none")))
+		require.Empty(t, said.String())
+		require.NoError(t, NotInKernel{}.Remove(log, t.TempDir()))
+		require.Contains(t, said.String(), "stay in the kernel")
 	})
 }

@@ -32,6 +32,8 @@ type restore struct {
 	failed  []netip.Addr
 	// all are those that the kernel followed and that were to be asked for.
 	all []netip.Addr
+	// over: nothing is any more, so that what is followed is what there are entries of.
+	over bool
 	// moved is told when there is less to do, or more room.
 	moved chan struct{}
 }
@@ -67,6 +69,14 @@ func (e *Engine) resume(ctx context.Context) (left int, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
+	defer e.endRestore()
+	if e.ready != nil {
+		select {
+		case <-e.ready:
+		case <-ctx.Done():
+			return 0, fmt.Errorf("the kernel's side isn't open yet: %w", context.Cause(ctx))
+		}
+	}
 	lastSeen, err := e.kernel.LastSeen()
 	if err != nil {
 		return 0, fmt.Errorf("reading which addresses were resolved before: %w", err)
@@ -80,7 +90,6 @@ func (e *Engine) resume(ctx context.Context) (left int, err error) {
 		left = e.restore.left()
 		e.mu.Unlock()
 		if left == 0 {
-			e.endRestore()
 			return 0, nil
 		}
 		select {
@@ -143,11 +152,38 @@ func (e *Engine) endRestore() (left int) {
 	r := &e.restore
 	left = r.left()
 	forget := slices.DeleteFunc(r.all, e.entries.addresses.Contains)
-	r.waiting, r.failed, r.all = nil, nil, nil
+	r.waiting, r.failed, r.all, r.over = nil, nil, nil, true
 	clear(r.asked)
 	e.mu.Unlock()
 	e.forget(forget)
 	return left
+}
+
+// reopened has a kernel's side that was opened late, or anew, know what it missed: the
+// pod CIDRs, and whose use is to be noted.
+func (e *Engine) reopened() {
+	wake(e.opened)
+	e.writing.Lock()
+	defer e.writing.Unlock()
+	lastSeen, err := e.kernel.LastSeen()
+	if err != nil {
+		e.kernelFailed(fmt.Errorf("reading whose use is noted: %w", err))
+	}
+	var forget []netip.Addr
+	e.mu.Lock()
+	follow := e.entries.addresses.Keys()
+	if e.restore.over {
+		for addr := range lastSeen {
+			if !e.entries.addresses.Contains(addr) {
+				forget = append(forget, addr)
+			}
+		}
+	}
+	e.mu.Unlock()
+	e.forget(forget)
+	if err := e.kernel.Follow(follow...); err != nil {
+		e.kernelFailed(fmt.Errorf("following the use of %d addresses: %w", len(follow), err))
+	}
 }
 
 func (e *Engine) forget(addrs []netip.Addr) {
