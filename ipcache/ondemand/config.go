@@ -68,13 +68,14 @@ type Config struct {
 	EtcdConfig string `mapstructure:"ondemand-etcd-config"`
 }
 
-// DefaultConfig is off. A packet of TCP's is sent again after a second, so that an
-// absence is forgotten in time for the next one.
+// DefaultConfig is off. TCP sends its first packet again after a second: by then an
+// absence is forgotten here, which came after the first packet by as long as the lookup
+// took, and by the read-through, which may have known of it for a quarter of a second.
 var DefaultConfig = Config{
 	Interfaces:    []string{"lxc+"},
 	Devices:       []string{"cilium_vxlan", "cilium_geneve"},
 	TTL:           time.Minute,
-	NegativeTTL:   time.Second,
+	NegativeTTL:   500 * time.Millisecond,
 	LookupTimeout: 2 * time.Second,
 	Concurrency:   32,
 	MaxEntries:    65536,

@@ -269,3 +269,20 @@ func TestNeighboursPushedWhileAnAbsentAddressIsAskedFor(t *testing.T) {
 	f.eventually(func(t *assert) { require.Equal(t, 1, f.count(bpf.SideDestination, OutcomeNegative)) })
 	require.EqualValues(t, 1, f.source.asked.Load())
 }
+
+// TestAddressThatIsThereByTheSecondPacket which TCP sends a second after the first, to an
+// address that was absent by the first one's lookup, even if that took a while.
+func TestAddressThatIsThereByTheSecondPacket(t *testing.T) {
+	f := setup(t)
+	const lookup = 100 * time.Millisecond
+	f.source.answer(func(context.Context, Question) (Answer, error) {
+		f.clock.Step(lookup)
+		return Answer{}, ErrNotFound
+	})
+	f.miss(to(podAddr))
+	f.eventually(func(t *assert) { require.Equal(t, 1, f.count(bpf.SideDestination, OutcomeNegative)) })
+	f.source.has(endpointAt(podAddr, webID))
+	f.clock.Step(time.Second - lookup)
+	f.miss(to(podAddr))
+	f.requireResolved(podAddr, webID)
+}

@@ -17,6 +17,10 @@ const (
 	// megabyte.
 	cacheEntries = 1 << 15
 	cacheBytes   = 16 << 20
+	// absentTTL is how long at most it is said that there is nothing: TCP sends its first
+	// packet again after a second, by when an agent that was told so, and then keeps it
+	// itself for half a second, is to hear of an endpoint that was made meanwhile.
+	absentTTL = 250 * time.Millisecond
 	// entryBytes is about what an entry takes beside its value.
 	entryBytes = 256
 )
@@ -24,9 +28,9 @@ const (
 // cache keeps answers, found and not found, for a moment. Its methods are safe for
 // concurrent use.
 //
-// The library's own cache with a TTL has a goroutine that can't be ended. Here all live
-// equally long and are never renewed, so that what is oldest is what ends first, and
-// goes when something is added.
+// The library's own cache with a TTL has a goroutine that can't be ended. Here none
+// is renewed, so that what is oldest goes when something is added and its time is over;
+// an absence, whose time is shorter, with what is older than it.
 type cache struct {
 	ttl   time.Duration
 	clock clock.PassiveClock
@@ -48,7 +52,7 @@ func newCache(ttl time.Duration, clock clock.PassiveClock) *cache {
 	return c
 }
 
-// get gives what was put there less than the TTL ago.
+// get gives what was put there less than its time ago.
 func (c *cache) get(key string) (answer, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -65,8 +69,11 @@ func (c *cache) put(key string, a answer) {
 	if c.ttl == 0 {
 		return
 	}
-	now := c.clock.Now()
-	one := cached{a, now.Add(c.ttl)}
+	now, ttl := c.clock.Now(), c.ttl
+	if a.kv == nil {
+		ttl = min(ttl, absentTTL)
+	}
+	one := cached{a, now.Add(ttl)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.answers.Remove(key)

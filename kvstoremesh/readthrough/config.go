@@ -64,7 +64,7 @@ func (def Config) Flags(flags *pflag.FlagSet) {
 	flags.String("ondemand-trusted-ca-file", def.TrustedCAFile, "CA of which clients must have a certificate")
 	flags.StringSlice("ondemand-allowed-names", def.AllowedNames,
 		`Common names, or DNS names, of the certificates of clients that may ask; "*" is every certificate of the CA`)
-	flags.Duration("ondemand-cache-ttl", def.CacheTTL, "How long an answer may be given again; 0 asks the remote cluster each time")
+	flags.Duration("ondemand-cache-ttl", def.CacheTTL, "How long an answer may be given again, and an absence for 250ms of it at most; 0 asks the remote cluster each time")
 }
 
 // enabled says whether it is served at all.

@@ -381,6 +381,24 @@ func TestCacheIsBounded(t *testing.T) {
 	require.Equal(t, entryBytes+len("last"), c.bytes)
 }
 
+// TestAbsencesAreForgottenSooner: an endpoint may be there by the next packet.
+func TestAbsencesAreForgottenSooner(t *testing.T) {
+	for ttl, absent := range map[time.Duration]time.Duration{time.Second: absentTTL, absentTTL / 2: absentTTL / 2} {
+		now := clocktesting.NewFakePassiveClock(time.Now())
+		c := newCache(ttl, now)
+		c.put("found", answer{kv: keyValue(1)})
+		c.put("absent", answer{})
+		now.SetTime(now.Now().Add(absent - 1))
+		_, ok := c.get("absent")
+		require.True(t, ok)
+		now.SetTime(now.Now().Add(1))
+		_, ok = c.get("absent")
+		require.False(t, ok)
+		_, ok = c.get("found")
+		require.Equal(t, ttl > absent, ok)
+	}
+}
+
 // BenchmarkLookup is one look-up that the remote cluster is asked for, over loopback.
 func BenchmarkLookup(b *testing.B) {
 	for name, ttl := range map[string]time.Duration{"asked": 0, "cached": time.Hour} {
