@@ -371,6 +371,7 @@ func TestMapComesUpLate(t *testing.T) {
 	a.start(t)
 	defer a.stop(t)
 	a.complete()
+	<-a.service.engine.settled
 	own, ok := a.ipcache.PinPath()
 	require.True(t, ok)
 	require.Equal(t, own, kernel.reads())
@@ -409,6 +410,7 @@ func TestStop(t *testing.T) {
 	a := newAgent(t, "", kernel, s)
 	a.start(t)
 	a.complete()
+	<-a.service.engine.settled
 	kernel.signals <- []bpf.Miss{{Addr: podAddr, Side: bpf.SideDestination}}
 	require.EventuallyWithT(t, func(t *assert) {
 		require.True(t, kernel.follows(podAddr))
