@@ -92,7 +92,7 @@ func (k *kernelSwitch) isOpen() bool {
 
 // do calls fn if it is open, and holds off its being closed meanwhile.
 func (k *kernelSwitch) do(fn func(Opened) error) error {
-	opened, gone, _ := k.take()
+	opened, _, gone := k.take()
 	if opened == nil {
 		return gone
 	}
@@ -101,19 +101,19 @@ func (k *kernelSwitch) do(fn func(Opened) error) error {
 }
 
 // take is for who ends with opened.ctx, and then calls opened.users.Done.
-func (k *kernelSwitch) take() (opened *openedKernel, gone error, changed <-chan struct{}) {
+func (k *kernelSwitch) take() (opened *openedKernel, changed <-chan struct{}, gone error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.opened != nil {
 		k.opened.users.Add(1)
 	}
-	return k.opened, k.gone, k.changed
+	return k.opened, k.changed, k.gone
 }
 
 // while calls fn each time that it is open, until ctx ends, or until fn returns by itself.
 func (k *kernelSwitch) while(ctx context.Context, fn func(context.Context, Opened) error) error {
 	for ctx.Err() == nil {
-		opened, _, changed := k.take()
+		opened, changed, _ := k.take()
 		if opened == nil {
 			select {
 			case <-ctx.Done():

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"text/tabwriter"
 	"time"
+
+	"github.com/waggle-mesh/waggle/cells/state"
 )
 
 // List is what is resolved on demand, and what isn't and why.
@@ -58,7 +60,14 @@ func (s *Service) List() (List, error) {
 		Excess: append([]Excess{}, e.excessive...),
 	}
 	e.mu.Unlock()
-	for row := range e.table.All(e.db.ReadTxn()) {
+	txn := e.db.ReadTxn()
+	for row := range e.table.All(txn) {
+		if row.Kind == KindEndpoint {
+			ep, _, found := e.tables.Endpoints.Get(txn, state.EndpointByPrefix(state.PrefixOf(row.Addr)))
+			if !found || ep.Origin().Source != state.SourceOnDemand {
+				continue // it was pushed since, and is dropped when its time is over
+			}
+		}
 		listed := ListedRow{Row: *row, IdleSeconds: -1}
 		if at := seen[row.Addr]; at > 0 {
 			listed.IdleSeconds = max(now-at, 0).Round(time.Millisecond).Seconds()

@@ -80,6 +80,9 @@ func TestPushedAfterItWasResolved(t *testing.T) {
 	f.push(endpointAt(podAddr, webID))
 	require.Equal(t, state.SourceClusterMesh, f.endpoint(podAddr).Origin().Source)
 	require.Equal(t, state.SourceClusterMesh, f.identity(webID).Origin.Source)
+	list, err := (&Service{engine: f.engine}).List()
+	require.NoError(t, err)
+	require.Empty(t, list.Entries)
 
 	f.elapse(f.engine.config.TTL)
 	f.eventually(func(t *assert) {
