@@ -71,6 +71,14 @@ type Found struct {
 	KV     *mvccpb.KeyValue
 }
 
+// Value is a copy of the value: nil where there is nothing, and not where it is empty.
+func (f Found) Value() []byte {
+	if f.KV == nil {
+		return nil
+	}
+	return append([]byte{}, f.KV.Value...)
+}
+
 const (
 	// lookupKeys are those of one transaction: as many as any etcd allows.
 	lookupKeys = 128

@@ -179,7 +179,8 @@ func (g *guarded) breaker(cluster string) *gobreaker.CircuitBreaker[Answer] {
 			ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerFailures },
 			IsSuccessful: func(err error) bool {
 				o := outcome(err)
-				return err == nil || o == OutcomeNegative || o == OutcomeRefused
+				// Whoever isn't complete answers, and has what comes meanwhile.
+				return err == nil || o == OutcomeNegative || o == OutcomeRefused || errors.Is(err, wire.ErrIncomplete)
 			},
 			// It is us who gave up.
 			IsExcluded:    func(err error) bool { return errors.Is(err, context.Canceled) },

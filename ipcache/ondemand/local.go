@@ -6,7 +6,9 @@ package ondemand
 import (
 	"context"
 	"fmt"
+	"slices"
 
+	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -41,29 +43,36 @@ func (l *Local) Resolve(ctx context.Context, q Question) (Answer, error) {
 }
 
 // readSource reads all look-ups at one revision, in a round trip that other questions may
-// share.
+// share. That there is nothing counts where the etcd is known to be complete: one that was
+// emptied would take entries away that are in use.
 func readSource(ctx context.Context, conn remote.Connection, lookups []wire.Lookup) ([][]byte, error) {
 	cached := conn.Config.Capabilities.Cached
 	var keys []string
-	ends := make([]int, len(lookups)) // of each look-up's keys
-	for i, lookup := range lookups {
-		keys = append(keys, lookup.SourceKeys(cached)...)
-		ends[i] = len(keys)
+	for _, lookup := range lookups {
+		keys = append(append(keys, lookup.SourceKeys(cached)...), lookup.EvidenceKeys(cached)...)
 	}
 	found, err := conn.Client.Lookup(ctx, keys...)
 	if err != nil {
 		return nil, asResolver(err)
 	}
 	values := make([][]byte, len(lookups))
-	from := 0
-	for i, end := range ends {
-		for _, one := range found[from:end] {
-			if one.KV != nil {
-				values[i] = valueOf(one)
-				break
-			}
+	for i, lookup := range lookups {
+		var sources, evidence [][]byte
+		sources, found = takeValues(found, len(lookup.SourceKeys(cached)))
+		evidence, found = takeValues(found, len(lookup.EvidenceKeys(cached)))
+		if at := slices.IndexFunc(sources, func(value []byte) bool { return value != nil }); at >= 0 {
+			values[i] = sources[at]
+		} else if err := lookup.CheckAbsence(conn.Config, evidence); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
-		from = end
 	}
 	return values, nil
+}
+
+// takeValues splits off the first n values; nil where there is nothing.
+func takeValues(found []etcd.Found, n int) (values [][]byte, rest []etcd.Found) {
+	for _, one := range found[:n] {
+		values = append(values, one.Value())
+	}
+	return values, found[n:]
 }

@@ -71,17 +71,9 @@ func (r *ReadThrough) read(ctx context.Context, lookups ...wire.Lookup) (values 
 	}
 	values = make([][]byte, len(keys))
 	for i, one := range found {
-		values[i] = valueOf(one)
+		values[i] = one.Value()
 	}
 	return values, nil
-}
-
-// valueOf is nil where there is nothing, and not where the value is empty.
-func valueOf(found etcd.Found) []byte {
-	if found.KV == nil {
-		return nil
-	}
-	return append([]byte{}, found.KV.Value...)
 }
 
 func (r *ReadThrough) lookups(cluster string) *etcd.Gather[etcd.Found] {

@@ -218,6 +218,45 @@ func TestLookedUp(t *testing.T) {
 	require.Equal(t, source.Header.ClusterId, resp.Header.ClusterId)
 }
 
+// TestIncomplete: that there is nothing counts when the etcd says that it has everything,
+// in the layout that it is in.
+func TestIncomplete(t *testing.T) {
+	for name, of := range map[string]struct {
+		cached bool
+		config string
+		prefix string
+	}{
+		"the cluster's own": {false, `{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255}}`, wire.OnDemandEndpointPrefix},
+		"a copy":            {true, `{"id":1,"capabilities":{"syncedCanaries":true,"cached":true,"maxConnectedClusters":255}}`, wire.CachePrefix(wire.Endpoints, "north")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			north := mesh.StartEtcd(t)
+			put(t, north, wire.ClusterConfigKey("north"), of.config)
+			local := localResolver(t, mesh.NewCluster(t, "west", 2), mesh.NewDirectory(t).Add("north", north))
+			says := func(want error, text string) {
+				t.Helper()
+				require.EventuallyWithT(t, func(c *assert.CollectT) {
+					_, err := local.Resolve(t.Context(), question(dbAddr, 0))
+					require.ErrorIs(c, err, want)
+					require.ErrorContains(c, err, text)
+				}, patience, tick)
+			}
+			says(ondemand.ErrUnavailable, `"north" doesn't say that all of its endpoints are there`)
+			put(t, north, wire.CanaryKey(wire.Endpoints, "north", !of.cached), "now")
+			says(ondemand.ErrUnavailable, `"north" doesn't say that all of its endpoints are there`)
+			put(t, north, wire.CanaryKey(wire.Endpoints, "north", of.cached), "now")
+			says(ondemand.ErrNotFound, dbAddr)
+
+			_, err := north.Client().Etcd().Delete(t.Context(), wire.BasePrefix, clientv3.WithPrefix())
+			require.NoError(t, err)
+			says(ondemand.ErrUnavailable, `"north"`)
+			put(t, north, wire.ClusterConfigKey("north"), of.config)
+			put(t, north, of.prefix+dbAddr, `{"IP":"10.1.0.11","HostIP":"172.18.0.2","ID":4,"K8sNamespace":"shop","K8sPodName":"db"}`)
+			eventually(t, local, question(dbAddr, 0), "10.1.0.11/32 shop/db 4 at 172.18.0.2")
+		})
+	}
+}
+
 // etcdClient is etcd's own client.
 func etcdClient(t testing.TB, path string) *clientv3.Client {
 	client, err := etcd.NewClient(mesh.Log(t), etcd.ClientConfig{ConfigPath: path})

@@ -131,7 +131,7 @@ func (s *source) fetch(link *link, lookup wire.Lookup) (answer, error) {
 	defer link.slots.Release(1)
 	found, err := link.breaker.Execute(func() ([]etcd.Found, error) {
 		s.metrics.asked.Inc()
-		return link.conn.Client.Lookup(ctx, lookup.SourceKeys(false)...)
+		return link.conn.Client.Lookup(ctx, append(lookup.SourceKeys(false), lookup.EvidenceKeys(false)...)...)
 	})
 	if err != nil {
 		return answer{}, explain(lookup, err)
@@ -152,9 +152,12 @@ func explain(lookup wire.Lookup, err error) error {
 	}
 }
 
-// pick passes on the first key that there is, if KVStoreMesh would copy it.
+// pick passes on the first key that there is, if KVStoreMesh would copy it. That there
+// is none counts where the remote cluster says that all it has is there, as what is
+// pushed isn't taken away before it does.
 func (l *link) pick(lookup wire.Lookup, found []etcd.Found) (answer, error) {
-	for _, one := range found {
+	sources := len(lookup.SourceKeys(false))
+	for _, one := range found[:sources] {
 		kv := one.KV
 		if kv == nil {
 			continue
@@ -163,9 +166,16 @@ func (l *link) pick(lookup wire.Lookup, found []etcd.Found) (answer, error) {
 			return answer{}, fail(outcomeRefused, codes.FailedPrecondition, "remote cluster %q: %v", lookup.Cluster, err)
 		}
 		if l.regional && lookup.Resource == wire.Endpoints && wire.EndpointScope(kv.Value) == wire.ScopeRegional {
-			break // for whoever asks from here it isn't there
+			return answer{header: one.Header}, nil // for whoever asks from here it isn't there
 		}
 		return answer{one.Header, kv}, nil
+	}
+	evidence := make([][]byte, 0, 2)
+	for _, one := range found[sources:] {
+		evidence = append(evidence, one.Value())
+	}
+	if err := lookup.CheckAbsence(l.conn.Config, evidence); err != nil {
+		return answer{}, fail(outcomeUnavailable, codes.Unavailable, "nothing is found, and %.512v", err)
 	}
 	return answer{header: found[0].Header}, nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -90,8 +91,15 @@ func newRig(t testing.TB, config Config) *rig {
 	t.Cleanup(cancel)
 	r.source = newSource(ctx, r.mesh, wire.ClusterInfo{ID: 9, Name: "local", MaxConnectedClusters: 255}, "us", config, newMetrics())
 	r.source.cache.clock = r.clock
+	r.put(wire.ClusterConfigKey("north"), northConfig)
+	r.put(canary(wire.Endpoints), "now")
+	r.put(canary(wire.Identities), "now")
 	return r
 }
+
+const northConfig = `{"id":1,"capabilities":{"syncedCanaries":true},"region":"eu"}`
+
+func canary(resource wire.Resource) string { return wire.CanaryKey(resource, "north", false) }
 
 // intercept counts the transactions, of which only look-ups are any, and holds them up.
 func (r *rig) intercept(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
@@ -177,6 +185,31 @@ func TestPlaces(t *testing.T) {
 	require.Equal(t, "labels", r.value(wire.IdentityLookup("north", 65600)))
 	r.put(pushed+"fd00::1", "v6")
 	require.Equal(t, "v6", r.value(wire.EndpointLookup("north", netip.MustParseAddr("fd00::1"))))
+}
+
+// TestEmptied: an etcd that was emptied has nothing of what there is, and doesn't say so
+// before everything is there again.
+func TestEmptied(t *testing.T) {
+	r := newRig(t, Config{})
+	identity := wire.IdentityLookup("north", 65600)
+	require.Empty(t, r.value(pod(1)))
+	_, err := r.client.Etcd().Delete(t.Context(), wire.BasePrefix, clientv3.WithPrefix())
+	require.NoError(t, err)
+	for range 2 * r.source.limits.failures { // which are none: the cluster is there
+		r.refused(pod(1), codes.Unavailable, "configuration not found")
+	}
+	r.put(wire.ClusterConfigKey("north"), northConfig)
+	r.refused(pod(1), codes.Unavailable, `"north" doesn't say that all of its endpoints are there`)
+	r.refused(identity, codes.Unavailable, `all of its identities are there`)
+	r.put(onDemand+"10.1.0.1", "there")
+	require.Equal(t, "there", r.value(pod(1)), "what is there is there")
+	r.put(canary(wire.Endpoints), "now")
+	require.Empty(t, r.value(pod(2)))
+	r.refused(identity, codes.Unavailable, `all of its identities are there`)
+	r.put(canary(wire.Identities), "now")
+	require.Empty(t, r.value(identity))
+	r.put(wire.ClusterConfigKey("north"), `{"id":2}`)
+	r.refused(pod(2), codes.Unavailable, "has the ID 2 by now, not 1")
 }
 
 // TestNotAsked: what isn't to be asked isn't, and each is told why.
