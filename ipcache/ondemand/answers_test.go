@@ -4,13 +4,17 @@
 package ondemand
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/stretchr/testify/require"
 
@@ -34,9 +38,15 @@ func TestHostileAnswers(t *testing.T) {
 		"an identity that nobody asked for":   {Endpoint: &web, Identities: []wire.Identity{labels, identityOf("red", dbID)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := setup(t)
+			var logged bytes.Buffer
+			f := setup(t, func(s *settings) { s.log = slog.New(slog.NewJSONHandler(&logged, nil)) })
 			f.source.answer(func(context.Context, Question) (Answer, error) { return answer, nil })
 			r := f.resolve(podAddr)
+			f.eventually(func(t *assert) { require.Contains(t, r.Err.Error(), f.row(podAddr).Reason) })
+			require.NotEmpty(t, f.row(podAddr).Reason)
+			for _, part := range []string{`"cluster":"red"`, `"address":"10.2.0.10"`, `"error":`, `"resolver":"local"`} {
+				require.Contains(t, logged.String(), part)
+			}
 			require.Equal(t, OutcomeRefused, r.Outcome)
 			require.Error(t, r.Err)
 			require.Zero(t, f.tables.Endpoints.NumObjects(f.db.ReadTxn()))
@@ -47,6 +57,37 @@ func TestHostileAnswers(t *testing.T) {
 			require.EqualValues(t, 1, f.source.asked.Load(), "not with each packet")
 		})
 	}
+}
+
+// TestFloodOfRefusals: what is refused is logged for each cluster, and of none without end.
+func TestFloodOfRefusals(t *testing.T) {
+	var logged bytes.Buffer
+	r := newRefusals(slog.New(slog.NewJSONHandler(&logged, nil)))
+	for range 1000 {
+		r.refuse(Question{Cluster: "red", Addr: podAddr}, "local", ErrRefused)
+	}
+	r.refuse(Question{Cluster: "blue", Addr: blueAddr}, "local", ErrRefused)
+	require.Less(t, strings.Count(logged.String(), `"red"`), 100)
+	require.Equal(t, 1, strings.Count(logged.String(), `"blue"`))
+	r.keep(map[string]struct{}{"blue": {}})
+	require.Len(t, r.clusters, 1)
+}
+
+// TestNamesForATerminal: a remote cluster's names forge neither lines nor escapes.
+func TestNamesForATerminal(t *testing.T) {
+	row := Row{
+		Kind: KindEndpoint, Addr: podAddr, Cluster: "red", Namespace: "shop\x1b[2J", Pod: "web\nendpoint   10.2.0.99\t\u009b",
+		From: "local", Reason: "a\rb",
+	}
+	list := List{Entries: []ListedRow{{Row: row}}, Away: []ListedAway{{Resolver: "a\nb", Cluster: "red"}}}
+	var out strings.Builder
+	require.NoError(t, list.Print(&out))
+	for _, text := range append(row.TableRow(), strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")...) {
+		require.NotContains(t, text, "\x1b")
+		require.False(t, strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }), "%q", text)
+	}
+	require.Equal(t, 3, strings.Count(out.String(), "\n"))
+	require.Contains(t, out.String(), `\x1b[2J`)
 }
 
 func TestHostOfARemoteClusterIsARemoteNode(t *testing.T) {
@@ -61,7 +102,12 @@ func TestEndpointWithoutItsIdentity(t *testing.T) {
 	f := setup(t)
 	ep := endpointAt(podAddr, webID)
 	f.source.answer(func(context.Context, Question) (Answer, error) { return Answer{Endpoint: &ep}, nil })
-	require.Equal(t, OutcomeNegative, f.resolve(podAddr).Outcome)
+	r := f.resolve(podAddr)
+	require.Equal(t, OutcomeNegative, r.Outcome)
+	require.ErrorIs(t, r.Err, ErrUnknownIdentity)
+	require.ErrorContains(t, r.Err, "131082")
+	require.NotContains(t, r.Err.Error(), ErrNotFound.Error(), "the address is known")
+	f.eventually(func(t *assert) { require.Equal(t, r.Err.Error(), f.row(podAddr).Reason) })
 	require.Nil(t, f.endpoint(podAddr), "policy would drop it all the same")
 
 	f.do(func(tx *state.Txn) {

@@ -30,6 +30,8 @@ type chain struct {
 	tables               tablesResolver
 	others               []*guarded
 	maxConnectedClusters uint32
+	// refused is told of each answer, or question, that was refused.
+	refused func(q Question, resolver string, err error)
 }
 
 // resolve gives what is known, who knew, and an error unless that is all that was asked
@@ -57,6 +59,9 @@ func (c *chain) resolve(ctx context.Context, q Question, again bool) (got Answer
 			answer, failure = check(c.maxConnectedClusters, ask, answer)
 		}
 		if failure != nil {
+			if outcome(failure) == OutcomeRefused {
+				c.refused(q, r.Name(), failure)
+			}
 			err = worse(err, fmt.Errorf("%s: %w", r.Name(), failure))
 			continue
 		}
@@ -66,6 +71,9 @@ func (c *chain) resolve(ctx context.Context, q Question, again bool) (got Answer
 		if c.complete(q, got) {
 			return got, from, nil
 		}
+	}
+	if got.Endpoint != nil && outcome(err) == OutcomeNegative && !c.hasLabels(got, got.Endpoint.Identity) {
+		err = fmt.Errorf("%w: %s of cluster %q has identity %d, whose labels nobody has", ErrUnknownIdentity, q.Addr, q.Cluster, got.Endpoint.Identity)
 	}
 	if ctx.Err() != nil && outcome(err) == OutcomeUnavailable {
 		// Whatever form a resolver gave it.

@@ -85,9 +85,9 @@ func missCommand(s *Service) script.Cmd {
 				if r.Outcome == "" {
 					return "", "", err
 				}
-				out := fmt.Sprintf("%s of cluster %s: %s\n", addr, r.Question.Cluster, r.Outcome)
+				out := fmt.Sprintf("%s of cluster %s: %s\n", addr, printable(r.Question.Cluster), r.Outcome)
 				if err != nil {
-					out = fmt.Sprintf("%s of cluster %s: %s: %v\n", addr, r.Question.Cluster, r.Outcome, err)
+					out = fmt.Sprintf("%s of cluster %s: %s: %s\n", addr, printable(r.Question.Cluster), r.Outcome, printableText(err.Error()))
 				}
 				return out, "", nil
 			}, nil

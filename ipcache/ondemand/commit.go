@@ -278,6 +278,9 @@ func (c *change) quiet(a *answered, result Outcome) *negative {
 		addr: a.question.Addr, owner: owner, identity: a.question.Identity,
 		outcome: result, until: c.clock.Now().Add(c.config.NegativeTTL),
 	}
+	if result == OutcomeRefused || errors.Is(a.err, ErrUnknownIdentity) {
+		n.reason = shortened(a.err) // else it is what the outcome says
+	}
 	c.effect.add(c.entries.deny(n))
 	return n
 }

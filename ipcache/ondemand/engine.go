@@ -110,8 +110,10 @@ type Engine struct {
 	// throttled: a timer runs, after which the rate allows another lookup.
 	throttled bool
 	restore   restore
-	// complaints bounds the logs about the kernel.
+	// complaints bounds the logs about the kernel, and refusals those about what was
+	// refused.
 	complaints *rate.Limiter
+	refusals   *refusals
 	// blindClusters are those whose nodes nobody knows a CIDR of, and excessive those
 	// that claim too many.
 	blindClusters []string
@@ -152,10 +154,12 @@ func newEngine(s settings, resolvers []IPCacheMissResolver) (*Engine, error) {
 		settled:    make(chan struct{}),
 		restore:    newRestore(),
 		complaints: newComplaints(),
+		refusals:   newRefusals(s.log),
 	}
 	e.chain = &chain{
 		tables:               tablesResolver{s.db, tables.Endpoints, tables.Identities},
 		maxConnectedClusters: s.maxConnectedClusters,
+		refused:              e.refusals.refuse,
 	}
 	for _, r := range resolvers {
 		e.chain.others = append(e.chain.others, newGuarded(r, s.breakerPause, func() { wake(e.changed) }))

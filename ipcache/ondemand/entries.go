@@ -44,7 +44,9 @@ type negative struct {
 	// another question.
 	identity uint32
 	outcome  Outcome
-	until    time.Time
+	// reason says more than the outcome does; empty if there is no more to say.
+	reason string
+	until  time.Time
 }
 
 // swallows says whether a miss is of the question that was answered.

@@ -196,6 +196,7 @@ func (e *Engine) withdraw(next *ownership, clusters map[string]struct{}) {
 	for _, r := range e.chain.others {
 		r.keep(clusters)
 	}
+	e.refusals.keep(clusters)
 	if removed > 0 {
 		e.log.Info("Dropped resolved addresses whose cluster has them no longer", "count", removed)
 	}

@@ -88,7 +88,7 @@ func (s *Service) List() (List, error) {
 // Print writes a table, and below it what isn't looked at and why.
 func (l *List) Print(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(table, "KIND\tADDRESS\tIDENTITY\tCLUSTER\tPOD\tFROM\tUNTIL\tIDLE")
+	fmt.Fprintln(table, "KIND\tADDRESS\tIDENTITY\tCLUSTER\tPOD\tFROM\tUNTIL\tIDLE\tREASON")
 	for i := range l.Entries {
 		row := &l.Entries[i]
 		address, identity, pod, idle := "-", "-", "-", "-"
@@ -99,13 +99,13 @@ func (l *List) Print(w io.Writer) error {
 			identity = strconv.FormatUint(uint64(row.Identity), 10)
 		}
 		if row.Pod != "" {
-			pod = row.Namespace + "/" + row.Pod
+			pod = printable(row.Namespace + "/" + row.Pod)
 		}
 		if row.IdleSeconds >= 0 {
 			idle = time.Duration(row.IdleSeconds * float64(time.Second)).Round(time.Second).String()
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", row.Kind, address, identity, row.Cluster, pod,
-			row.From, row.Until.UTC().Format(time.RFC3339), idle)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", row.Kind, address, identity, printable(row.Cluster), pod,
+			printable(row.From), row.Until.UTC().Format(time.RFC3339), idle, printableText(row.Reason))
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -120,7 +120,7 @@ func (l *List) Print(w io.Writer) error {
 		fmt.Fprintf(w, "Blind for cluster %q: its nodes have no pod CIDR, and --%s doesn't name it\n", cluster, flagPodCIDRs)
 	}
 	for _, away := range l.Away {
-		fmt.Fprintf(w, "Left alone for a while: cluster %q by %s\n", away.Cluster, away.Resolver)
+		fmt.Fprintf(w, "Left alone for a while: cluster %q by %s\n", away.Cluster, printable(away.Resolver))
 	}
 	if l.Waiting > 0 {
 		fmt.Fprintf(w, "%d lookups wait for their turn\n", l.Waiting)

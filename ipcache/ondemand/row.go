@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/cilium/statedb"
 	"github.com/cilium/statedb/index"
@@ -39,9 +41,11 @@ type Row struct {
 	ClusterID uint32     `json:"clusterID" yaml:"clusterID"`
 	Namespace string     `json:"namespace,omitempty" yaml:"namespace,omitempty"`
 	Pod       string     `json:"pod,omitempty" yaml:"pod,omitempty"`
-	// From is the resolver that knew, or for a KindAbsent the Outcome.
-	From  string    `json:"from" yaml:"from"`
-	Since time.Time `json:"since" yaml:"since"`
+	// From is the resolver that knew, or for a KindAbsent the Outcome; Reason is what was
+	// refused and why, or which identity of the endpoint isn't known.
+	From   string    `json:"from" yaml:"from"`
+	Reason string    `json:"reason,omitempty" yaml:"reason,omitempty"`
+	Since  time.Time `json:"since" yaml:"since"`
 	// Until is when it is looked at again.
 	Until time.Time `json:"until" yaml:"until"`
 }
@@ -56,10 +60,10 @@ func (r *Row) key() string {
 
 // TableHeader names the columns for `db/show`.
 func (*Row) TableHeader() []string {
-	return []string{"Kind", "Address", "Identity", "Cluster", "Pod", "From", "Since", "Until"}
+	return []string{"Kind", "Address", "Identity", "Cluster", "Pod", "From", "Since", "Until", "Reason"}
 }
 
-// TableRow gives the values of the columns.
+// TableRow gives the values of the columns, for a terminal: see printable.
 func (r *Row) TableRow() []string {
 	address, identity, pod := "", "", ""
 	if r.Addr.IsValid() {
@@ -69,10 +73,27 @@ func (r *Row) TableRow() []string {
 		identity = strconv.FormatUint(uint64(r.Identity), 10)
 	}
 	if r.Pod != "" {
-		pod = r.Namespace + "/" + r.Pod
+		pod = printable(r.Namespace + "/" + r.Pod)
 	}
-	return []string{string(r.Kind), address, identity, r.Cluster, pod, r.From,
-		r.Since.UTC().Format(time.RFC3339), r.Until.UTC().Format(time.RFC3339)}
+	return []string{string(r.Kind), address, identity, printable(r.Cluster), pod, printable(r.From),
+		r.Since.UTC().Format(time.RFC3339), r.Until.UTC().Format(time.RFC3339), printableText(r.Reason)}
+}
+
+// printable is a name for a terminal, quoted if it has what would look like another
+// column or line, or what a terminal would act on: it is the remote cluster's to choose.
+func printable(name string) string {
+	if strings.ContainsFunc(name, func(r rune) bool { return r == ' ' || r == '"' || !unicode.IsPrint(r) }) {
+		return strconv.Quote(name)
+	}
+	return name
+}
+
+// printableText is printable for sentences.
+func printableText(text string) string {
+	if strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(text)
+	}
+	return text
 }
 
 var rowByKey = statedb.Index[*Row, string]{
@@ -114,6 +135,6 @@ func (n *carried) row() *Row {
 func (n *negative) row(since time.Time) *Row {
 	return &Row{
 		Kind: KindAbsent, Addr: n.addr, Identity: n.identity, Cluster: n.owner.cluster, ClusterID: n.owner.clusterID,
-		From: string(n.outcome), Since: since, Until: n.until,
+		From: string(n.outcome), Reason: n.reason, Since: since, Until: n.until,
 	}
 }

@@ -62,9 +62,17 @@ var (
 	// ErrNotFound says that there is no endpoint at the address, nor any identity that
 	// was asked for.
 	ErrNotFound = errors.New("nothing is known of it")
+	// ErrUnknownIdentity is an ErrNotFound: there is an endpoint, of whose identity nobody
+	// knows the labels.
+	ErrUnknownIdentity error = unknownIdentity{}
 	// ErrUnavailable says that who would know can't be asked.
 	ErrUnavailable = errors.New("the remote cluster can't be asked")
 	// ErrRefused says that the question isn't one that is answered: of an address that
 	// two clusters claim, or by a source that has only a copy.
 	ErrRefused = errors.New("refused")
 )
+
+type unknownIdentity struct{}
+
+func (unknownIdentity) Error() string { return "its identity isn't known" }
+func (unknownIdentity) Unwrap() error { return ErrNotFound }
