@@ -87,8 +87,8 @@ const (
 	// lookupTimeout bounds a request which is made for several, of whom each has a
 	// deadline of its own.
 	lookupTimeout = 2 * time.Second
-	// lookupBytes is what is read of an answer for each key, two of the largest values
-	// that are of use, so that one which is too large can be told by its name; and
+	// lookupBytes is what is read of an answer for each key, more than an etcd takes by
+	// default, so that a value which is too large can be told by its name; and
 	// maxLookupBytes of all of them.
 	lookupBytes, maxLookupBytes = 2 << 20, 16 << 20
 )

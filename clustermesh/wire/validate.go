@@ -21,6 +21,12 @@ const (
 	// (TestMaxValueBytes).
 	MaxValueBytes = 1 << 20
 
+	// MaxLookupBytes limits one value that is looked up: 16 KiB. What is kept of those
+	// is bounded by number, and with MaxValueBytes each, 65,536 of them would be 64 GiB.
+	// An endpoint has some 300 bytes, and an identity those of its labels, of which one
+	// has 380 at the most by Kubernetes' limits for its key and value, and usually 50.
+	MaxLookupBytes = 16 << 10
+
 	// maxSegment is Kubernetes' limit for an object's name (RFC 1123 subdomain).
 	maxSegment = 253
 )
@@ -210,6 +216,15 @@ func checkSegments(r Resource, key string, count int) error {
 func CheckSize(r Resource, key string, value []byte) error {
 	if len(value) > MaxValueBytes {
 		return refuse(r, key, ReasonTooLarge, "%d bytes are more than %d", len(value), MaxValueBytes)
+	}
+	return nil
+}
+
+// CheckLookupSize refuses a value that is looked up of more than MaxLookupBytes:
+// ReasonTooLarge.
+func CheckLookupSize(l Lookup, value []byte) error {
+	if len(value) > MaxLookupBytes {
+		return refuse(l.Resource, l.Key, ReasonTooLarge, "%d bytes are more than %d, for what is looked up", len(value), MaxLookupBytes)
 	}
 	return nil
 }

@@ -157,6 +157,12 @@ func TestCheckKey(t *testing.T) {
 	requireRefusal(t, v.CheckKey(Identities, "524288"), Identities, "524288", ReasonIdentityRange)
 }
 
+func TestMaxLookupBytes(t *testing.T) {
+	lookup := IdentityLookup("amber", 65540)
+	require.NoError(t, CheckLookupSize(lookup, make([]byte, MaxLookupBytes)))
+	requireRefusal(t, CheckLookupSize(lookup, make([]byte, MaxLookupBytes+1)), Identities, "65540", ReasonTooLarge)
+}
+
 func TestMaxValueBytes(t *testing.T) {
 	require.NoError(t, CheckSize(Services, "shop/web", make([]byte, MaxValueBytes)))
 	requireRefusal(t, CheckSize(Services, "shop/web", make([]byte, MaxValueBytes+1)), Services, "shop/web", ReasonTooLarge)

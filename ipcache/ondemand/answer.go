@@ -67,7 +67,7 @@ func (a *Answer) take(ctx context.Context, read reader, lookups []wire.Lookup) e
 }
 
 func (a *Answer) add(lookup wire.Lookup, value []byte) error {
-	if err := wire.CheckSize(lookup.Resource, lookup.Key, value); err != nil {
+	if err := wire.CheckLookupSize(lookup, value); err != nil {
 		return err
 	}
 	if lookup.Resource == wire.Identities {

@@ -58,3 +58,14 @@ func TestAsksForWhatIsUnknown(t *testing.T) {
 		})
 	}
 }
+
+// TestTooLarge: what fills memory is refused by name, whoever has passed it on.
+func TestTooLarge(t *testing.T) {
+	addr := netip.MustParseAddr("10.1.0.7")
+	_, err := answerBy(t.Context(), Question{Cluster: "amber", ClusterID: 1, Addr: addr}, nil,
+		func(context.Context, ...wire.Lookup) ([][]byte, error) {
+			return [][]byte{make([]byte, wire.MaxLookupBytes+1)}, nil
+		})
+	require.ErrorIs(t, err, ErrRefused)
+	require.ErrorContains(t, err, `endpoints "10.1.0.7": too-large`)
+}

@@ -13,8 +13,8 @@ import (
 
 const (
 	// cacheEntries and cacheBytes bound what is kept: the look-ups of some seconds of
-	// a whole mesh, of 200 bytes each. A source can make its values as large as a
-	// megabyte.
+	// a whole mesh, of 200 bytes each. A source can make its values as large as
+	// wire.MaxLookupBytes.
 	cacheEntries = 1 << 15
 	cacheBytes   = 16 << 20
 	// absentTTL is how long at most it is said that there is nothing: TCP sends its first

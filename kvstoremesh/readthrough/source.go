@@ -162,7 +162,7 @@ func (l *link) pick(lookup wire.Lookup, found []etcd.Found) (answer, error) {
 		if kv == nil {
 			continue
 		}
-		if err := wire.CheckSize(lookup.Resource, lookup.Key, kv.Value); err != nil {
+		if err := wire.CheckLookupSize(lookup, kv.Value); err != nil {
 			return answer{}, fail(outcomeRefused, codes.FailedPrecondition, "remote cluster %q: %v", lookup.Cluster, err)
 		}
 		if l.regional && lookup.Resource == wire.Endpoints && wire.EndpointScope(kv.Value) == wire.ScopeRegional {

@@ -239,13 +239,13 @@ func TestRegion(t *testing.T) {
 	require.Equal(t, regional, r.value(pod(2)))
 }
 
-// TestTooLarge: a value that KVStoreMesh wouldn't copy isn't passed on, and one that
+// TestTooLarge: a value larger than any that is of use isn't passed on, and one that
 // would fill memory isn't read.
 func TestTooLarge(t *testing.T) {
 	r := newRig(t, Config{})
-	r.put(pushed+"10.1.0.1", strings.Repeat("x", wire.MaxValueBytes))
-	require.Len(t, r.value(pod(1)), wire.MaxValueBytes)
-	r.put(pushed+"10.1.0.1", strings.Repeat("x", wire.MaxValueBytes+1))
+	r.put(pushed+"10.1.0.1", strings.Repeat("x", wire.MaxLookupBytes))
+	require.Len(t, r.value(pod(1)), wire.MaxLookupBytes)
+	r.put(pushed+"10.1.0.1", strings.Repeat("x", wire.MaxLookupBytes+1))
 	r.refused(pod(1), codes.FailedPrecondition, `refusing endpoints "10.1.0.1": too-large`)
 	for range 2 * r.source.limits.failures { // which are none: the cluster is there
 		large := strings.Repeat("x", 1200<<10)
