@@ -52,7 +52,7 @@ type listener struct {
 
 func register(p params) error {
 	if !p.Config.enabled() {
-		return nil
+		return p.Config.without()
 	}
 	if err := p.Config.validate(); err != nil {
 		return err

@@ -80,6 +80,23 @@ func (def Config) socket() (path string, ok bool) {
 	return strings.CutPrefix(def.ListenAddress, unixScheme)
 }
 
+// without is for what isn't enabled: it refuses what says how to serve.
+func (def Config) without() error {
+	for _, given := range []struct {
+		flag string
+		set  bool
+	}{
+		{"ondemand-cert-file", def.CertFile != ""}, {"ondemand-key-file", def.KeyFile != ""},
+		{"ondemand-trusted-ca-file", def.TrustedCAFile != ""}, {"ondemand-allowed-names", len(def.AllowedNames) > 0},
+		{"ondemand-cache-ttl", def.CacheTTL != DefaultConfig.CacheTTL},
+	} {
+		if given.set {
+			return fmt.Errorf("--%s has no effect without --%s", given.flag, FlagListenAddress)
+		}
+	}
+	return nil
+}
+
 // validate refuses what would be served to others than was meant.
 func (def Config) validate() error {
 	if def.CacheTTL < 0 {
@@ -113,6 +130,9 @@ func (def Config) validateAddress() error {
 			return fmt.Errorf("--%s=%q: a socket needs an absolute path", FlagListenAddress, def.ListenAddress)
 		}
 		return nil
+	}
+	if strings.HasPrefix(def.ListenAddress, "unix:") {
+		return fmt.Errorf("--%s=%q: a socket is unix:///path", FlagListenAddress, def.ListenAddress)
 	}
 	if _, _, err := net.SplitHostPort(def.ListenAddress); err != nil {
 		return fmt.Errorf("--%s=%q: neither host:port nor unix:///path: %w", FlagListenAddress, def.ListenAddress, err)

@@ -35,6 +35,7 @@ func TestValidate(t *testing.T) {
 		"no CA":               {Config{ListenAddress: "127.0.0.1:0", CertFile: "a", KeyFile: "b"}, "--ondemand-trusted-ca-file is missing"},
 		"no port":             {Config{ListenAddress: "localhost"}, "neither host:port nor unix:///path"},
 		"relative socket":     {Config{ListenAddress: "unix://x"}, "absolute path"},
+		"one slash":           {Config{ListenAddress: "unix:/tmp/x"}, `--ondemand-listen-address="unix:/tmp/x": a socket is unix:///path`},
 		"negative time":       {Config{ListenAddress: "127.0.0.1:0", CacheTTL: -time.Second}, "--ondemand-cache-ttl"},
 		"URL, not an address": {Config{ListenAddress: "http://127.0.0.1:1"}, "neither host:port nor unix:///path"},
 	} {
@@ -46,6 +47,22 @@ func TestValidate(t *testing.T) {
 			}
 			require.ErrorContains(t, err, test.err)
 		})
+	}
+}
+
+// TestWithout refuses what has no effect where nothing is served.
+func TestWithout(t *testing.T) {
+	require.NoError(t, DefaultConfig.without())
+	for flag, set := range map[string]func(*Config){
+		"ondemand-cert-file":       func(c *Config) { c.CertFile = "a" },
+		"ondemand-key-file":        func(c *Config) { c.KeyFile = "a" },
+		"ondemand-trusted-ca-file": func(c *Config) { c.TrustedCAFile = "a" },
+		"ondemand-allowed-names":   func(c *Config) { c.AllowedNames = []string{"*"} },
+		"ondemand-cache-ttl":       func(c *Config) { c.CacheTTL = 0 },
+	} {
+		config := DefaultConfig
+		set(&config)
+		require.ErrorContains(t, config.without(), "--"+flag+" has no effect without --ondemand-listen-address")
 	}
 }
 

@@ -61,6 +61,10 @@ func (s *server) grpc(creds credentials.TransportCredentials) *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.intercept),
+		// None is answered, of known services neither; and who may not ask is told so.
+		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, _ grpc.StreamHandler) error {
+			return s.refuse(srv, stream)
+		}),
 		grpc.UnknownServiceHandler(s.refuse),
 	)
 	pb.RegisterKVServer(server, s)
@@ -101,7 +105,7 @@ func outcomeOfAnswer(resp any) string {
 	return outcomeFound
 }
 
-// refuse is for all that isn't KV or Maintenance.
+// refuse is for all streams, which is also what isn't KV or Maintenance comes as.
 func (s *server) refuse(_ any, stream grpc.ServerStream) (err error) {
 	end := s.metrics.begin()
 	defer func() { end(outcomeOf(err)) }()

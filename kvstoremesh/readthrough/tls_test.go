@@ -10,7 +10,9 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/ipcache/ondemand"
@@ -46,6 +48,10 @@ func TestCertificates(t *testing.T) {
 		require.Equal(t, codes.PermissionDenied, etcd.CodeOf(err))
 		_, err = client.Put(t.Context(), "x", "y")
 		require.Equal(t, codes.PermissionDenied, etcd.CodeOf(err))
+		stream, err := pb.NewMaintenanceClient(client.ActiveConnection()).Snapshot(t.Context(), &pb.SnapshotRequest{})
+		require.NoError(t, err)
+		_, err = stream.Recv()
+		require.Equal(t, codes.PermissionDenied, status.Code(err))
 	}
 	for name, path := range map[string]string{
 		"another CA's certificate":  ca.config(url, other, "by-common-name"),
