@@ -21,6 +21,12 @@ const (
 	DefaultMaxFollowed = 65536
 	DefaultRingBytes   = 1 << 20
 
+	// MaxMaxFollowed bounds [Config.MaxFollowed]: an ipcache map as Cilium makes it has
+	// room for half as many entries, and the kernel holds 100 bytes or so for each.
+	MaxMaxFollowed = 1 << 20
+	// MaxRate bounds [Config.Rate]: the buckets in the kernel count nanoseconds.
+	MaxRate = uint32(time.Second)
+
 	// defaultMaxCIDRs is more than one of each family for each of 100,000 nodes, if none of
 	// them can be merged. Only those that are there take memory.
 	defaultMaxCIDRs = 1 << 18
@@ -116,11 +122,11 @@ func (c Config) validate() error {
 	if c.Interval < 0 {
 		errs = append(errs, fmt.Errorf("an interval of %s between signals", c.Interval))
 	}
-	if c.Rate > uint32(time.Second) {
-		errs = append(errs, fmt.Errorf("a rate of %d signals per second", c.Rate))
+	if c.Rate > MaxRate {
+		errs = append(errs, fmt.Errorf("a rate of %d signals per second, more than %d", c.Rate, MaxRate))
 	}
-	if c.MaxFollowed < 0 {
-		errs = append(errs, fmt.Errorf("%d addresses to follow", c.MaxFollowed))
+	if c.MaxFollowed < 0 || c.MaxFollowed > MaxMaxFollowed {
+		errs = append(errs, fmt.Errorf("%d addresses to follow, which isn't between 0 and %d", c.MaxFollowed, MaxMaxFollowed))
 	}
 	if c.RingBytes < 0 || bits.OnesCount(uint(c.RingBytes)) != 1 || c.RingBytes%os.Getpagesize() != 0 {
 		errs = append(errs, fmt.Errorf("a ring buffer of %d bytes, which isn't a power of two and whole pages", c.RingBytes))

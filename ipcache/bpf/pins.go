@@ -94,26 +94,42 @@ func openMap(log *slog.Logger, path string, spec *ebpf.MapSpec) (_ *ebpf.Map, er
 		return nil, fmt.Errorf("checking the map at %s: %w", path, difference)
 	}
 	log.Warn("Replacing a pinned map, which has another size or layout", "path", path, "difference", difference)
-	if err := old.Unpin(); err != nil {
-		return nil, fmt.Errorf("removing the map at %s: %w", path, err)
-	}
-	m, err := makeMap(path, spec)
+	// The old one stays where it is until there is another: one that the kernel doesn't
+	// make must not cost what this one has.
+	m, err := newMap(spec)
 	if err != nil {
 		return nil, err
 	}
-	if old.Type() == ebpf.Hash && old.KeySize() == m.KeySize() && old.ValueSize() == m.ValueSize() {
+	if holdsEntries(m) && old.Type() == m.Type() && old.KeySize() == m.KeySize() && old.ValueSize() == m.ValueSize() {
 		copied, err := copyMap(m, old)
 		if err != nil {
 			log.Warn("Some of what the pinned map had is lost", "path", path, "copied", copied, "error", err)
 		}
 	}
+	if err := old.Unpin(); err != nil {
+		return nil, errors.Join(fmt.Errorf("removing the map at %s: %w", path, err), m.Close())
+	}
+	if err := m.Pin(path); err != nil {
+		return nil, errors.Join(fmt.Errorf("pinning the map at %s: %w", path, err), m.Close(), old.Pin(path))
+	}
+	return m, nil
+}
+
+// holdsEntries says whether what a map has is worth to be copied into one of another size.
+func holdsEntries(m *ebpf.Map) bool { return m.Type() == ebpf.Hash || m.Type() == ebpf.LPMTrie }
+
+func newMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(spec)
+	if err != nil {
+		return nil, fmt.Errorf("making the map %s for %d entries: %w", spec.Name, spec.MaxEntries, unpermitted(err))
+	}
 	return m, nil
 }
 
 func makeMap(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
-	m, err := ebpf.NewMap(spec)
+	m, err := newMap(spec)
 	if err != nil {
-		return nil, fmt.Errorf("making the map %s: %w", spec.Name, unpermitted(err))
+		return nil, err
 	}
 	if err := m.Pin(path); err != nil {
 		return nil, errors.Join(fmt.Errorf("pinning the map at %s: %w", path, err), m.Close())

@@ -150,6 +150,26 @@ func TestRestartTakesOver(t *testing.T) {
 	require.Equal(t, []ebpf.ProgramID{programID(t, f.programs.ethernet.Uplink)}, chain(t, first))
 }
 
+// TestMapThatIsNotMade leaves what there was.
+func TestMapThatIsNotMade(t *testing.T) {
+	inNamespace(t)
+	f := newFixture(t, nil)
+	addr := netip.MustParseAddr("10.7.0.1")
+	require.NoError(t, f.Follow(addr))
+	require.NoError(t, f.Close())
+	path := filepath.Join(f.cfg.Dir, seenName)
+	spec, err := loadMiss()
+	require.NoError(t, err)
+	tooLarge := spec.Maps[seenName]
+	tooLarge.MaxEntries = 1<<32 - 1
+	_, err = openMap(hivetest.Logger(t), path, tooLarge)
+	require.ErrorContains(t, err, "for 4294967295 entries")
+	f.open(t)
+	seen, err := f.LastSeen()
+	require.NoError(t, err)
+	require.Contains(t, seen, addr)
+}
+
 // TestReplacedIPCache: an agent with another size of its map makes a new one.
 func TestReplacedIPCache(t *testing.T) {
 	inNamespace(t)
@@ -259,6 +279,7 @@ func TestConfig(t *testing.T) {
 		"an interval of -1s":      {Dir: "x", IPCacheMap: "x", Interval: -time.Second},
 		"4294967295 signals":      {Dir: "x", IPCacheMap: "x", Rate: 1<<32 - 1},
 		"-1 addresses":            {Dir: "x", IPCacheMap: "x", MaxFollowed: -1},
+		"1048577 addresses":       {Dir: "x", IPCacheMap: "x", MaxFollowed: MaxMaxFollowed + 1},
 		"a ring buffer of 100000": {Dir: "x", IPCacheMap: "x", RingBytes: 100_000},
 		"a ring buffer of -4096":  {Dir: "x", IPCacheMap: "x", RingBytes: -4096},
 	} {

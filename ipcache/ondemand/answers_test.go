@@ -42,8 +42,11 @@ func TestHostileAnswers(t *testing.T) {
 			f := setup(t, func(s *settings) { s.log = slog.New(slog.NewJSONHandler(&logged, nil)) })
 			f.source.answer(func(context.Context, Question) (Answer, error) { return answer, nil })
 			r := f.resolve(podAddr)
-			f.eventually(func(t *assert) { require.Contains(t, r.Err.Error(), f.row(podAddr).Reason) })
-			require.NotEmpty(t, f.row(podAddr).Reason)
+			f.eventually(func(t *assert) {
+				row := f.row(podAddr)
+				require.NotNil(t, row)
+				require.Equal(t, r.Err.Error(), row.Reason)
+			})
 			for _, part := range []string{`"cluster":"red"`, `"address":"10.2.0.10"`, `"error":`, `"resolver":"local"`} {
 				require.Contains(t, logged.String(), part)
 			}
@@ -107,7 +110,11 @@ func TestEndpointWithoutItsIdentity(t *testing.T) {
 	require.ErrorIs(t, r.Err, ErrUnknownIdentity)
 	require.ErrorContains(t, r.Err, "131082")
 	require.NotContains(t, r.Err.Error(), ErrNotFound.Error(), "the address is known")
-	f.eventually(func(t *assert) { require.Equal(t, r.Err.Error(), f.row(podAddr).Reason) })
+	f.eventually(func(t *assert) {
+		row := f.row(podAddr)
+		require.NotNil(t, row)
+		require.Equal(t, r.Err.Error(), row.Reason)
+	})
 	require.Nil(t, f.endpoint(podAddr), "policy would drop it all the same")
 
 	f.do(func(tx *state.Txn) {
@@ -274,6 +281,16 @@ func TestConfigNamesTheFlag(t *testing.T) {
 		change(&config)
 		_, err = config.validate()
 		require.ErrorContains(t, err, "--"+flag)
+	}
+	for flag, change := range map[string]func(*Config){
+		flagMaxEntries: func(c *Config) { c.MaxEntries = bpf.MaxMaxFollowed + 1 },
+		flagRate:       func(c *Config) { c.Rate = bpf.MaxRate + 1 },
+	} {
+		config := DefaultConfig
+		change(&config)
+		_, err := config.validate()
+		require.ErrorContains(t, err, "--"+flag)
+		require.ErrorContains(t, err, "between 1 and")
 	}
 	for _, value := range []string{"10.2.0.0/16", "=10.2.0.0/16", "red=10.2.0.1/16", "red=10.2.0.0", "red=::ffff:10.2.0.0/112"} {
 		_, err := parseFlagCIDRs([]string{value})

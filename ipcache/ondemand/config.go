@@ -123,11 +123,14 @@ func (c Config) validate() ([]flagCIDR, error) {
 		return nil, fmt.Errorf("--%s=%v: must be 1s at least", flagTTL, c.TTL)
 	}
 	for _, f := range []struct {
-		name  string
-		value int
-	}{{flagConcurrency, c.Concurrency}, {flagMaxEntries, c.MaxEntries}, {flagRate, int(c.Rate)}, {flagLookupRate, int(c.LookupRate)}} {
-		if f.value <= 0 || f.value > math.MaxInt32 {
-			return nil, fmt.Errorf("--%s=%d: must be between 1 and %d", f.name, f.value, math.MaxInt32)
+		name       string
+		value, max int
+	}{
+		{flagConcurrency, c.Concurrency, math.MaxInt32}, {flagMaxEntries, c.MaxEntries, bpf.MaxMaxFollowed},
+		{flagRate, int(c.Rate), int(bpf.MaxRate)}, {flagLookupRate, int(c.LookupRate), math.MaxInt32},
+	} {
+		if f.value <= 0 || f.value > f.max {
+			return nil, fmt.Errorf("--%s=%d: must be between 1 and %d", f.name, f.value, f.max)
 		}
 	}
 	for _, f := range []struct {

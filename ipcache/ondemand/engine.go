@@ -70,7 +70,10 @@ type settings struct {
 	// monotonic is CLOCK_MONOTONIC, as the kernel reads it.
 	monotonic    func() time.Duration
 	breakerPause time.Duration
-	flagCIDRs    []flagCIDR
+	// restoreTimeout and lostRetry are the constants; a test has its own.
+	restoreTimeout, lostRetry time.Duration
+
+	flagCIDRs []flagCIDR
 	// ready is closed when the kernel can say what an earlier process has resolved, or
 	// won't; nil is at once.
 	ready <-chan struct{}
@@ -134,6 +137,12 @@ func newEngine(s settings, resolvers []IPCacheMissResolver) (*Engine, error) {
 	}
 	if s.breakerPause == 0 {
 		s.breakerPause = breakerPause
+	}
+	if s.restoreTimeout == 0 {
+		s.restoreTimeout = restoreTimeout
+	}
+	if s.lostRetry == 0 {
+		s.lostRetry = lostRetry
 	}
 	tables := s.writer.Tables()
 	e := &Engine{

@@ -91,7 +91,7 @@ func (l *List) Print(w io.Writer) error {
 	fmt.Fprintln(table, "KIND\tADDRESS\tIDENTITY\tCLUSTER\tPOD\tFROM\tUNTIL\tIDLE\tREASON")
 	for i := range l.Entries {
 		row := &l.Entries[i]
-		address, identity, pod, idle := "-", "-", "-", "-"
+		address, identity, pod, idle, reason := "-", "-", "-", "-", "-"
 		if row.Addr.IsValid() {
 			address = row.Addr.String()
 		}
@@ -101,11 +101,14 @@ func (l *List) Print(w io.Writer) error {
 		if row.Pod != "" {
 			pod = printable(row.Namespace + "/" + row.Pod)
 		}
+		if row.Reason != "" {
+			reason = printableText(row.Reason)
+		}
 		if row.IdleSeconds >= 0 {
 			idle = time.Duration(row.IdleSeconds * float64(time.Second)).Round(time.Second).String()
 		}
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", row.Kind, address, identity, printable(row.Cluster), pod,
-			printable(row.From), row.Until.UTC().Format(time.RFC3339), idle, printableText(row.Reason))
+			printable(row.From), row.Until.UTC().Format(time.RFC3339), idle, reason)
 	}
 	if err := table.Flush(); err != nil {
 		return err

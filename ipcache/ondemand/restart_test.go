@@ -306,6 +306,46 @@ func TestRestartWhileTheClusterIsAway(t *testing.T) {
 	}, patience, tick)
 }
 
+// TestRestartWhileTheClusterStaysAway: what can't be asked for in time goes, and health
+// says so until it is back.
+func TestRestartWhileTheClusterStaysAway(t *testing.T) {
+	kernel := &opener{handKernel: newHandKernel()}
+	require.NoError(t, kernel.Follow(podAddr, otherAddr))
+	s := &source{name: "test"}
+	s.answer(func(context.Context, Question) (Answer, error) { return Answer{}, ErrUnavailable })
+	a := newAgent(t, "", kernel, s)
+	e := a.service.engine
+	e.restoreTimeout, e.lostRetry = 50*time.Millisecond, 10*time.Millisecond
+	for _, r := range e.chain.others {
+		r.pause = time.Millisecond
+	}
+	a.start(t)
+	defer a.stop(t)
+	a.complete()
+	require.EventuallyWithT(t, func(t *assert) {
+		require.True(t, a.initialized())
+		require.Contains(t, a.degraded("job-restore"), `2 of "red"`)
+		require.False(t, kernel.follows(podAddr))
+	}, patience, tick)
+	s.has(endpointAt(podAddr, webID))
+	require.EventuallyWithT(t, func(t *assert) {
+		require.Equal(t, webID, a.inMap(podAddr))
+		require.True(t, kernel.follows(podAddr))
+		require.Empty(t, a.degraded("job-restore"))
+	}, patience, tick)
+}
+
+// TestLostIsForgotten with its cluster.
+func TestLostIsForgotten(t *testing.T) {
+	f := prepare(t, func(s *settings) { s.restoreTimeout, s.lostRetry = time.Millisecond, 10*time.Millisecond })
+	require.NoError(t, f.kernel.Follow(podAddr))
+	f.source.answer(func(context.Context, Question) (Answer, error) { return Answer{}, ErrUnavailable })
+	f.start()
+	f.eventually(func(t *assert) { require.Contains(t, f.degraded("restore"), `1 of "red"`) })
+	f.leave("red", redID)
+	f.eventually(func(t *assert) { require.Empty(t, f.degraded("restore")) })
+}
+
 func TestKernelThatCannot(t *testing.T) {
 	kernel := &opener{handKernel: newHandKernel(), fails: bpf.ErrUnsupported}
 	s := &source{name: "test"}

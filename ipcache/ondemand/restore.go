@@ -6,8 +6,10 @@ package ondemand
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cilium/hive/cell"
@@ -20,7 +22,13 @@ const (
 	restoreTimeout = 30 * time.Second
 	// restoreRetry is when a cluster is asked again that couldn't be.
 	restoreRetry = 250 * time.Millisecond
+	// lostRetry is when one is that couldn't be for restoreTimeout, and may be away for
+	// days.
+	lostRetry = 5 * time.Second
 )
+
+// namedClusters is how many clusters health names.
+const namedClusters = 5
 
 // restore is what an earlier process had resolved and isn't resolved again yet. It is
 // under the Engine's mu.
@@ -67,7 +75,7 @@ func (e *Engine) resume(ctx context.Context) (left int, err error) {
 	case <-ctx.Done():
 		return 0, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+	ctx, cancel := context.WithTimeout(ctx, e.restoreTimeout)
 	defer cancel()
 	defer e.endRestore()
 	if e.ready != nil {
@@ -82,15 +90,23 @@ func (e *Engine) resume(ctx context.Context) (left int, err error) {
 		return 0, fmt.Errorf("reading which addresses were resolved before: %w", err)
 	}
 	e.begin(lastSeen)
-	retry := time.NewTicker(restoreRetry)
+	e.resumeAll(ctx, restoreRetry, func() {})
+	return e.endRestore(), nil
+}
+
+// resumeAll asks for what is left until that is nothing, or until ctx ends. It calls moved
+// whenever there may be less left.
+func (e *Engine) resumeAll(ctx context.Context, again time.Duration, moved func()) {
+	retry := time.NewTicker(again)
 	defer retry.Stop()
 	for {
 		e.mu.Lock()
 		e.resumeMore()
-		left = e.restore.left()
+		left := e.restore.left()
 		e.mu.Unlock()
+		moved()
 		if left == 0 {
-			return 0, nil
+			return
 		}
 		select {
 		case <-e.restore.moved:
@@ -100,9 +116,59 @@ func (e *Engine) resume(ctx context.Context) (left int, err error) {
 			e.restore.failed = nil
 			e.mu.Unlock()
 		case <-ctx.Done():
-			return e.endRestore(), nil
+			return
 		}
 	}
+}
+
+// lost are the clusters of what is left, with how many addresses of each, and their sum.
+func (e *Engine) lost() (clusters map[string]int, sum int) {
+	clusters = map[string]int{}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	count := func(addr netip.Addr) {
+		// What isn't a remote cluster's any more is forgotten with its turn.
+		if owner, ok := e.cidrs.owner(addr); ok && owner.trust != byLocal && !e.entries.addresses.Contains(addr) {
+			clusters[owner.cluster]++
+			sum++
+		}
+	}
+	for _, addr := range e.restore.waiting {
+		count(addr)
+	}
+	for _, addr := range e.restore.failed {
+		count(addr)
+	}
+	for addr := range e.restore.asked {
+		count(addr)
+	}
+	return clusters, sum
+}
+
+// resumeLost goes on asking for what couldn't be asked for in time. The map has it no
+// longer, and a packet of it would be lost as any first packet is, so that health says of
+// which clusters it is.
+func (e *Engine) resumeLost(ctx context.Context, health cell.Health) {
+	reported := ""
+	e.resumeAll(ctx, e.lostRetry, func() {
+		clusters, sum := e.lost()
+		names := slices.Sorted(maps.Keys(clusters))
+		if sum == 0 {
+			return
+		}
+		counts := make([]string, 0, namedClusters)
+		for _, name := range names[:min(len(names), namedClusters)] {
+			counts = append(counts, fmt.Sprintf("%d of %q", clusters[name], name))
+		}
+		if len(names) > namedClusters {
+			counts = append(counts, fmt.Sprintf("and of %d more clusters", len(names)-namedClusters))
+		}
+		if text := strings.Join(counts, ", "); text != reported {
+			reported = text
+			health.Degraded("Not all that was resolved before the restart is in the map again",
+				fmt.Errorf("%d addresses can't be asked for, and were dropped: %s", sum, text))
+		}
+	})
 }
 
 // begin notes what is to be asked for: what a remote cluster still has and was used
@@ -133,8 +199,8 @@ func (e *Engine) resumeMore() {
 		addr := r.waiting[len(r.waiting)-1]
 		r.waiting = r.waiting[:len(r.waiting)-1]
 		owner, ok := e.cidrs.owner(addr)
-		if !ok {
-			continue // withdrawn meanwhile; nothing of it is kept
+		if !ok || owner.trust == byLocal || e.entries.addresses.Contains(addr) {
+			continue // withdrawn meanwhile, and nothing of it is kept; or resolved by a miss
 		}
 		r.asked[addr] = struct{}{}
 		e.enqueue(&lookup{
@@ -145,15 +211,14 @@ func (e *Engine) resumeMore() {
 	e.pump()
 }
 
-// endRestore lets go of what couldn't be resolved, and has the kernel follow only what
-// was. It says how many addresses couldn't be asked for.
+// endRestore has the kernel follow only what was resolved: there is no room for what
+// couldn't be and for all that may be resolved now. It says how many addresses are left.
 func (e *Engine) endRestore() (left int) {
 	e.mu.Lock()
 	r := &e.restore
 	left = r.left()
 	forget := slices.DeleteFunc(r.all, e.entries.addresses.Contains)
-	r.waiting, r.failed, r.all, r.over = nil, nil, nil, true
-	clear(r.asked)
+	r.all, r.over = nil, true
 	e.mu.Unlock()
 	e.forget(forget)
 	return left
@@ -198,20 +263,23 @@ func (e *Engine) forget(addrs []netip.Addr) {
 // restart is the job that has the tables wait for what was resolved before.
 func (e *Engine) restart(done func()) func(context.Context, cell.Health) error {
 	return func(ctx context.Context, health cell.Health) error {
-		defer func() {
-			if ctx.Err() == nil {
-				done()
-			}
-		}()
 		left, err := e.resume(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		done()
 		switch {
 		case err != nil:
 			e.log.Warn("What was resolved before is lost: it is resolved again when packets miss it", "error", err)
 			health.Degraded("What was resolved before is lost", err)
 		case left > 0:
-			e.log.Warn("Not all that was resolved before could be asked for again: it is when packets miss it",
-				"count", left, "waited", restoreTimeout)
-			health.OK(fmt.Sprintf("Done, but for %d addresses", left))
+			clusters, _ := e.lost()
+			e.log.Warn("Not all that was resolved before could be asked for again, and it is dropped: it is asked for until it can be",
+				"count", left, "waited", e.restoreTimeout, "clusters", clusters)
+			e.resumeLost(ctx, health)
+			if ctx.Err() == nil {
+				health.OK("Done")
+			}
 		default:
 			health.OK("Done")
 		}
