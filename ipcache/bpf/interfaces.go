@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -225,6 +226,11 @@ func (i *Interfaces) unwant(index int) {
 
 // kindOf is what an interface is to be looked at as; false if it isn't selected.
 func (i *Interfaces) kindOf(device netlink.Link) (Kind, bool) {
+	if device.Attrs().Flags&net.FlagLoopback != 0 {
+		// No pod is behind it, though "+" selects it, and all that the host says to itself
+		// would pass the programs.
+		return 0, false
+	}
 	switch name := device.Attrs().Name; {
 	case i.pods.Match(name):
 		return KindPod, true

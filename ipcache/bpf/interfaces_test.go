@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"sync"
 	"testing"
@@ -268,6 +269,12 @@ func TestKindsOfInterfaces(t *testing.T) {
 			require.Equal(t, kind, got, device.Attrs().Name)
 		}
 	}
+	loopback := named("lo")
+	loopback.Flags = net.FlagLoopback
+	for _, i := range []*Interfaces{i, NewInterfaces(hivetest.Logger(t), nil, Patterns{"+"}, Patterns{"lo"})} {
+		_, ok := i.kindOf(&netlink.Device{LinkAttrs: loopback})
+		require.False(t, ok, "whatever selects it")
+	}
 	_, err := isRaw(&netlink.Netkit{LinkAttrs: named("lxc1")})
 	require.ErrorContains(t, err, "interface lxc1 is a netkit device")
 }
@@ -324,7 +331,7 @@ func TestPatterns(t *testing.T) {
 	}
 	require.True(t, Patterns{"+"}.Match("anything"))
 	require.False(t, Patterns{}.Match("lxc1"))
-	for _, bad := range []string{"", "a+b", "a b", "a/b", "abcdefghijklmnop", "lxc++"} {
+	for _, bad := range []string{"", "a+b", "a b", "a/b", "abcdefghijklmnop", "lxc++", "lxc*", "eth[01]", "eth?", "eth0:1", "."} {
 		require.ErrorContains(t, Patterns{"ok", bad}.Validate(), fmt.Sprintf("%.5s", bad), bad)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,12 +26,18 @@ func (p Patterns) Validate() error {
 			errs = append(errs, errors.New("an empty name of an interface"))
 		case len(name) >= unix.IFNAMSIZ:
 			errs = append(errs, fmt.Errorf("%q: names of interfaces have at most %d characters", pattern, unix.IFNAMSIZ-1))
-		case strings.ContainsAny(name, "+/ \t\n"):
+		case strings.ContainsAny(name, "+*?[]"):
 			errs = append(errs, fmt.Errorf("%q: a pattern is a name, or the beginning of one and a +", pattern))
+		case pattern == "." || pattern == ".." || strings.ContainsFunc(name, isInNoName):
+			errs = append(errs, fmt.Errorf("%q: no interface has such a name", pattern))
 		}
 	}
 	return errors.Join(errs...)
 }
+
+// isInNoName is true for what the kernel lets no interface's name have, and for what none
+// has that is meant to be read.
+func isInNoName(r rune) bool { return r == '/' || r == ':' || r == ' ' || !unicode.IsPrint(r) }
 
 // Match says whether one of the patterns selects the interface.
 func (p Patterns) Match(name string) bool {

@@ -104,6 +104,11 @@ func (p *programs) close() error {
 
 // openIPCache opens the map that the datapath reads. We write nothing into it.
 func openIPCache(path string) (*ebpf.Map, error) {
+	// The kernel would say that it isn't permitted.
+	var stat unix.Statfs_t
+	if err := unix.Statfs(path, &stat); err == nil && stat.Type != unix.BPF_FS_MAGIC {
+		return nil, fmt.Errorf("the ipcache map, %s, isn't on a BPF file system: %w", path, ErrForeignPin)
+	}
 	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {
 		return nil, fmt.Errorf("opening the ipcache map at %s: %w", path, unpermitted(err))

@@ -223,6 +223,12 @@ func TestDirectories(t *testing.T) {
 
 	require.ErrorContains(t, open(func(cfg *Config) { cfg.Dir = t.TempDir() }), "isn't on a BPF file system")
 
+	file := filepath.Join(t.TempDir(), "map")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	err = open(func(cfg *Config) { cfg.Dir, cfg.IPCacheMap = filepath.Join(root, "other"), file })
+	require.ErrorContains(t, err, file+", isn't on a BPF file system")
+	require.NotErrorIs(t, err, ErrUnsupported)
+
 	// A map that isn't the ipcache's.
 	odd, err := ebpf.NewMap(&ebpf.MapSpec{Name: "odd", Type: ebpf.Hash, KeySize: 24, ValueSize: 12, MaxEntries: 1})
 	require.NoError(t, err)

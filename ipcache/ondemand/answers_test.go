@@ -292,7 +292,8 @@ func TestConfigNamesTheFlag(t *testing.T) {
 		require.ErrorContains(t, err, "--"+flag)
 		require.ErrorContains(t, err, "between 1 and")
 	}
-	for _, value := range []string{"10.2.0.0/16", "=10.2.0.0/16", "red=10.2.0.1/16", "red=10.2.0.0", "red=::ffff:10.2.0.0/112"} {
+	for _, value := range []string{"10.2.0.0/16", "=10.2.0.0/16", "red=10.2.0.1/16", "red=10.2.0.0", "red=::ffff:10.2.0.0/112",
+		"red=0.0.0.0/0", "red=::/0", "red=127.0.0.0/16", "red=224.0.0.0/24", "red=169.254.3.0/24", "red=fe80::/64", "red=::1/128", "red=ff02::/16"} {
 		_, err := parseFlagCIDRs([]string{value})
 		require.ErrorContains(t, err, "--"+flagPodCIDRs, value)
 		require.ErrorContains(t, err, value)
@@ -303,6 +304,19 @@ func TestConfigNamesTheFlag(t *testing.T) {
 }
 
 func TestSources(t *testing.T) {
+	t.Run("the flag names a cluster that isn't configured", func(t *testing.T) {
+		f := setup(t, func(s *settings) {
+			s.flagCIDRs = []flagCIDR{{"green", netip.MustParsePrefix("10.4.0.0/16")}, {"home", netip.MustParsePrefix("10.1.0.0/16")}}
+		})
+		f.eventually(func(t *assert) {
+			require.Contains(t, f.degraded("pod-cidrs"), `--ondemand-pod-cidrs names 1 clusters that aren't configured: "green"`)
+		})
+		f.join("green", 4)
+		f.eventually(func(t *assert) {
+			require.Empty(t, f.degraded("pod-cidrs"))
+			require.True(t, f.kernel.looksAt("10.4.0.0/16"))
+		})
+	})
 	t.Run("blind", func(t *testing.T) {
 		f := setup(t)
 		f.join("green", 4) // its nodes have no pod CIDRs

@@ -56,8 +56,8 @@ func (c CIDR) String() string {
 	return fmt.Sprintf("%s of cluster %q overlaps %s of cluster %q", c.Prefix, c.Cluster, c.Overlaps, c.With)
 }
 
-// notForPods are addresses that mean something else on each link or host: a remote
-// cluster has no say about them.
+// notForPods are addresses that mean something else on each link or host: nobody has a
+// say about them.
 var notForPods = []netip.Prefix{
 	netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"), // loopback
 	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10"), // link-local

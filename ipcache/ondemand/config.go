@@ -167,6 +167,9 @@ func parseFlagCIDRs(values []string) (cidrs []flagCIDR, err error) {
 		if prefix.Masked() != prefix || prefix.Addr().Is4In6() {
 			return nil, fmt.Errorf("--%s: %q: the CIDR has bits after its length, or is an IPv4 one in IPv6's form", flagPodCIDRs, value)
 		}
+		if reserved, ok := isForNoPods(prefix); ok {
+			return nil, fmt.Errorf("--%s: %q overlaps %s, which isn't for pods", flagPodCIDRs, value, reserved)
+		}
 		for _, other := range cidrs {
 			if other.cluster != cluster && other.prefix.Overlaps(prefix) {
 				return nil, fmt.Errorf("--%s: %q overlaps %s of cluster %q", flagPodCIDRs, value, other.prefix, other.cluster)

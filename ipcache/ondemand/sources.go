@@ -70,6 +70,8 @@ type sources struct {
 	// claim too many.
 	blind  []string
 	excess []Excess
+	// unknown are clusters that the flag names and that aren't configured.
+	unknown []string
 }
 
 // followSources keeps the ownership of addresses up to date until ctx ends.
@@ -172,7 +174,11 @@ func (s *sources) look(txn statedb.ReadTxn) (changed <-chan struct{}, decided bo
 		}
 		counts[cluster] = count
 	}
+	s.unknown = nil
 	for _, flag := range s.flagCIDRs {
+		if _, ok := s.clusters[flag.cluster]; !ok && flag.cluster != s.local && !slices.Contains(s.unknown, flag.cluster) {
+			s.unknown = append(s.unknown, flag.cluster)
+		}
 		claim := cidrClaim{prefix: flag.prefix, cluster: flag.cluster, trust: byFlag}
 		if flag.cluster == s.local {
 			claim.trust = byLocal
@@ -257,6 +263,10 @@ func (s *sources) report(health cell.Health) {
 	if n := len(s.blind); n > 0 && s.complete {
 		reasons = append(reasons, fmt.Sprintf("blind for %d clusters, whose nodes have no pod CIDR and which --%s doesn't name: %s%s",
 			n, flagPodCIDRs, s.blind[0], andMore(n)))
+	}
+	if n := len(s.unknown); n > 0 && s.complete {
+		reasons = append(reasons, fmt.Sprintf("--%s names %d clusters that aren't configured: %q%s",
+			flagPodCIDRs, n, s.unknown[0], andMore(n)))
 	}
 	if len(reasons) > 0 {
 		health.Degraded("Not all misses are noticed", fmt.Errorf("%s", strings.Join(reasons, "; ")))
