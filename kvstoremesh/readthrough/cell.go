@@ -66,7 +66,7 @@ func register(p params) error {
 
 // Start implements cell.HookInterface.
 func (l *listener) Start(ctx cell.HookContext) error {
-	creds, err := l.Config.credentials()
+	certificates, err := newCertificates(l.Config, l.Log, l.Metrics)
 	if err != nil {
 		return err
 	}
@@ -79,15 +79,25 @@ func (l *listener) Start(ctx cell.HookContext) error {
 	if l.Config.secure() {
 		s.names = l.Config.AllowedNames
 	}
-	l.server, l.cancel = s.grpc(creds), cancel
+	l.server, l.cancel = s.grpc(certificates.credentials()), cancel
 	l.Log.Info("Serving look-ups of what remote clusters don't push", "address", address.Addr(), "client-certificates", l.Config.secure())
-	l.Jobs.Add(job.OneShot("serve", func(_ context.Context, health cell.Health) error { return l.serve(address, health) }))
+	l.Jobs.Add(job.OneShot("serve", func(_ context.Context, health cell.Health) error {
+		return l.serve(address, certificates, health)
+	}))
 	return nil
 }
 
 // serve is a job, until Stop.
-func (l *listener) serve(address net.Listener, health cell.Health) error {
-	health.OK(fmt.Sprintf("Serving at %s", address.Addr()))
+func (l *listener) serve(address net.Listener, certificates *certificates, health cell.Health) error {
+	serving := fmt.Sprintf("Serving at %s", address.Addr())
+	health.OK(serving)
+	certificates.watch(func(err error) {
+		if err != nil {
+			health.Degraded("Certificates can't be read again, the last ones that could be are used", err)
+			return
+		}
+		health.OK(serving)
+	})
 	if err := l.server.Serve(address); err != nil {
 		err = fmt.Errorf("serving at %s: %w", address.Addr(), err)
 		health.Degraded("Look-ups are not served", err)

@@ -13,7 +13,8 @@
 //
 //	config.go   flags
 //	cell.go     the wiring
-//	listen.go   where it is served: sockets and certificates
+//	listen.go   where it is served
+//	tls.go      its certificates
 //	names.go    which clients may ask
 //	server.go   etcd's protocol: what is answered, and what is refused
 //	source.go   how a remote cluster is asked, and what is passed on of its answer

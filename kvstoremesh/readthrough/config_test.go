@@ -112,9 +112,9 @@ func TestListenUnix(t *testing.T) {
 
 // TestCredentials: certificates that can't be used end the start, and are named.
 func TestCredentials(t *testing.T) {
-	_, err := Config{CertFile: "/nowhere/crt", KeyFile: "/nowhere/key", TrustedCAFile: "/nowhere/ca"}.credentials()
+	_, err := newCertificates(Config{CertFile: "/nowhere/crt", KeyFile: "/nowhere/key", TrustedCAFile: "/nowhere/ca"}, nil, nil)
 	require.ErrorContains(t, err, `--ondemand-cert-file "/nowhere/crt"`)
-	creds, err := Config{}.credentials()
+	certificates, err := newCertificates(Config{}, nil, nil)
 	require.NoError(t, err)
-	require.Equal(t, "insecure", creds.Info().SecurityProtocol)
+	require.Equal(t, "insecure", certificates.credentials().Info().SecurityProtocol)
 }

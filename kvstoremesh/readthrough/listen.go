@@ -5,7 +5,6 @@ package readthrough
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,10 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 )
 
 // listen opens the address. What isn't for this machine alone needs certificates: who
@@ -81,28 +77,4 @@ func removeDead(path string) error {
 		return err
 	}
 	return os.Remove(path)
-}
-
-// credentials gives what connections are protected by. Files are read for each
-// connection, the CA's included, so that a rotated certificate is used without a
-// restart; one that can't be read keeps those connections out that come meanwhile.
-func (def Config) credentials() (credentials.TransportCredentials, error) {
-	if !def.secure() {
-		return insecure.NewCredentials(), nil
-	}
-	info := transport.TLSInfo{CertFile: def.CertFile, KeyFile: def.KeyFile, TrustedCAFile: def.TrustedCAFile, ClientCertAuth: true}
-	config := func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		config, err := info.ServerConfig()
-		if err != nil {
-			return nil, fmt.Errorf("reading --ondemand-cert-file %q, --ondemand-key-file %q and --ondemand-trusted-ca-file %q: %w",
-				def.CertFile, def.KeyFile, def.TrustedCAFile, err)
-		}
-		// A ticket would outlive the CA that has signed its client's certificate.
-		config.SessionTicketsDisabled = true
-		return config, nil
-	}
-	if _, err := config(nil); err != nil {
-		return nil, err
-	}
-	return credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: config}), nil
 }

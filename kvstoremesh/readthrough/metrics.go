@@ -17,6 +17,8 @@ type Metrics struct {
 	// cached are the answers that were given again, and asked what remote clusters were
 	// asked: the difference of what was answered has joined a look-up under way.
 	cached, asked prometheus.Counter
+	// unreadable are the connections for which the certificates couldn't be read again.
+	unreadable prometheus.Counter
 }
 
 const metricsPrefix = "waggle_kvstoremesh_ondemand_"
@@ -35,6 +37,8 @@ func newMetrics() *Metrics {
 			Help: "Look-ups that were answered by what a remote cluster had said a moment before"}),
 		asked: prometheus.NewCounter(prometheus.CounterOpts{Name: metricsPrefix + "remote_requests_total",
 			Help: "Questions that remote clusters were asked"}),
+		unreadable: prometheus.NewCounter(prometheus.CounterOpts{Name: metricsPrefix + "certificate_errors_total",
+			Help: "Connections for which the certificates couldn't be read again, and the earlier ones were used"}),
 	}
 	for _, outcome := range outcomes {
 		m.requests.WithLabelValues(outcome) // 0 is something to tell as well
@@ -54,7 +58,7 @@ func (m *Metrics) begin() (end func(outcome string)) {
 }
 
 func (m *Metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.duration, m.inFlight, m.cached, m.asked}
+	return []prometheus.Collector{m.requests, m.duration, m.inFlight, m.cached, m.asked, m.unreadable}
 }
 
 // Describe implements prometheus.Collector.

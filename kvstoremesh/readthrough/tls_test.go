@@ -5,6 +5,9 @@ package readthrough_test
 
 import (
 	"context"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -112,4 +115,33 @@ func TestRotation(t *testing.T) {
 	ca.issue("agent", "agent")
 	s.mesh.Restart()
 	eventually(t, resolver, question(dbAddr, 0), dbAnswer)
+}
+
+// TestUnreadableCertificates: while the files can't be read the last good ones go on
+// being used.
+func TestUnreadableCertificates(t *testing.T) {
+	ca := newAuthority(t)
+	ca.issue("agent", "agent")
+	s := newSources(t, secured(t, ca, "agent"))
+	path := ca.config("https://"+s.address, ca, "agent")
+	good, err := os.ReadFile(ca.file("ca.crt"))
+	require.NoError(t, err)
+	// What clients trust stays.
+	trusted := filepath.Join(t.TempDir(), "ca.crt")
+	require.NoError(t, os.WriteFile(trusted, good, 0o600))
+	config, err := os.ReadFile(path)
+	require.NoError(t, err)
+	path = writeConfig(t, strings.Replace(string(config), ca.file("ca.crt"), trusted, 1))
+	eventually(t, readThrough(t, path), question(dbAddr, 0), dbAnswer)
+
+	for _, file := range []string{"ca.crt", "server.crt", "server.key"} {
+		good, err := os.ReadFile(ca.file(file))
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(ca.file(file), []byte("junk"), 0o600))
+		eventually(t, readThrough(t, path), question(dbAddr, 0), dbAnswer)
+		require.NoError(t, os.Remove(ca.file(file)))
+		eventually(t, readThrough(t, path), question(dbAddr, 0), dbAnswer)
+		require.NoError(t, os.WriteFile(ca.file(file), good, 0o600))
+		eventually(t, readThrough(t, path), question(dbAddr, 0), dbAnswer)
+	}
 }
