@@ -333,10 +333,13 @@ func (s *story) suggest(truths []*truth) {
   see the state:       %s status%s
   why a pod is synced: %s filter explain%s %s
   ask a process:       %s shell --shell-sock-path %s db/show endpoints
-  look into an etcd:   etcdctl --endpoints %s get --prefix cilium/ --keys-only
-Edits are reported here. Ctrl-C ends everything.
-`, edit, s.mesh.pid(last.Cluster.Name, partKVStoreMesh), last.Cluster.Name, self, dir,
+  look into an etcd:   etcdctl --endpoints %s get --prefix cilium/ --keys-only`, edit, s.mesh.pid(last.Cluster.Name, partKVStoreMesh), last.Cluster.Name, self, dir,
 		self, dir, cmp.Or(example, "CLUSTER/NAMESPACE/POD"), self, last.Shells[partAgent], last.Etcd)
+	if s.OnDemand {
+		s.say(`  what isn't pushed:   %s shell --shell-sock-path %s ondemand/miss ADDRESS  (as if a packet had missed it)
+                       %s ondemand list%s`, self, first.Shells[partAgent], self, dir)
+	}
+	s.say("Edits are reported here. Ctrl-C ends everything.\n")
 }
 
 // ended and started are told by the processes.
