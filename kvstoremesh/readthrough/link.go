@@ -31,6 +31,8 @@ type limits struct {
 }
 
 // defaultLimits have room for 1,000 look-ups a second of a cluster that is 100 ms away.
+// The client's requests have room for 640: two at a time, of 128 keys, with four keys for
+// a look-up and its evidence.
 var defaultLimits = limits{timeout: 1500 * time.Millisecond, slots: 128, failures: 5, pause: time.Second}
 
 // link is what belongs to one connection to one remote cluster. What was learned over
