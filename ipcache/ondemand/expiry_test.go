@@ -259,14 +259,23 @@ func TestNegativeIsForgotten(t *testing.T) {
 	f.miss(to(podAddr))
 	f.eventually(func(t *assert) { require.Equal(t, 1, f.count(bpf.SideDestination, OutcomeNegative)) })
 	require.EqualValues(t, 1, f.source.asked.Load())
-	require.Equal(t, KindAbsent, f.row(podAddr).Kind)
+	f.requireListed(podAddr, KindAbsent)
 
 	f.source.has(endpointAt(podAddr, webID))
 	f.elapse(f.engine.config.NegativeTTL)
 	f.eventually(func(t *assert) { require.Nil(t, f.row(podAddr)) })
 	f.miss(to(podAddr))
 	f.requireResolved(podAddr, webID)
-	require.Equal(t, KindEndpoint, f.row(podAddr).Kind)
+	f.requireListed(podAddr, KindEndpoint)
+}
+
+// requireListed waits for a row: whoever asked is told before it is written.
+func (f *fixture) requireListed(addr netip.Addr, kind Kind) {
+	f.eventually(func(t *assert) {
+		row := f.row(addr)
+		require.NotNil(t, row)
+		require.Equal(t, kind, row.Kind)
+	})
 }
 
 func TestAtMostMaxEntries(t *testing.T) {
