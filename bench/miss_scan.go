@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/waggle-mesh/waggle/bench/follower"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
 	"github.com/waggle-mesh/waggle/ipcache"
 	"github.com/waggle-mesh/waggle/ipcache/bpf"
 	"github.com/waggle-mesh/waggle/testing/netns"
@@ -143,7 +144,7 @@ func (n *missNode) packets(f *MissFigures) (err error) {
 		for i := range min(each, n.config.Entries-len(entries)) {
 			hit = nth(cidr.Addr(), i+1)
 			key, _ := ipcache.NewKey(netip.PrefixFrom(hit, 32))
-			entries = append(entries, ipcache.Entry{Key: key, Value: ipcache.NewValue(wanted[cidr]<<16+256, netip.Addr{}, 0, 0)})
+			entries = append(entries, ipcache.Entry{Key: key, Value: ipcache.NewValue(wire.IdentityRangeFor(wanted[cidr], 511).Min, netip.Addr{}, 0, 0)})
 		}
 		miss = nth(cidr.Addr(), 1<<12-2)
 	}
@@ -167,6 +168,13 @@ func (n *missNode) packets(f *MissFigures) (err error) {
 			return err
 		}
 		*of.figure = float64(took)
+	}
+	stats, err := kernel.Stats()
+	if err != nil {
+		return err
+	}
+	if stats.Hits < repeat || stats.Misses < repeat || stats.Others < repeat {
+		return fmt.Errorf("the packets weren't what they were to be: %+v", stats)
 	}
 	return nil
 }

@@ -99,13 +99,21 @@ func (c *Client) NewLookups() *Gather[Found] {
 	return NewGather(GatherConfig[Found]{
 		Flights: lookupFlights, MaxKeys: lookupKeys, Timeout: lookupTimeout,
 		Read: func(ctx context.Context, keys []string) ([]Found, error) {
-			read, err := c.GetTogether(ctx, min(len(keys)*lookupBytes, maxLookupBytes), keys...)
+			// What several ask for is read once.
+			at, once := make(map[string]int, len(keys)), make([]string, 0, len(keys))
+			for _, key := range keys {
+				if _, ok := at[key]; !ok {
+					at[key] = len(once)
+					once = append(once, key)
+				}
+			}
+			read, err := c.GetTogether(ctx, min(len(once)*lookupBytes, maxLookupBytes), once...)
 			if err != nil {
 				return nil, err
 			}
 			found := make([]Found, len(keys))
-			for i, kv := range read.KVs {
-				found[i] = Found{read.Header, kv}
+			for i, key := range keys {
+				found[i] = Found{read.Header, read.KVs[at[key]]}
 			}
 			return found, nil
 		},

@@ -4,6 +4,7 @@
 package wire
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 )
@@ -25,13 +26,17 @@ func (l Lookup) EvidenceKeys(cached bool) []string {
 
 // CheckAbsence says whether there is nothing where nothing was found: nil, or an error
 // that is ErrIncomplete. It is given the values of EvidenceKeys, nil for a key that isn't
-// there, and the config by which the cluster is connected: an etcd that has become another
-// cluster's says nothing about this one.
-func (l Lookup) CheckAbsence(connected ClusterConfig, evidence [][]byte) error {
+// there, and the config by which the cluster is connected, which was decoded from raw: an
+// etcd that has become another cluster's says nothing about this one. A config that is
+// still the same isn't decoded again, which would be most of what a look-up costs.
+func (l Lookup) CheckAbsence(connected ClusterConfig, raw []byte, evidence [][]byte) error {
 	if len(evidence) != 2 {
 		return fmt.Errorf("%w: cluster %q: %d values of evidence", ErrIncomplete, l.Cluster, len(evidence))
 	}
-	config, err := ParseClusterConfig(evidence[0])
+	config, err := connected, error(nil)
+	if len(evidence[0]) == 0 || !bytes.Equal(evidence[0], raw) {
+		config, err = ParseClusterConfig(evidence[0])
+	}
 	switch {
 	case err != nil:
 		return fmt.Errorf("%w: cluster %q: %w", ErrIncomplete, l.Cluster, err)

@@ -17,8 +17,9 @@ func TestAbsence(t *testing.T) {
 	require.Equal(t, []string{"cilium/cluster-config/amber", "cilium/synced/amber/cilium/cache/identities/v1"},
 		IdentityLookup("amber", 65540).EvidenceKeys(true))
 
-	connected := ClusterConfig{ID: 1}
 	config, canary := []byte(`{"id":1,"capabilities":{"syncedCanaries":true}}`), []byte("2026-03-01T12:00:00Z")
+	connected, err := ParseClusterConfig(config)
+	require.NoError(t, err)
 	for name, c := range map[string]struct {
 		evidence [][]byte
 		err      string
@@ -35,13 +36,15 @@ func TestAbsence(t *testing.T) {
 		"no evidence":        {nil, "0 values of evidence"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := lookup.CheckAbsence(connected, c.evidence)
-			if c.err == "" {
-				require.NoError(t, err)
-				return
+			for _, raw := range [][]byte{config, nil} {
+				err := lookup.CheckAbsence(connected, raw, c.evidence)
+				if c.err == "" {
+					require.NoError(t, err)
+					continue
+				}
+				require.ErrorIs(t, err, ErrIncomplete)
+				require.ErrorContains(t, err, c.err)
 			}
-			require.ErrorIs(t, err, ErrIncomplete)
-			require.ErrorContains(t, err, c.err)
 		})
 	}
 }

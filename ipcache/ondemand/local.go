@@ -62,7 +62,7 @@ func readSource(ctx context.Context, conn remote.Connection, lookups []wire.Look
 		evidence, found = takeValues(found, len(lookup.EvidenceKeys(cached)))
 		if at := slices.IndexFunc(sources, func(value []byte) bool { return value != nil }); at >= 0 {
 			values[i] = sources[at]
-		} else if err := lookup.CheckAbsence(conn.Config, evidence); err != nil {
+		} else if err := lookup.CheckAbsence(conn.Config, conn.RawConfig, evidence); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 	}

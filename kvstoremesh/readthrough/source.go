@@ -174,7 +174,7 @@ func (l *link) pick(lookup wire.Lookup, found []etcd.Found) (answer, error) {
 	for _, one := range found[sources:] {
 		evidence = append(evidence, one.Value())
 	}
-	if err := lookup.CheckAbsence(l.conn.Config, evidence); err != nil {
+	if err := lookup.CheckAbsence(l.conn.Config, l.conn.RawConfig, evidence); err != nil {
 		return answer{}, fail(outcomeUnavailable, codes.Unavailable, "nothing is found, and %.512v", err)
 	}
 	return answer{header: found[0].Header}, nil
