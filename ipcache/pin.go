@@ -52,7 +52,7 @@ func OpenBPF(log *slog.Logger, cfg BPFConfig) (_ *BPFMap, err error) {
 	if err := mountBPFFS(log, cfg.Root); err != nil {
 		return nil, err
 	}
-	dir, err := lockDir(filepath.Join(cfg.Root, cfg.Dir))
+	dir, err := LockDir(filepath.Join(cfg.Root, cfg.Dir))
 	if err != nil {
 		return nil, err
 	}
@@ -63,9 +63,10 @@ func OpenBPF(log *slog.Logger, cfg BPFConfig) (_ *BPFMap, err error) {
 	return b, nil
 }
 
-// lockDir makes the directory and takes it for this process. The lock ends with
-// the process, however it ends.
-func lockDir(path string) (*os.File, error) {
+// LockDir makes a directory of maps and takes it for this process, until what it
+// returns is closed or the process ends, however it ends. The error is [ErrInUse] if
+// another one has it.
+func LockDir(path string) (*os.File, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of maps: %w", err)
 	}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/waggle-mesh/waggle/ipcache"
 )
 
 var (
@@ -17,7 +19,7 @@ var (
 	ErrUnsupported = errors.New("the kernel can't signal misses in the ipcache")
 
 	// ErrInUse says that another process has the directory.
-	ErrInUse = errors.New("another process uses this directory of maps")
+	ErrInUse = ipcache.ErrInUse
 
 	// ErrForeignPin says that something is pinned there that isn't ours.
 	ErrForeignPin = errors.New("that isn't what belongs there")

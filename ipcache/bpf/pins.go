@@ -13,6 +13,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/waggle-mesh/waggle/ipcache"
 )
 
 // Names of maps in the kernel, in the object, and in the directory.
@@ -150,28 +152,20 @@ func copyMap(to, from *ebpf.Map) (copied int, err error) {
 	return copied, entries.Err()
 }
 
-// lockDir makes the directory and takes it for this process. The lock ends with the
-// process, however it ends.
+// lockDir takes a directory, which must be on a BPF file system, for this process.
 func lockDir(path string) (*os.File, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, fmt.Errorf("making the directory of maps: %w", unpermitted(err))
+	dir, err := ipcache.LockDir(path)
+	if err != nil {
+		return nil, unpermitted(err)
 	}
 	var stat unix.Statfs_t
-	if err := unix.Statfs(path, &stat); err != nil {
-		return nil, fmt.Errorf("looking at the file system of %s: %w", path, err)
+	if err = unix.Fstatfs(int(dir.Fd()), &stat); err != nil {
+		err = fmt.Errorf("looking at the file system of %s: %w", path, err)
+	} else if stat.Type != unix.BPF_FS_MAGIC {
+		err = fmt.Errorf("the directory of maps, %s, isn't on a BPF file system", path)
 	}
-	if stat.Type != unix.BPF_FS_MAGIC {
-		return nil, fmt.Errorf("the directory of maps, %s, isn't on a BPF file system", path)
-	}
-	dir, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("opening the directory of maps: %w", err)
-	}
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = ErrInUse
-		}
-		return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), dir.Close())
+		return nil, errors.Join(err, dir.Close())
 	}
 	return dir, nil
 }
