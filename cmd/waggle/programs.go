@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/waggle-mesh/waggle/cells"
+	wagglemetrics "github.com/waggle-mesh/waggle/cells/metrics"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/export"
 	"github.com/waggle-mesh/waggle/kvstoremesh"
@@ -39,7 +40,7 @@ var programs = []program{
 		long: `Reads nodes, identities, endpoints, services and namespaces of a cluster from its
 API server, or from a directory of manifests, and writes them to the cluster's
 etcd in Cilium's kvstore schema, for remote clusters to read.`,
-		cells: cell.Group(cells.Exporter, exportMetrics),
+		cells: cell.Group(cells.Exporter, wagglemetrics.Exporter),
 		ready: readiness(func(e *export.Exporter) func() bool { return isClosed(e.Synced()) }),
 	},
 	{
@@ -47,7 +48,7 @@ etcd in Cilium's kvstore schema, for remote clusters to read.`,
 		long: `Follows the etcd of each remote cluster that --clustermesh-config has a file for,
 and writes what it holds below cilium/cache/ of the local etcd, so that the local
 agents read only that one.`,
-		cells: cell.Group(cells.KVStoreMesh, skippedMetrics, readThroughMetrics),
+		cells: cell.Group(cells.KVStoreMesh, wagglemetrics.KVStoreMesh),
 		// Of what it reads it keeps next to nothing, so that most of its heap is
 		// garbage: less of that costs little. 50 is 7 % less memory for 13 % more
 		// CPU, 100 the other way round (docs/performance.md).
@@ -64,7 +65,7 @@ Reads the remote clusters that --clustermesh-config has a file for, usually all
 from the local etcd that "waggle kvstoremesh" fills, and keeps a BPF map with the
 layout of Cilium's ipcache up to date. Within cilium-agent the same cells feed
 Cilium's own ipcache instead.`,
-		cells: cell.Group(cells.Agent, datastoreMetricsCell, ondemandMetrics),
+		cells: cell.Group(cells.Agent, wagglemetrics.Agent),
 		// What a list brings in is mostly kept, so that a smaller share of garbage
 		// costs little more work: of 500,000 endpoints a twelfth of the processor
 		// time for 50 MiB (see waggle bench ingest).
@@ -81,7 +82,7 @@ etcd of its own: one watch of the API server for each replica of this program,
 instead of one for each agent. The etcd is embedded, and holds nothing that isn't
 made again at the next start; --kvstore-opt names an external one instead.
 See docs/incluster-cache.md.`,
-		cells: cell.Group(cells.InClusterCache, cacheMetrics),
+		cells: cell.Group(cells.InClusterCache, wagglemetrics.InClusterCache),
 		ready: readiness(func(e *export.Exporter) func() bool { return isClosed(e.Synced()) }),
 	},
 	{
