@@ -1,0 +1,65 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package hostagent
+
+import (
+	"github.com/cilium/cilium/api/v1/server"
+	agentcmd "github.com/cilium/cilium/daemon/cmd"
+	cnicell "github.com/cilium/cilium/daemon/cmd/cni"
+	fakecni "github.com/cilium/cilium/daemon/cmd/cni/fake"
+	"github.com/cilium/cilium/daemon/cmd/legacy"
+	fakedatapath "github.com/cilium/cilium/pkg/datapath/fake"
+	"github.com/cilium/cilium/pkg/datapath/linux/route/reconciler"
+	"github.com/cilium/cilium/pkg/datapath/neighbor"
+	"github.com/cilium/cilium/pkg/datapath/prefilter"
+	"github.com/cilium/cilium/pkg/dial"
+	k8sclient "github.com/cilium/cilium/pkg/k8s/client"
+	"github.com/cilium/cilium/pkg/k8s/synced"
+	"github.com/cilium/cilium/pkg/kvstore"
+	"github.com/cilium/cilium/pkg/kvstore/store"
+	"github.com/cilium/cilium/pkg/loadbalancer"
+	lbmaps "github.com/cilium/cilium/pkg/loadbalancer/maps"
+	"github.com/cilium/cilium/pkg/loadbalancer/redirectpolicy"
+	"github.com/cilium/cilium/pkg/maps/ctmap"
+	"github.com/cilium/cilium/pkg/maps/policymap"
+	"github.com/cilium/cilium/pkg/metrics"
+	monitoragent "github.com/cilium/cilium/pkg/monitor/agent"
+	"github.com/cilium/hive/cell"
+	statedbreconciler "github.com/cilium/statedb/reconciler"
+)
+
+// upstreamCells are upstream's whole control plane and, of its infrastructure,
+// the client of the API server. What stands in for the rest is upstream's own.
+var upstreamCells = cell.Group(
+	agentcmd.ControlPlane,
+	k8sclient.Cell,
+	kvstore.Cell(kvstore.DisabledBackendName),
+	store.Cell,
+	dial.ServiceResolverCell,
+	metrics.Cell,
+	monitoragent.Cell,
+
+	fakedatapath.Cell,
+	neighbor.ForwardableIPCell,
+	reconciler.TableCell,
+	prefilter.Cell,
+	cell.Provide(
+		neighbor.NewCommonTestConfig(true, false, 100),
+		func() statedbreconciler.Reconciler[*reconciler.DesiredRoute] { return nil },
+		func() cnicell.CNIConfigManager { return &fakecni.FakeCNIConfigManager{} },
+		func() ctmap.GCRunner { return ctmap.NewFakeGCRunner() },
+		func() policymap.Factory { return nil },
+		func() *server.Server { return nil },
+		func() *loadbalancer.TestConfig { return &loadbalancer.TestConfig{} },
+		func() redirectpolicy.TestSkipLBMap { return noMap{} },
+		// The CRDs are there before an agent is.
+		synced.RejectedCRDSyncPromise,
+	),
+	// In dry mode all of the start is behind this.
+	cell.Invoke(func(legacy.DaemonInitialization) {}),
+)
+
+// noMap stands in for a map that would be pinned in the host's BPF file system.
+// Nothing uses it: local redirect policies are off.
+type noMap struct{ lbmaps.SkipLBMap }
