@@ -15,6 +15,10 @@ run: bin/waggle
 ## build: build bin/waggle
 build: bin/waggle
 
+# Upstream's clustermesh-apiserver with our cells in it: see docs/clustermesh-apiserver.md.
+bin/clustermesh-apiserver: $(SOURCES)
+	$(GO) build -o $@ ./cmd/clustermesh-apiserver
+
 bin/waggle: $(SOURCES)
 	$(GO) build -o $@ ./cmd/waggle
 

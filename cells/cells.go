@@ -54,8 +54,14 @@ var KVStoreMesh = cell.Module(
 	cell.Config(wire.DefaultClusterInfo),
 	cell.Invoke(validateCluster),
 
+	etcd.Cell, // client and Writer of the local etcd
+	KVStoreMeshParts,
+)
+
+// KVStoreMeshParts is KVStoreMesh without the flags and the etcd, for a host's hive in
+// which they outlive it: it works while this replica is the leader.
+var KVStoreMeshParts = cell.Group(
 	state.Cell,         // the table of remote clusters
-	etcd.Cell,          // client and Writer of the local etcd
 	remote.Cell,        // the remote clusters' life
 	remote.Metrics(""), // upstream's metrics of it
 	kvstoremesh.Cell,   // cilium/state/… there → cilium/cache/… here

@@ -18,11 +18,18 @@ var Cell = cell.Module(
 	"etcd",
 	"Client of the local etcd and the group-commit writer",
 
-	cell.Config(DefaultConfig),
-	cell.Provide(
-		newLocalClient, // opened when the hive starts
-		newLocalWriter,
-	),
+	ClientParts,
+	WriterParts,
+)
+
+// ClientParts and WriterParts are the two halves of Cell, for a hive whose Writer has
+// another lifecycle than its client.
+var (
+	ClientParts = cell.Group(
+		cell.Config(DefaultConfig),
+		cell.Provide(newLocalClient), // opened when the hive starts
+	)
+	WriterParts = cell.Provide(newLocalWriter)
 )
 
 // configPatience is the pause between looks for a configuration file that isn't

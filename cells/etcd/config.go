@@ -34,10 +34,10 @@ const (
 	OptCommitGather = "etcd.commitGather"
 	// OptMaxTxnOps is ours: the number of operations to try in one transaction.
 	OptMaxTxnOps = "etcd.maxTxnOps"
-	// optLimit and optBootstrapQPS are upstream's and have no meaning here:
+	// OptLimit and OptBootstrapQPS are upstream's and have no meaning here:
 	// pages are bounded by bytes, and a bootstrap is few commits.
-	optLimit        = "etcd.limit"
-	optBootstrapQPS = "etcd.bootstrapQps"
+	OptLimit        = "etcd.limit"
+	OptBootstrapQPS = "etcd.bootstrapQps"
 )
 
 // Config is the etcd of the local cluster, by upstream's flags.
@@ -197,7 +197,7 @@ func ParseOptions(opts map[string]string) (Options, error) {
 	for _, key := range slices.Sorted(maps.Keys(opts)) {
 		value := opts[key]
 		switch key {
-		case OptAddress, OptConfig, optLimit, optBootstrapQPS:
+		case OptAddress, OptConfig, OptLimit, OptBootstrapQPS:
 		case OptQPS:
 			number(key, value, &out.QPS)
 		case OptMaxInflight:

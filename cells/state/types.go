@@ -140,7 +140,11 @@ type RemoteCluster struct {
 	EtcdID    string // hexadecimal cluster ID of the etcd we are connected to
 	Cached    bool   // the etcd has the cached layout (it is a KVStoreMesh's)
 	Region    string
-	Resources map[wire.Resource]ResourceState
+	// Canaries: it says of each resource when it is complete. ServiceExports: whether it
+	// exports services of the MCS API; nil where it doesn't know of them.
+	Canaries       bool
+	ServiceExports *bool
+	Resources      map[wire.Resource]ResourceState
 	// Refused counts the values refused since start, by reason.
 	Refused map[wire.Reason]uint64
 	// Conflicts counts addresses this cluster claims and another one holds.
@@ -157,6 +161,8 @@ type RemoteCluster struct {
 	Problem   string
 	LastEvent time.Time // when data last arrived
 	Since     time.Time // when Connected last changed
+	// LastFailure is when the last of the Failures was.
+	LastFailure time.Time
 }
 
 // ResourceState is the sync state of one resource of one remote cluster.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cilium/cilium/pkg/clustermesh/common"
 	"github.com/cilium/cilium/pkg/metrics/metric"
@@ -37,6 +38,7 @@ type status struct {
 	// cluster can't be followed. Either may be there without the other.
 	configErr, err error
 	failures       uint64
+	lastFailure    time.Time
 	revocations    uint64
 	lastError      string // as it was published last
 }
@@ -92,6 +94,8 @@ func (s *status) follows(config wire.ClusterConfig) {
 		row.ClusterID = config.ID
 		row.Cached = config.Capabilities.Cached
 		row.Region = config.Region
+		row.Canaries = config.Capabilities.SyncedCanaries
+		row.ServiceExports = config.Capabilities.ServiceExportsEnabled
 	})
 }
 
@@ -144,6 +148,7 @@ func (s *status) removed() {
 func (s *status) fail(err error) {
 	if s.err == nil {
 		s.failures++
+		s.lastFailure = s.clock.Now()
 		s.metrics.TotalFailures.WithLabelValues(s.cluster).Set(float64(s.failures))
 		s.metrics.LastFailureTimestamp.WithLabelValues(s.cluster).SetToCurrentTime()
 	}
@@ -173,7 +178,7 @@ func (s *status) publish(more func(*state.RemoteCluster)) {
 		if !s.connected {
 			row.EtcdID = ""
 		}
-		row.LastError, row.Failures = lastError, s.failures
+		row.LastError, row.Failures, row.LastFailure = lastError, s.failures, s.lastFailure
 		if more != nil {
 			more(row)
 		}

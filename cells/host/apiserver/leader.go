@@ -1,0 +1,205 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	upstream "github.com/cilium/cilium/clustermesh-apiserver/kvstoremesh"
+	mesh "github.com/cilium/cilium/pkg/clustermesh/kvstoremesh"
+	"github.com/cilium/cilium/pkg/defaults"
+	"github.com/cilium/cilium/pkg/hive"
+	"github.com/cilium/cilium/pkg/kvstore"
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/job"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/client/v3/concurrency"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+)
+
+const (
+	// lockName is upstream's, so that its replicas and ours wait for each other while
+	// one is replaced by the other.
+	lockName = kvstore.BaseKeyPrefix + "/kvstoremesh-lock"
+	// readyAfter is how long a replica waits to be the leader before it says that it is
+	// ready: when it is to replace one that is about to end, it shouldn't be ready before
+	// it has taken over.
+	readyAfter = 10 * time.Second
+	// resignTimeout bounds what is asked of etcd at the end, which may have ended before.
+	resignTimeout = 2 * time.Second
+)
+
+// errLeadershipLost ends the process: another replica may be the leader by now, and
+// what this one knows of the local etcd is no longer so.
+var errLeadershipLost = errors.New("leader election lost")
+
+// leaderElectionCell has the leader's lifecycle started once this replica is the leader,
+// and stopped before another one is.
+var leaderElectionCell = cell.Module(
+	"leader-election",
+	"One KVStoreMesh at a time on a local etcd",
+
+	cell.Invoke(registerElection),
+)
+
+type electionParams struct {
+	cell.In
+
+	Log        *slog.Logger
+	Lifecycle  cell.Lifecycle
+	Jobs       job.Group
+	Shutdowner hive.Shutdowner
+	Client     *etcd.Client
+	Leader     *upstream.LeaderLifecycle
+	Metrics    mesh.Metrics
+	Readiness  readiness
+}
+
+// election is one replica's part in it.
+type election struct {
+	electionParams
+	cancel context.CancelFunc
+	ended  chan struct{}
+}
+
+func registerElection(p electionParams) {
+	ctx, cancel := context.WithCancel(context.Background())
+	e := &election{electionParams: p, cancel: cancel, ended: make(chan struct{})}
+	p.Jobs.Add(job.OneShot("leader", func(_ context.Context, health cell.Health) error {
+		defer close(e.ended)
+		return e.run(ctx, health)
+	}))
+	// The group of jobs may be stopped after what the leader uses.
+	p.Lifecycle.Append(cell.Hook{OnStop: e.stop})
+}
+
+// stop ends the leader's part, and then its leadership.
+func (e *election) stop(ctx cell.HookContext) error {
+	e.cancel()
+	select {
+	case <-e.ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the end of the leadership: %w", context.Cause(ctx))
+	}
+}
+
+// run waits to be the leader, and is until ctx ends or the leadership does. That ends
+// the process.
+func (e *election) run(ctx context.Context, health cell.Health) error {
+	e.Metrics.LeaderElectionStatus.Set(0)
+	health.OK("Waiting for the local etcd")
+	session, err := e.session(ctx)
+	if err != nil {
+		return nil // ctx ended
+	}
+	defer e.resign(session)
+	if err = e.lock(ctx, session, health); err == nil {
+		err = e.lead(ctx, session, health)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	health.Degraded("This replica can't be the leader", err)
+	e.Shutdowner.Shutdown(hive.ShutdownWithError(err))
+	return nil
+}
+
+// session takes the lease that the lock will be on, as soon as the etcd is there.
+func (e *election) session(ctx context.Context) (*concurrency.Session, error) {
+	var session *concurrency.Session
+	err := e.insist(ctx, "taking a lease for the leader election", func(ctx context.Context) error {
+		if _, err := e.Client.WaitReady(ctx, lockName, func(error) {}); err != nil {
+			return err
+		}
+		asking, cancel := context.WithTimeout(ctx, defaults.LockLeaseTTL)
+		defer cancel()
+		lease, err := e.Client.Etcd().Grant(asking, int64(defaults.LockLeaseTTL.Seconds()))
+		if err != nil {
+			return err
+		}
+		// The session outlives ctx: the lock is held while the leader's part ends.
+		session, err = concurrency.NewSession(e.Client.Etcd(), concurrency.WithLease(lease.ID))
+		return err
+	})
+	return session, err
+}
+
+// lock waits for this replica's turn.
+func (e *election) lock(ctx context.Context, session *concurrency.Session, health cell.Health) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(session.Ctx(), func() { cancel(errLeadershipLost) })
+	defer stop()
+	waiting := time.AfterFunc(readyAfter, func() {
+		e.Log.Info("Another replica is the leader, waiting for it to end")
+		health.OK("Another replica is the leader, waiting for it to end")
+		e.Readiness.ready()
+	})
+	defer waiting.Stop()
+	e.Log.Info("Acquiring the lock of the leader", "key", lockName)
+	return e.insist(ctx, "acquiring the lock of the leader", concurrency.NewMutex(session, lockName).Lock)
+}
+
+// insist does something with the local etcd until it succeeds or ctx ends, whose cause
+// it returns.
+func (e *election) insist(ctx context.Context, doing string, do func(context.Context) error) error {
+	backoff := wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 10, Cap: 5 * time.Second}
+	for failed := false; ; failed = true {
+		err := do(ctx)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !failed:
+			e.Log.Warn("The local etcd has a problem, trying again", "doing", doing, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(backoff.Step()):
+		}
+	}
+}
+
+// lead has the leader's cells work until ctx or the leadership ends.
+func (e *election) lead(ctx context.Context, session *concurrency.Session, health cell.Health) error {
+	e.Log.Info("This replica is the leader")
+	e.Metrics.LeaderElectionStatus.Set(1)
+	defer e.Metrics.LeaderElectionStatus.Set(0)
+	health.OK("This replica is the leader")
+
+	leading, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(session.Ctx(), cancel)
+	defer stop()
+	err := e.Leader.Start(e.Log, leading)
+	if err == nil {
+		<-leading.Done()
+	}
+	if ctx.Err() == nil && session.Ctx().Err() != nil {
+		err = errLeadershipLost
+	}
+	stopping, done := context.WithTimeout(context.Background(), defaults.HiveStopTimeout)
+	defer done()
+	return errors.Join(err, e.Leader.Stop(e.Log, stopping))
+}
+
+// resign lets another replica be the leader at once, rather than when the lease has run
+// out.
+func (e *election) resign(session *concurrency.Session) {
+	session.Orphan()
+	ctx, cancel := context.WithTimeout(context.Background(), resignTimeout)
+	defer cancel()
+	if _, err := e.Client.Etcd().Revoke(ctx, session.Lease()); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		e.Log.Warn("Giving the lock of the leader back failed, it runs out instead", "after", defaults.LockLeaseTTL, "error", err)
+	}
+}

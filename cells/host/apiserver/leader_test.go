@@ -1,0 +1,119 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/cilium/cilium/api/v1/kvstoremesh/server/restapi/cluster"
+	"github.com/cilium/cilium/clustermesh-apiserver/syncstate"
+	upstream "github.com/cilium/cilium/pkg/clustermesh/kvstoremesh"
+	"github.com/cilium/hive/cell"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+	"github.com/waggle-mesh/waggle/testing/mesh"
+)
+
+const (
+	patience = 2 * time.Minute
+	tick     = 10 * time.Millisecond
+)
+
+// replica is one KVStoreMesh of several on an etcd.
+type replica struct {
+	*mesh.Hive
+	metrics  upstream.Metrics
+	state    syncstate.SyncState
+	clusters cluster.GetClusterHandler
+}
+
+func newReplica(t *testing.T, name string, id uint32, local string, remotes *mesh.Directory) *replica {
+	r := &replica{}
+	r.Hive = mesh.NewHive(t, mesh.Flags{
+		"cluster-name": name, "cluster-id": fmt.Sprint(id),
+		"kvstore-opt":        etcd.OptAddress + "=" + local,
+		"clustermesh-config": remotes.Path,
+		"enable-heartbeat":   "true",
+		"drain-grace-period": "0s",
+		"health-port":        "0",
+		"api-serve-addr":     "127.0.0.1:0",
+		"enable-gops":        "false",
+		"shell-sock-path":    filepath.Join(t.TempDir(), "shell.sock"),
+	}, KVStoreMesh, cell.Invoke(func(m upstream.Metrics, s syncstate.SyncState, h cluster.GetClusterHandler) {
+		r.metrics, r.state, r.clusters = m, s, h
+	}))
+	return r
+}
+
+func (r *replica) leads() bool { return r.metrics.LeaderElectionStatus.Get() == 1 }
+
+// fill writes a cluster that has endpoints and nothing else, as its exporter would.
+func fill(t *testing.T, c *mesh.Cluster, endpoints int) {
+	t.Helper()
+	put := func(key, value string) {
+		_, err := c.Etcd.Client().Etcd().Put(t.Context(), key, value)
+		require.NoError(t, err)
+	}
+	put(wire.ClusterConfigKey(c.Name), fmt.Sprintf(`{"id":%d,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255}}`, c.ID))
+	for i := range endpoints {
+		put(endpointKey(c.Name, i, false), fmt.Sprintf(`{"IP":"10.1.%d.%d","ID":65546,"HostIP":"172.18.0.2"}`, i/250, i%250))
+	}
+	for _, resource := range wire.Resources {
+		put(wire.CanaryKey(resource, c.Name, false), "now")
+	}
+	put(wire.HeartbeatKey, "now")
+}
+
+func endpointKey(clusterName string, i int, cached bool) string {
+	return fmt.Sprintf("%s10.1.%d.%d", wire.Prefix(wire.Endpoints, clusterName, cached), i/250, i%250)
+}
+
+// TestTakeOver has one of two replicas work, and the other one after it has ended.
+func TestTakeOver(t *testing.T) {
+	const endpoints = 300
+	north, west := mesh.NewCluster(t, "north", 1), mesh.NewCluster(t, "west", 2)
+	fill(t, north, endpoints)
+	remotes := mesh.NewDirectory(t).Add("north", north.Etcd)
+	a := newReplica(t, "west", 2, west.Etcd.URL(), remotes)
+	b := newReplica(t, "west", 2, west.Etcd.URL(), remotes)
+
+	a.Start()
+	cached := func(c *assert.CollectT) {
+		keys, err := west.Etcd.List(t.Context(), wire.CachePrefix(wire.Endpoints, "north"))
+		require.NoError(c, err)
+		require.Len(c, keys, endpoints)
+	}
+	require.EventuallyWithT(t, cached, patience, tick)
+	require.Eventually(t, a.state.Complete, patience, tick)
+	require.True(t, a.leads())
+
+	// Whatever happens to what is cached from now on.
+	resp, err := west.Etcd.Client().Etcd().Get(t.Context(), wire.CacheRoot, clientv3.WithPrefix(), clientv3.WithCountOnly())
+	require.NoError(t, err)
+	changes := west.Etcd.Client().Etcd().Watch(t.Context(), wire.CacheRoot, clientv3.WithPrefix(), clientv3.WithRev(resp.Header.Revision+1))
+
+	b.Start()
+	require.Eventually(t, b.state.Complete, patience, tick, "who waits is ready")
+	require.False(t, b.leads())
+	a.Stop()
+	require.Eventually(t, b.leads, patience, tick)
+
+	// What is new comes, and is all that comes.
+	_, err = north.Etcd.Client().Etcd().Put(t.Context(), endpointKey("north", endpoints, false), `{"IP":"10.1.1.50","ID":65546}`)
+	require.NoError(t, err)
+	select {
+	case change := <-changes:
+		require.Len(t, change.Events, 1)
+		require.Equal(t, endpointKey("north", endpoints, true), string(change.Events[0].Kv.Key))
+	case <-time.After(patience):
+		t.Fatal("the new endpoint doesn't come")
+	}
+}
