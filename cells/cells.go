@@ -111,6 +111,18 @@ var AgentParts = cell.Group(
 	datapath,    // tables → the map, by build tag; and what the map misses → tables
 )
 
+// AgentHostTables is AgentTables without the flags, and without the metrics, that the
+// hive of upstream's agent has itself.
+var AgentHostTables = cell.Group(
+	state.Cell,                    // the tables
+	inclustercache.DatastoreParts, // this cluster: --datastore=none|kubernetes|etcd
+	kubernetes.Parts,              // Kubernetes → tables, or nothing
+	cell.Provide(func() wire.MCSAPIConfig { return wire.DefaultMCSAPIConfig }),
+	remote.Parts, // the remote clusters' life
+	remote.SharedConnections,
+	ingest.Parts, // etcd → tables
+)
+
 // AgentTables is AgentParts without what reads the tables.
 var AgentTables = cell.Group(
 	cell.Config(wire.DefaultClusterInfo),

@@ -35,6 +35,20 @@ var DatastoreCell = cell.Module(
 
 	// --datastore and others.
 	cell.Config(DefaultDatastoreConfig),
+
+	datastoreParts,
+)
+
+// DatastoreParts is DatastoreCell without the flags of DatastoreConfig, which a hive
+// provides that has a --state-dir of its own.
+var DatastoreParts = cell.Module(
+	"datastore",
+	"State of this cluster from Kubernetes or from its cache",
+
+	datastoreParts,
+)
+
+var datastoreParts = cell.Group(
 	// --datastore-snapshot-interval.
 	cell.Config(DefaultSnapshotConfig),
 	// Contradictions are refused before anything else is started.
@@ -55,13 +69,16 @@ type Dialer func(ctx context.Context, address string) (net.Conn, error)
 // kubernetesOptions have Kubernetes fill what the cache would. Without any, an
 // agent has remote clusters' state only.
 func kubernetesOptions(cfg DatastoreConfig) kubernetes.Options {
-	return kubernetes.Options{Off: cfg.etcd(), Optional: true, Resources: wire.CacheResources}
+	return kubernetes.Options{Off: cfg.etcd() || cfg.none(), Optional: true, Resources: wire.CacheResources}
 }
 
 // validateDatastore reports at start, so that commands which only inspect the hive
 // work.
 func validateDatastore(lc cell.Lifecycle, cfg DatastoreConfig, snapshots SnapshotConfig, store etcd.Config, kube kubernetes.Config, cluster wire.ClusterInfo, mesh remote.Configured) {
 	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error {
+		if cfg.none() && !bool(mesh) {
+			return cfg.validate(store, kube) // nothing is made of the cluster's name or ID
+		}
 		return errors.Join(validateCluster(cluster, bool(mesh)), cfg.validate(store, kube), snapshots.validate())
 	}})
 }
@@ -86,7 +103,10 @@ type datastoreParams struct {
 
 // registerDatastore adds what the choice makes run.
 func registerDatastore(p datastoreParams) {
-	if p.Config.etcd() {
+	switch {
+	case p.Config.none():
+		return
+	case p.Config.etcd():
 		p.registerEtcd()
 		return
 	}

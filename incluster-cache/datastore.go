@@ -21,6 +21,9 @@ const (
 	DatastoreKubernetes = "kubernetes"
 	// DatastoreEtcd reads it from the etcd of an in-cluster cache.
 	DatastoreEtcd = "etcd"
+	// DatastoreNone leaves it to the program that has this hive; the tables have remote
+	// clusters only.
+	DatastoreNone = "none"
 )
 
 const (
@@ -56,7 +59,7 @@ var DefaultDatastoreConfig = DatastoreConfig{
 // Flags registers the flags.
 func (def DatastoreConfig) Flags(flags *pflag.FlagSet) {
 	flags.String(flagDatastore, def.Datastore,
-		`Where this cluster's own state is read from: "kubernetes", or "etcd" for the in-cluster cache that --kvstore-opt names`)
+		`Where this cluster's own state is read from: "kubernetes", "etcd" for the in-cluster cache that --kvstore-opt names, or "none"`)
 	flags.Duration(flagRelistJitter, def.RelistJitter,
 		"Longest wait before everything is listed from another replica of the in-cluster cache")
 	flags.Duration(flagRebalance, def.Rebalance,
@@ -74,6 +77,7 @@ func (def DatastoreConfig) validate(store etcd.Config, kube kubernetes.Config) e
 	}
 	address := store.KVStoreOpt[etcd.OptAddress] != "" || store.KVStoreOpt[etcd.OptConfig] != ""
 	switch def.Datastore {
+	case DatastoreNone:
 	case DatastoreKubernetes:
 		if address {
 			return fmt.Errorf("--%s=%s reads this cluster's state from Kubernetes, and --kvstore-opt names an etcd for it: give --%s=%s to read that",
@@ -89,10 +93,14 @@ func (def DatastoreConfig) validate(store etcd.Config, kube kubernetes.Config) e
 				flagDatastore, DatastoreEtcd, etcd.OptAddress, etcd.OptConfig)
 		}
 	default:
-		return fmt.Errorf("--%s=%q: must be %s or %s", flagDatastore, def.Datastore, DatastoreKubernetes, DatastoreEtcd)
+		return fmt.Errorf("--%s=%q: must be %s, %s or %s",
+			flagDatastore, def.Datastore, DatastoreKubernetes, DatastoreEtcd, DatastoreNone)
 	}
 	return nil
 }
+
+// none says that this cluster's own state isn't taken in.
+func (def DatastoreConfig) none() bool { return def.Datastore == DatastoreNone }
 
 // etcd says whether the in-cluster cache is the source.
 func (def DatastoreConfig) etcd() bool { return def.Datastore == DatastoreEtcd }

@@ -59,6 +59,19 @@ var Cell = cell.Module(
 	// --k8s-service-proxy-name.
 	cell.Config(k8s.DefaultConfig),
 
+	parts,
+)
+
+// Parts is Cell without the flags: for a hive that has upstream's ones of the same
+// names, and so provides Config and k8s.Config.
+var Parts = cell.Module(
+	"kubernetes",
+	"Kubernetes to state tables",
+
+	parts,
+)
+
+var parts = cell.Group(
 	metrics.Metric(NewMetrics),
 	// For those who need to find a Service before there is a datapath.
 	cell.Provide(newServiceReader),

@@ -278,36 +278,36 @@ type tables struct {
 	datastore      statedb.RWTable[*Datastore]
 }
 
-func newTables(db *statedb.DB) (t tables, err error) {
-	if t.endpoints, err = statedb.NewTable(db, EndpointTable, endpointByPrefix, endpointByPod); err != nil {
-		return t, fmt.Errorf("registering table %q: %w", EndpointTable, err)
+func newTables(db *statedb.DB, prefix string) (t tables, err error) {
+	if t.endpoints, err = statedb.NewTable(db, prefix+EndpointTable, endpointByPrefix, endpointByPod); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", prefix+EndpointTable, err)
 	}
-	if t.identities, err = statedb.NewTable(db, IdentityTable, identityByID, identityByCluster); err != nil {
-		return t, fmt.Errorf("registering table %q: %w", IdentityTable, err)
+	if t.identities, err = statedb.NewTable(db, prefix+IdentityTable, identityByID, identityByCluster); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", prefix+IdentityTable, err)
 	}
-	if t.nodes, err = statedb.NewTable(db, NodeTable, nodeByName); err != nil {
-		return t, fmt.Errorf("registering table %q: %w", NodeTable, err)
+	if t.nodes, err = statedb.NewTable(db, prefix+NodeTable, nodeByName); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", prefix+NodeTable, err)
 	}
-	if t.services, err = statedb.NewTable(db, ServiceTable, serviceByName); err != nil {
-		return t, fmt.Errorf("registering table %q: %w", ServiceTable, err)
+	if t.services, err = statedb.NewTable(db, prefix+ServiceTable, serviceByName); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", prefix+ServiceTable, err)
 	}
-	if t.serviceExports, err = statedb.NewTable(db, ServiceExportTable, serviceExportByName); err != nil {
-		return t, fmt.Errorf("registering table %q: %w", ServiceExportTable, err)
+	if t.serviceExports, err = statedb.NewTable(db, prefix+ServiceExportTable, serviceExportByName); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", prefix+ServiceExportTable, err)
 	}
-	if t.namespaces, err = statedb.NewTable(db, NamespaceTable, namespaceByName); err != nil {
-		return t, fmt.Errorf("registering table %q: %w", NamespaceTable, err)
+	if t.namespaces, err = statedb.NewTable(db, prefix+NamespaceTable, namespaceByName); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", prefix+NamespaceTable, err)
 	}
-	if t.workloads, err = statedb.NewTable(db, WorkloadTable, workloadByPod); err != nil {
-		return t, fmt.Errorf("registering table %q: %w", WorkloadTable, err)
+	if t.workloads, err = statedb.NewTable(db, prefix+WorkloadTable, workloadByPod); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", prefix+WorkloadTable, err)
 	}
-	if t.exports, err = statedb.NewTable(db, ExportTable, exportByResource); err != nil {
-		return t, fmt.Errorf("registering table %q: %w", ExportTable, err)
+	if t.exports, err = statedb.NewTable(db, prefix+ExportTable, exportByResource); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", prefix+ExportTable, err)
 	}
-	if t.remoteClusters, err = statedb.NewTable(db, RemoteClusterTable, remoteClusterByName); err != nil {
-		return t, fmt.Errorf("registering table %q: %w", RemoteClusterTable, err)
+	if t.remoteClusters, err = statedb.NewTable(db, prefix+RemoteClusterTable, remoteClusterByName); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", prefix+RemoteClusterTable, err)
 	}
-	if t.datastore, err = statedb.NewTable(db, DatastoreTable, datastoreByName); err != nil {
-		return t, fmt.Errorf("registering table %q: %w", DatastoreTable, err)
+	if t.datastore, err = statedb.NewTable(db, prefix+DatastoreTable, datastoreByName); err != nil {
+		return t, fmt.Errorf("registering table %q: %w", prefix+DatastoreTable, err)
 	}
 	return t, nil
 }

@@ -31,8 +31,10 @@ type Writer struct {
 
 // NewWriter registers the tables with db. It fails when they are registered
 // already: there is one Writer for a database.
-func NewWriter(db *statedb.DB) (*Writer, error) {
-	t, err := newTables(db)
+func NewWriter(db *statedb.DB) (*Writer, error) { return newWriter(db, "") }
+
+func newWriter(db *statedb.DB, prefix TablePrefix) (*Writer, error) {
+	t, err := newTables(db, string(prefix))
 	if err != nil {
 		return nil, err
 	}

@@ -29,6 +29,19 @@ var Cell = cell.Module(
 
 	// --clustermesh-sync-timeout
 	cell.Config(DefaultConfig),
+
+	parts,
+)
+
+// Parts is Cell without the flag, for a hive that has upstream's one and provides Config.
+var Parts = cell.Module(
+	"clustermesh-ingest",
+	"State of remote clusters from etcd to the tables",
+
+	parts,
+)
+
+var parts = cell.Group(
 	// Which clusters are still to be waited for.
 	cell.Provide(NewStartup),
 	// What makes the Handler of each remote cluster.

@@ -27,6 +27,20 @@ var Cell = cell.Module(
 
 	// --clustermesh-config and --clustermesh-cache-ttl, as upstream has them.
 	cell.Config(common.DefaultConfig),
+
+	parts,
+)
+
+// Parts is Cell without the flags, for a hive that has upstream's clustermesh cell and
+// with it common.Config.
+var Parts = cell.Module(
+	"remote-clusters",
+	"Life of remote clusters",
+
+	parts,
+)
+
+var parts = cell.Group(
 	// Whether there is a --clustermesh-config, for those who come before the Mesh.
 	cell.Provide(func(cfg common.Config) Configured { return cfg.ClusterMeshConfig != "" }),
 	// The Mesh, for those who want to know which clusters there are.

@@ -1,0 +1,41 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent has the cells that make upstream's cilium-agent one of ours as well:
+// they are compiled into its hive, beside its own.
+//
+//	agent.go   the cells
+//	config.go  what they take from the flags of cilium-agent, and the flags they add
+package agent
+
+import (
+	"github.com/cilium/hive/cell"
+
+	"github.com/waggle-mesh/waggle/bridge"
+	"github.com/waggle-mesh/waggle/cells"
+	"github.com/waggle-mesh/waggle/cells/state"
+)
+
+// Cells are for the hive of upstream's agent (daemon/cmd.Agent). With none of our flags
+// set they leave it as it is.
+var Cells = cell.Module(
+	"waggle",
+	"State of clusters in tables and from there to the agent",
+
+	// --datastore, --clustermesh-ingest and others of ours.
+	cell.Config(defaultConfig),
+	// What is asked for, for all others.
+	cell.Provide(options),
+	// cilium-agent has tables named "services" and others of its own.
+	cell.Provide(func() state.TablePrefix { return tablePrefix }),
+	// The configuration of our cells, as far as cilium-agent has the flags.
+	cell.Provide(etcdConfig, datastoreConfig, kubernetesConfig, ingestConfig, dialer),
+
+	// The directory of remote clusters is read by one of both.
+	cell.Decorate(meshConfig, cells.AgentHostTables),
+	// The tables to the agent's own ipcache and nodes, and to its ClusterMesh.
+	bridge.Cell,
+)
+
+// tablePrefix is what `db/show` has before the names of our tables.
+const tablePrefix state.TablePrefix = "waggle-"
