@@ -13,9 +13,9 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
-// localInitializer is the name under which the tables wait for this cluster's own
-// state.
-const localInitializer = "incluster-cache"
+// LocalInitializer is the name under which the tables wait for this cluster's own
+// state: while it is among their pending initializers, some of that may be missing.
+const LocalInitializer = "incluster-cache"
 
 // Local takes in this cluster's own state from the etcd of its in-cluster cache.
 // What comes out is what cells/kubernetes makes of the same objects, of the same
@@ -34,7 +34,7 @@ type Local struct {
 // tables without the local pods would cut off the very node.
 func NewLocal(o Options) *Local {
 	l := &Local{ready: make(chan struct{})}
-	done := o.Writer.RegisterInitializer(localInitializer, wire.CacheResources...)
+	done := o.Writer.RegisterInitializer(LocalInitializer, wire.CacheResources...)
 	o.Startup = nil
 	o.settled = func() {
 		tx := o.Writer.Begin()

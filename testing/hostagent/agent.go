@@ -9,6 +9,7 @@
 //	agent.go   an agent that is started and stopped, and what a test looks at
 //	parts.go   what upstream's agent is made of here
 //	node.go    the Kubernetes node that it runs on
+//	pods.go    pods on that node
 //
 // The datapath is upstream's own fake: maps and programs of a real one would be
 // the host's. In upstream's "dry mode" an agent also neither restores endpoints of

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/hive/cell"
 
 	"github.com/waggle-mesh/waggle/bridge"
+	"github.com/waggle-mesh/waggle/bridge/standin"
 	"github.com/waggle-mesh/waggle/cells"
 	"github.com/waggle-mesh/waggle/cells/state"
 )
@@ -35,6 +36,8 @@ var Cells = cell.Module(
 	cell.Decorate(meshConfig, cells.AgentHostTables),
 	// The tables to the agent's own ipcache and nodes, and to its ClusterMesh.
 	bridge.Cell,
+	// The tables instead of the agent's own watches, with --datastore=etcd.
+	standin.Cell,
 )
 
 // tablePrefix is what `db/show` has before the names of our tables.

@@ -1,0 +1,168 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package standin_test
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/cilium/hive/cell"
+	"github.com/stretchr/testify/require"
+	k8serrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	hostcells "github.com/waggle-mesh/waggle/cells/host/agent"
+	"github.com/waggle-mesh/waggle/cells/state"
+	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
+	"github.com/waggle-mesh/waggle/testing/hostagent"
+	"github.com/waggle-mesh/waggle/testing/kubeapi"
+	"github.com/waggle-mesh/waggle/testing/mesh"
+)
+
+// patience is for a machine that builds meanwhile.
+const patience = 2 * time.Minute
+
+// rig is an agent with its API server, and the cache that it may read.
+type rig struct {
+	t      *testing.T
+	server *kubeapi.Server
+	agent  *hostagent.Agent
+	cache  *mesh.Cache
+	// before are the watches that there were before the agent.
+	before map[string]float64
+	writer *state.Writer
+}
+
+// watched are the resources that the agent watches all over its cluster.
+var watched = []string{"ciliumendpoints", "ciliumendpointslices", "ciliumidentities", "ciliumnodes"}
+
+// newRig makes one of the cluster west, to be started.
+func newRig(t *testing.T, datastore string, flags mesh.Flags) *rig {
+	r := &rig{t: t, server: kubeapi.Start(t), before: map[string]float64{}}
+	hostagent.AddNode(t, r.server, "one", netip.MustParseAddr("10.0.0.1"), netip.MustParsePrefix("10.244.1.0/24"))
+	require.NoError(t, r.server.CreateNamespace(t.Context(), "meadow"))
+
+	west := &mesh.Cluster{Name: "west", ID: 2}
+	r.cache = west.NewCacheFrom(t, mesh.Flags{"k8s-kubeconfig-path": r.server.Kubeconfig},
+		mesh.Flags{"enable-cilium-endpoint-slice": strconv.FormatBool(flags["enable-cilium-endpoint-slice"] == "true")})
+	r.cache.Start()
+	// The cache watches as well, and isn't to be taken for the agent.
+	endpoints := "ciliumendpoints"
+	if flags["enable-cilium-endpoint-slice"] == "true" {
+		endpoints = "ciliumendpointslices"
+	}
+	require.Eventually(t, func() bool {
+		return r.watches(endpoints) > 0 && r.watches("ciliumidentities") > 0 && r.watches("ciliumnodes") > 0
+	}, patience, 50*time.Millisecond)
+	for _, resource := range watched {
+		r.before[resource] = r.watches(resource)
+	}
+
+	all := mesh.Flags{"cluster-name": "west", "cluster-id": "2", "datastore": datastore}
+	if datastore == inclustercache.DatastoreEtcd {
+		all["kvstore-opt"] = "etcd.address=" + r.cache.URL()
+	}
+	for name, value := range flags {
+		all[name] = value
+	}
+	r.agent = hostagent.New(t, hostagent.Config{
+		Server: r.server, Node: "one", Flags: all,
+		Cells: []cell.Cell{hostcells.Cells, cell.Invoke(func(w *state.Writer) { r.writer = w })},
+	})
+	return r
+}
+
+// watches are the watches on a resource that are open at the API server.
+func (r *rig) watches(resource string) float64 {
+	n, err := r.server.Metric(r.t.Context(), "apiserver_longrunning_requests", map[string]string{"verb": "WATCH", "resource": resource})
+	require.NoError(r.t, err)
+	return n
+}
+
+// own are those of the agent.
+func (r *rig) own() map[string]float64 {
+	own := map[string]float64{}
+	for _, resource := range watched {
+		own[resource] = r.watches(resource) - r.before[resource]
+	}
+	return own
+}
+
+func (r *rig) eventually(condition func() bool, format string, args ...any) {
+	r.t.Helper()
+	require.Eventually(r.t, condition, patience, 20*time.Millisecond, fmt.Sprintf(format, args...))
+}
+
+// endpointUID is that of the CiliumEndpoint of a pod; empty if there is none.
+func (r *rig) endpointUID(pod *hostagent.Pod) types.UID {
+	endpoint, err := r.server.Cilium.CiliumV2().CiliumEndpoints(pod.Namespace).Get(r.t.Context(), pod.Name, metav1.GetOptions{})
+	if k8serrors.IsNotFound(err) {
+		return ""
+	}
+	require.NoError(r.t, err)
+	return endpoint.UID
+}
+
+// inTable says whether the table has the endpoint of a pod.
+func (r *rig) inTable(pod *hostagent.Pod) bool {
+	_, _, ok := r.writer.Tables().Endpoints.Get(r.writer.ReadTxn(), state.EndpointByPrefix(state.PrefixOf(pod.Address)))
+	return ok
+}
+
+// none is that the agent watches nothing but its own CiliumNode.
+var none = map[string]float64{"ciliumendpoints": 0, "ciliumendpointslices": 0, "ciliumidentities": 0, "ciliumnodes": 1}
+
+// TestNoWatches has pods come and go for a minute, at an agent that reads its cluster's
+// state from the in-cluster cache: none of the watches is opened, be it at the start or
+// by what runs for each endpoint.
+func TestNoWatches(t *testing.T) {
+	for name, flags := range map[string]mesh.Flags{
+		"CiliumEndpoints": {},
+	} {
+		t.Run(name, func(t *testing.T) { testNoWatches(t, flags) })
+	}
+}
+
+func testNoWatches(t *testing.T, flags mesh.Flags) {
+	r := newRig(t, inclustercache.DatastoreEtcd, flags)
+	r.agent.Start()
+	r.eventually(func() bool { return r.own()["ciliumnodes"] == 1 }, "the agent doesn't watch its own node")
+	require.NoError(t, r.agent.Identities.WaitForInitialGlobalIdentities(t.Context()))
+
+	stays := r.agent.AddPod("meadow", "stays", map[string]string{"app": "stays"})
+	r.eventually(func() bool { return r.inTable(stays) }, "the endpoint that stays isn't in the table")
+	uid := r.endpointUID(stays)
+	begun := time.Now()
+	for i := 0; time.Since(begun) < time.Minute; i++ {
+		name := fmt.Sprintf("comes-%d", i)
+		comes := r.agent.AddPod("meadow", name, map[string]string{"app": name})
+		r.eventually(func() bool { return r.inTable(comes) }, "the endpoint of %s isn't in the table", name)
+		identity, err := comes.Endpoint.GetSecurityIdentity()
+		require.NoError(t, err)
+		_, err = r.server.Cilium.CiliumV2().CiliumIdentities().Get(t.Context(), identity.ID.StringID(), metav1.GetOptions{})
+		require.NoError(t, err, "the identity of %s isn't in Kubernetes", name)
+		require.Equal(t, none, r.own())
+
+		r.agent.DeletePod(comes)
+		r.eventually(func() bool { return !r.inTable(comes) }, "the endpoint of %s is still in the table", name)
+		require.Equal(t, none, r.own())
+	}
+	require.Equal(t, uid, r.endpointUID(stays), "the endpoint was thought to be gone, and was created anew")
+}
+
+// TestWatches is that the same agent watches without the cache.
+func TestWatches(t *testing.T) {
+	r := newRig(t, inclustercache.DatastoreKubernetes, nil)
+	r.agent.Start()
+	pod := r.agent.AddPod("meadow", "comes", map[string]string{"app": "comes"})
+	r.eventually(func() bool { return r.inTable(pod) }, "the tables aren't fed from Kubernetes")
+	r.eventually(func() bool {
+		own := r.own()
+		return own["ciliumendpoints"] > 0 && own["ciliumidentities"] > 0 && own["ciliumnodes"] > 1
+	}, "the watches that aren't to be opened with the cache can't be seen")
+}

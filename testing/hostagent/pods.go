@@ -1,0 +1,73 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package hostagent
+
+import (
+	"net/netip"
+
+	"github.com/cilium/cilium/api/v1/models"
+	"github.com/cilium/cilium/pkg/endpoint"
+	endpointid "github.com/cilium/cilium/pkg/endpoint/id"
+	"github.com/cilium/cilium/pkg/ipam"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+)
+
+// Pod is a pod on the agent's node, with an endpoint that has no interface.
+type Pod struct {
+	Namespace, Name string
+	Address         netip.Addr
+	Endpoint        *endpoint.Endpoint
+}
+
+// AddPod makes a pod at the API server and an endpoint of it at the agent, as a scheduler
+// and the CNI would. The namespace has to be there. What the agent then does, it does by
+// itself: it allocates an identity, and creates the CiliumEndpoint.
+func (a *Agent) AddPod(namespace, name string, labels map[string]string) *Pod {
+	a.t.Helper()
+	ctx := a.t.Context()
+	node, err := a.LocalNode.Get(ctx)
+	require.NoError(a.t, err)
+	pods := a.config.Server.Kubernetes.CoreV1().Pods(namespace)
+	object, err := pods.Create(ctx, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels},
+		Spec: corev1.PodSpec{
+			NodeName:   a.config.Node,
+			Containers: []corev1.Container{{Name: "main", Image: "none"}},
+		},
+	}, metav1.CreateOptions{})
+	require.NoError(a.t, err, "creating pod %s/%s", namespace, name)
+
+	address, _, err := a.IPAM.AllocateNext("ipv4", namespace+"/"+name, ipam.PoolDefault())
+	require.NoError(a.t, err, "allocating an address for pod %s/%s", namespace, name)
+	pod := &Pod{Namespace: namespace, Name: name, Address: netip.MustParseAddr(address.IP.String())}
+	object.Status = corev1.PodStatus{
+		HostIP: node.GetNodeIP(false).String(),
+		PodIP:  pod.Address.String(), PodIPs: []corev1.PodIP{{IP: pod.Address.String()}},
+	}
+	_, err = pods.UpdateStatus(ctx, object, metav1.UpdateOptions{})
+	require.NoError(a.t, err, "giving pod %s/%s its address", namespace, name)
+
+	pod.Endpoint, _, err = a.EndpointAPI.CreateEndpoint(ctx, &models.EndpointChangeRequest{
+		ContainerID: namespace + "-" + name, ContainerInterfaceName: "eth0",
+		K8sNamespace: namespace, K8sPodName: name, K8sUID: string(object.UID),
+		State:      ptr.To(models.EndpointStateWaitingDashForDashIdentity),
+		Addressing: &models.AddressPair{IPv4: pod.Address.String()},
+		Properties: map[string]any{endpoint.PropertySkipBPFRegeneration: true, endpoint.PropertyFakeEndpoint: true},
+	})
+	require.NoError(a.t, err, "creating the endpoint of pod %s/%s", namespace, name)
+	return pod
+}
+
+// DeletePod takes the pod and its endpoint away; the agent deletes the CiliumEndpoint.
+func (a *Agent) DeletePod(pod *Pod) {
+	a.t.Helper()
+	_, err := a.EndpointAPI.DeleteEndpoint(endpointid.NewIPPrefixID(pod.Address))
+	require.NoError(a.t, err, "deleting the endpoint of pod %s/%s", pod.Namespace, pod.Name)
+	err = a.config.Server.Kubernetes.CoreV1().Pods(pod.Namespace).Delete(a.t.Context(), pod.Name,
+		metav1.DeleteOptions{GracePeriodSeconds: ptr.To(int64(0))})
+	require.NoError(a.t, err, "deleting pod %s/%s", pod.Namespace, pod.Name)
+}
