@@ -19,7 +19,7 @@
 //	scope_ops.go   a Scope's part of the plan
 //	lease.go       a pool of leases, kept alive and adopted
 //	lost.go        what happens when etcd loses keys
-//	guard.go       no canary where its keys aren't
+//	guard.go       no canary where its keys aren't; fence.go is for nothing to be written by who has lost a lock
 //	embed.go       an embedded server; servercell.go runs one in a hive
 //
 // A Reader turns one prefix into batches of events and hides compaction,

@@ -102,6 +102,8 @@ type WriterOptions struct {
 	// Permanent has no key on a lease, whatever the Scopes say: what was written stays
 	// while nobody keeps it, and the next process deletes what has gone since.
 	Permanent bool
+	// Fence, if set, has to hold for anything to be written.
+	Fence *Fence
 }
 
 // NewWriter makes a Writer. Nothing is written until Run.
@@ -270,6 +272,10 @@ func (w *Writer) commit(ctx context.Context, batch []*operation) {
 	resp, err := w.try(ctx, batch)
 	switch {
 	case err == nil && !resp.Succeeded:
+		if err := w.fenced(ctx); err != nil {
+			w.failed(batch, err)
+			return
+		}
 		w.disproved(ctx, batch)
 	case err == nil:
 		w.succeeded(ctx, batch, resp.Header, before)
@@ -343,7 +349,10 @@ func (w *Writer) request(batch []*operation) (*pb.TxnRequest, error) {
 	if slices.ContainsFunc(batch, w.premature) {
 		return nil, errPremature
 	}
-	req.Compare = w.guard(batch)
+	var err error
+	if req.Compare, err = w.options.Fence.compare(w.guard(batch)); err != nil {
+		return nil, err
+	}
 	for i, op := range batch {
 		begin := len(keys)
 		keys = append(append(keys, op.scope.cfg.Prefix...), op.key...)
@@ -530,14 +539,13 @@ func (w *Writer) deletePrefix(ctx context.Context, prefix string) error {
 	backoff := newRetry()
 	for {
 		tctx, cancel := context.WithTimeout(ctx, commitTimeout)
-		_, err := w.client.kv.DeleteRange(tctx, &pb.DeleteRangeRequest{
-			Key: []byte(prefix), RangeEnd: []byte(clientv3.GetPrefixRangeEnd(prefix))})
+		err := w.deleteRange(tctx, prefix)
 		cancel()
 		if err == nil {
 			return nil
 		}
 		if sleep(ctx, backoff.Step()) != nil || w.client.isClosed() {
-			return fmt.Errorf("deleting %q: %w", prefix, rpctypes.Error(err))
+			return err
 		}
 	}
 }

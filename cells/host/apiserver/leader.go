@@ -4,6 +4,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,11 @@ var leaderElectionCell = cell.Module(
 	"leader-election",
 	"One KVStoreMesh at a time on a local etcd",
 
+	// Who has lost the lock, and doesn't know yet, writes nothing any more.
+	cell.Provide(
+		func() *etcd.Fence { return &etcd.Fence{} },
+		func(fence *etcd.Fence) etcd.WriterOptions { return etcd.WriterOptions{Fence: fence} },
+	),
 	cell.Invoke(registerElection),
 )
 
@@ -57,10 +63,15 @@ type electionParams struct {
 	Jobs       job.Group
 	Shutdowner hive.Shutdowner
 	Client     *etcd.Client
+	Fence      *etcd.Fence
 	Leader     *upstream.LeaderLifecycle
 	Metrics    mesh.Metrics
 	Readiness  readiness
+	LockTTL    lockTTL `optional:"true"`
 }
+
+// lockTTL is the time to live of the lock's lease in tests, instead of upstream's.
+type lockTTL time.Duration
 
 // election is one replica's part in it.
 type election struct {
@@ -101,7 +112,9 @@ func (e *election) run(ctx context.Context, health cell.Health) error {
 		return nil // ctx ended
 	}
 	defer e.resign(session)
-	if err = e.lock(ctx, session, health); err == nil {
+	lock := concurrency.NewMutex(session, lockName)
+	if err = e.lock(ctx, session, lock, health); err == nil {
+		e.Fence.Hold(lock.IsOwner())
 		err = e.lead(ctx, session, health)
 	}
 	if ctx.Err() != nil {
@@ -121,7 +134,7 @@ func (e *election) session(ctx context.Context) (*concurrency.Session, error) {
 		}
 		asking, cancel := context.WithTimeout(ctx, defaults.LockLeaseTTL)
 		defer cancel()
-		lease, err := e.Client.Etcd().Grant(asking, int64(defaults.LockLeaseTTL.Seconds()))
+		lease, err := e.Client.Etcd().Grant(asking, int64(cmp.Or(time.Duration(e.LockTTL), defaults.LockLeaseTTL).Seconds()))
 		if err != nil {
 			return err
 		}
@@ -133,7 +146,7 @@ func (e *election) session(ctx context.Context) (*concurrency.Session, error) {
 }
 
 // lock waits for this replica's turn.
-func (e *election) lock(ctx context.Context, session *concurrency.Session, health cell.Health) error {
+func (e *election) lock(ctx context.Context, session *concurrency.Session, lock *concurrency.Mutex, health cell.Health) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(session.Ctx(), func() { cancel(errLeadershipLost) })
@@ -145,7 +158,7 @@ func (e *election) lock(ctx context.Context, session *concurrency.Session, healt
 	})
 	defer waiting.Stop()
 	e.Log.Info("Acquiring the lock of the leader", "key", lockName)
-	return e.insist(ctx, "acquiring the lock of the leader", concurrency.NewMutex(session, lockName).Lock)
+	return e.insist(ctx, "acquiring the lock of the leader", lock.Lock)
 }
 
 // insist does something with the local etcd until it succeeds or ctx ends, whose cause

@@ -54,7 +54,7 @@ func (def usersConfig) Flags(flags *pflag.FlagSet) {
 
 const (
 	// remoteRole and remoteUserPrefix are those of upstream's chart and etcdinit. A user of
-	// that name with that role alone was made by an earlier process.
+	// such a name with no other role was made by an earlier process.
 	remoteRole       = "remote"
 	remoteUserPrefix = "remote-"
 	// authTimeout bounds one pass over all users, which are some hundreds.
@@ -199,7 +199,7 @@ func (u *users) remove(ctx context.Context, name string) error {
 			return nil
 		}
 		roles, err := u.roles(ctx, name)
-		if err != nil || !slices.Equal(roles, []string{remoteRole}) {
+		if err != nil || slices.ContainsFunc(roles, func(role string) bool { return role != remoteRole }) {
 			return err
 		}
 	}
@@ -221,6 +221,8 @@ func (u *users) ensure(ctx context.Context, name, role string, there bool) error
 			return fmt.Errorf("adding user %q: %w", name, err)
 		}
 	}
+	before := u.known[name]
+	u.known[name] = true
 	has, err := u.roles(ctx, name)
 	if err != nil {
 		return err
@@ -238,10 +240,9 @@ func (u *users) ensure(ctx context.Context, name, role string, there bool) error
 			return fmt.Errorf("granting role %q to user %q: %w", role, name, err)
 		}
 	}
-	if !u.known[name] || len(has) != 1 {
+	if !before || !slices.Equal(has, []string{role}) {
 		u.log.Info("A remote cluster has its user", "user", name, "role", role, "was", cmp.Or(strings.Join(has, ","), "-"))
 	}
-	u.known[name] = true
 	return nil
 }
 
