@@ -189,6 +189,11 @@ func ServiceByName(cluster, namespace, name string) statedb.Query[*Service] {
 	return serviceByName.Query(objectKey(cluster, namespace, name))
 }
 
+// ServicesByCluster asks for the services of a cluster; it is for Table.Prefix.
+func ServicesByCluster(cluster string) statedb.Query[*Service] {
+	return serviceByName.Query(cluster + "/")
+}
+
 // ServicesByNamespace asks for the services in a namespace of a cluster; it is
 // for Table.Prefix.
 func ServicesByNamespace(cluster, namespace string) statedb.Query[*Service] {

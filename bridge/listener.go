@@ -1,0 +1,139 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	cmtypes "github.com/cilium/cilium/pkg/clustermesh/types"
+	"github.com/cilium/cilium/pkg/ipcache"
+	ipcachemap "github.com/cilium/cilium/pkg/maps/ipcache"
+	"github.com/cilium/hive/cell"
+)
+
+// capacityInterval is how often it is looked whether all fits into the map.
+const capacityInterval = 5 * time.Second
+
+// listener hears of every change in the agent's ipcache, to put our entries back when a
+// stronger source that had their addresses lets go, and to know how many there are. It is
+// called with the ipcache locked, by whoever changes it.
+type listener struct {
+	mu sync.Mutex
+	// entries is how many prefixes the map is to have.
+	entries int
+	// own is the prefix that we are changing now.
+	own netip.Prefix
+	// held are the prefixes of ours that a stronger source has, and freed those that may
+	// be ours again.
+	held, freed map[netip.Prefix]struct{}
+	wake        chan struct{}
+}
+
+func newListener() *listener {
+	return &listener{
+		held: map[netip.Prefix]struct{}{}, freed: map[netip.Prefix]struct{}{},
+		wake: make(chan struct{}, 1),
+	}
+}
+
+// OnIPIdentityCacheChange implements upstream's listener.
+func (l *listener) OnIPIdentityCacheChange(kind ipcache.CacheModification, in cmtypes.PrefixCluster, _, _ net.IP,
+	old *ipcache.Identity, _ ipcache.Identity, _ uint8, _ *ipcache.K8sMetadata, _ uint8) {
+	prefix := in.AsPrefix()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case kind == ipcache.Delete:
+		l.entries--
+	case old == nil:
+		l.entries++
+		return // nobody had it
+	}
+	if prefix == l.own {
+		return
+	}
+	l.freed[prefix] = struct{}{}
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// begin and end enclose a change of ours.
+func (l *listener) begin(prefix netip.Prefix) {
+	l.mu.Lock()
+	l.own = prefix
+	l.mu.Unlock()
+}
+
+func (l *listener) end() { l.begin(netip.Prefix{}) }
+
+// contest notes whether a stronger source has the address.
+func (l *listener) contest(prefix netip.Prefix, held bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if held {
+		l.held[prefix] = struct{}{}
+	} else {
+		delete(l.held, prefix)
+	}
+}
+
+func (l *listener) contested() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.held)
+}
+
+// take gives the prefixes that may be ours again.
+func (l *listener) take() map[netip.Prefix]struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	freed := l.freed
+	if len(freed) > 0 {
+		l.freed = map[netip.Prefix]struct{}{}
+	}
+	return freed
+}
+
+// size is how many entries the map is to have.
+func (l *listener) size() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.entries
+}
+
+// Overflow is how many entries of the agent's ipcache, whoever wrote them, don't fit into
+// the datapath's map: upstream's has one size.
+func (e *Endpoints) Overflow() int { return max(0, e.listener.size()-ipcachemap.MaxEntries) }
+
+// reportCapacity is the job that says so in health.
+func (e *Endpoints) reportCapacity(ctx context.Context, _ cell.Health) error {
+	tick := time.NewTicker(capacityInterval)
+	defer tick.Stop()
+	full := false
+	for {
+		if over := e.Overflow(); over > 0 {
+			e.capacity.Degraded("The ipcache is larger than its map",
+				fmt.Errorf("%d of %d entries don't fit into a map of %d", over, e.listener.size(), ipcachemap.MaxEntries))
+			if !full {
+				e.log.Error("The ipcache is larger than its map: endpoints are missing in the datapath", "missing", over, "capacity", ipcachemap.MaxEntries)
+			}
+			full = true
+		} else {
+			e.capacity.OK(fmt.Sprintf("%d of %d entries", e.listener.size(), ipcachemap.MaxEntries))
+			full = false
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
