@@ -68,6 +68,8 @@ type ScopeStats struct {
 	Prefix string
 	// Keys are known to be in etcd, and Pending are to be changed.
 	Keys, Pending int
+	// Loaded: all of the prefix is the Scope's, and was read.
+	Loaded bool
 	// Complete: all that the owner had at its last Complete is in etcd, canary
 	// included, and etcd hasn't lost it since.
 	Complete bool
@@ -82,7 +84,7 @@ func (w *Writer) ScopeStats() []ScopeStats {
 	all := make([]ScopeStats, 0, len(w.scopes))
 	for s := range w.scopes {
 		all = append(all, ScopeStats{
-			Prefix: s.cfg.Prefix, Keys: s.records.len(), Pending: len(s.ops), Failures: s.failures,
+			Prefix: s.cfg.Prefix, Keys: s.records.len(), Pending: len(s.ops), Failures: s.failures, Loaded: s.loaded,
 			Complete: s.wasComplete && !s.incomplete && s.hasCanary(),
 		})
 	}

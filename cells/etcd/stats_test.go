@@ -41,7 +41,7 @@ func TestWriterStats(t *testing.T) {
 	scope.Apply([]Op{{Key: "1", Value: []byte("one")}, {Key: "2", Value: []byte("two")}, {Key: "2", Value: []byte("zwei")}})
 	require.Eventually(t, func() bool { return w.Stats().Lag > 0 }, patience, tick)
 	require.LessOrEqual(t, w.Stats().Lag, time.Since(began))
-	require.Equal(t, ScopeStats{Prefix: "a/", Pending: 2}, of())
+	require.Equal(t, ScopeStats{Prefix: "a/", Pending: 2, Loaded: true}, of())
 
 	var running sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background())
@@ -51,7 +51,7 @@ func TestWriterStats(t *testing.T) {
 	require.NoError(t, scope.Barrier(t.Context()))
 	require.False(t, of().Complete, "nobody has said so")
 	scope.Complete()
-	require.Eventually(t, func() bool { return of() == ScopeStats{Prefix: "a/", Keys: 2, Complete: true} }, patience, tick)
+	require.Eventually(t, func() bool { return of() == ScopeStats{Prefix: "a/", Keys: 2, Loaded: true, Complete: true} }, patience, tick)
 	require.Eventually(t, func() bool { return w.Stats().Lag == 0 }, patience, tick)
 	require.Equal(t, 1, w.Stats().Leases)
 
