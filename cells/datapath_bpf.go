@@ -17,5 +17,4 @@ import (
 var datapath = cell.Group(
 	ipcache.Cell,
 	ondemand.NewCell(ondemand.InKernel{}),
-	cell.Provide(ipcacheStatus, onDemandStatus),
 )

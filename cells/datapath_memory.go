@@ -17,5 +17,4 @@ import (
 var datapath = cell.Group(
 	ipcache.InMemoryCell,
 	ondemand.NewCell(ondemand.NotInKernel{}),
-	cell.Provide(ipcacheStatus, onDemandStatus),
 )

@@ -5,11 +5,14 @@ package standin_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"strconv"
 	"testing"
 	"time"
 
+	"github.com/cilium/cilium/pkg/identity"
+	ciliumv2 "github.com/cilium/cilium/pkg/k8s/apis/cilium.io/v2"
 	"github.com/cilium/hive/cell"
 	"github.com/stretchr/testify/require"
 	k8serrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,6 +21,7 @@ import (
 
 	hostcells "github.com/waggle-mesh/waggle/cells/host/agent"
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
 	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
 	"github.com/waggle-mesh/waggle/testing/hostagent"
 	"github.com/waggle-mesh/waggle/testing/kubeapi"
@@ -36,6 +40,8 @@ type rig struct {
 	// before are the watches that there were before the agent.
 	before map[string]float64
 	writer *state.Writer
+	// ofSlices: endpoints are read from CiliumEndpointSlices.
+	ofSlices bool
 }
 
 // watched are the resources that the agent watches all over its cluster.
@@ -43,17 +49,17 @@ var watched = []string{"ciliumendpoints", "ciliumendpointslices", "ciliumidentit
 
 // newRig makes one of the cluster west, to be started.
 func newRig(t *testing.T, datastore string, flags mesh.Flags) *rig {
-	r := &rig{t: t, server: kubeapi.Start(t), before: map[string]float64{}}
+	r := &rig{t: t, server: kubeapi.Start(t), before: map[string]float64{}, ofSlices: flags["enable-cilium-endpoint-slice"] == "true"}
 	hostagent.AddNode(t, r.server, "one", netip.MustParseAddr("10.0.0.1"), netip.MustParsePrefix("10.244.1.0/24"))
 	require.NoError(t, r.server.CreateNamespace(t.Context(), "meadow"))
 
 	west := &mesh.Cluster{Name: "west", ID: 2}
 	r.cache = west.NewCacheFrom(t, mesh.Flags{"k8s-kubeconfig-path": r.server.Kubeconfig},
-		mesh.Flags{"enable-cilium-endpoint-slice": strconv.FormatBool(flags["enable-cilium-endpoint-slice"] == "true")})
+		mesh.Flags{"enable-cilium-endpoint-slice": strconv.FormatBool(r.ofSlices)})
 	r.cache.Start()
 	// The cache watches as well, and isn't to be taken for the agent.
 	endpoints := "ciliumendpoints"
-	if flags["enable-cilium-endpoint-slice"] == "true" {
+	if r.ofSlices {
 		endpoints = "ciliumendpointslices"
 	}
 	require.Eventually(t, func() bool {
@@ -121,48 +127,123 @@ var none = map[string]float64{"ciliumendpoints": 0, "ciliumendpointslices": 0, "
 // state from the in-cluster cache: none of the watches is opened, be it at the start or
 // by what runs for each endpoint.
 func TestNoWatches(t *testing.T) {
-	for name, flags := range map[string]mesh.Flags{
-		"CiliumEndpoints": {},
-	} {
-		t.Run(name, func(t *testing.T) { testNoWatches(t, flags) })
-	}
+	r := newRig(t, inclustercache.DatastoreEtcd, nil)
+	r.testNoWatches(time.Minute)
 }
 
-func testNoWatches(t *testing.T, flags mesh.Flags) {
-	r := newRig(t, inclustercache.DatastoreEtcd, flags)
+// TestNoWatchesOfSlices is the same with CiliumEndpointSlices, which are the test's own:
+// there is no operator that makes them.
+func TestNoWatchesOfSlices(t *testing.T) {
+	r := newRig(t, inclustercache.DatastoreEtcd, mesh.Flags{"enable-cilium-endpoint-slice": "true"})
+	// Whether an endpoint is there is asked for every 10 s.
+	r.testNoWatches(30 * time.Second)
+}
+
+func (r *rig) testNoWatches(span time.Duration) {
+	t := r.t
 	r.agent.Start()
 	r.eventually(func() bool { return r.own()["ciliumnodes"] == 1 }, "the agent doesn't watch its own node")
 	require.NoError(t, r.agent.Identities.WaitForInitialGlobalIdentities(t.Context()))
 
-	stays := r.agent.AddPod("meadow", "stays", map[string]string{"app": "stays"})
-	r.eventually(func() bool { return r.inTable(stays) }, "the endpoint that stays isn't in the table")
+	stays := r.addPod("stays")
 	uid := r.endpointUID(stays)
 	begun := time.Now()
-	for i := 0; time.Since(begun) < time.Minute; i++ {
-		name := fmt.Sprintf("comes-%d", i)
-		comes := r.agent.AddPod("meadow", name, map[string]string{"app": name})
-		r.eventually(func() bool { return r.inTable(comes) }, "the endpoint of %s isn't in the table", name)
-		identity, err := comes.Endpoint.GetSecurityIdentity()
-		require.NoError(t, err)
-		_, err = r.server.Cilium.CiliumV2().CiliumIdentities().Get(t.Context(), identity.ID.StringID(), metav1.GetOptions{})
-		require.NoError(t, err, "the identity of %s isn't in Kubernetes", name)
+	for i := 0; time.Since(begun) < span; i++ {
+		comes := r.addPod(fmt.Sprintf("comes-%d", i))
 		require.Equal(t, none, r.own())
-
-		r.agent.DeletePod(comes)
-		r.eventually(func() bool { return !r.inTable(comes) }, "the endpoint of %s is still in the table", name)
+		r.deletePod(comes)
 		require.Equal(t, none, r.own())
 	}
 	require.Equal(t, uid, r.endpointUID(stays), "the endpoint was thought to be gone, and was created anew")
+}
+
+// addPod adds a pod with an identity of its own, and waits until what the agent has made
+// of it has come back by the cache.
+func (r *rig) addPod(name string) *hostagent.Pod {
+	r.t.Helper()
+	pod := r.agent.AddPod("meadow", name, map[string]string{"app": name})
+	r.eventually(func() bool { return r.endpointUID(pod) != "" }, "there is no CiliumEndpoint of %s", name)
+	identity, err := pod.Endpoint.GetSecurityIdentity()
+	require.NoError(r.t, err)
+	_, err = r.identity(identity.ID)
+	require.NoError(r.t, err, "the identity of %s isn't in Kubernetes", name)
+	if r.ofSlices {
+		_, err := r.server.CreateSlice(r.t.Context(), "ces-"+name, "meadow", []wire.Endpoint{{
+			Prefix: state.PrefixOf(pod.Address), HostIP: netip.MustParseAddr("10.0.0.1"),
+			Identity: identity.ID.Uint32(), Namespace: "meadow", Pod: name,
+		}})
+		require.NoError(r.t, err)
+	}
+	r.eventually(func() bool { return r.inTable(pod) }, "the endpoint of %s isn't in the table", name)
+	return pod
+}
+
+func (r *rig) deletePod(pod *hostagent.Pod) {
+	r.t.Helper()
+	r.agent.DeletePod(pod)
+	if r.ofSlices {
+		err := r.server.Cilium.CiliumV2alpha1().CiliumEndpointSlices().Delete(r.t.Context(), "ces-"+pod.Name, metav1.DeleteOptions{})
+		require.NoError(r.t, err)
+	}
+	r.eventually(func() bool { return !r.inTable(pod) }, "the endpoint of %s is still in the table", pod.Name)
+}
+
+func (r *rig) identity(id identity.NumericIdentity) (*ciliumv2.CiliumIdentity, error) {
+	return r.server.Cilium.CiliumV2().CiliumIdentities().Get(r.t.Context(), id.StringID(), metav1.GetOptions{})
 }
 
 // TestWatches is that the same agent watches without the cache.
 func TestWatches(t *testing.T) {
 	r := newRig(t, inclustercache.DatastoreKubernetes, nil)
 	r.agent.Start()
-	pod := r.agent.AddPod("meadow", "comes", map[string]string{"app": "comes"})
-	r.eventually(func() bool { return r.inTable(pod) }, "the tables aren't fed from Kubernetes")
+	r.addPod("comes")
 	r.eventually(func() bool {
 		own := r.own()
 		return own["ciliumendpoints"] > 0 && own["ciliumidentities"] > 0 && own["ciliumnodes"] > 1
 	}, "the watches that aren't to be opened with the cache can't be seen")
+}
+
+// TestCacheAway is an agent whose cache is away at the start, later, and when it has
+// identities allocated; which it does at the API server, whatever the cache does.
+func TestCacheAway(t *testing.T) {
+	r := newRig(t, inclustercache.DatastoreEtcd, nil)
+	r.cache.Cut()
+	r.agent.Start()
+	r.agent.Stop() // nothing that waits for the cache keeps it
+
+	r.cache.Heal()
+	r.agent.Start()
+	require.NoError(t, r.agent.Identities.WaitForInitialGlobalIdentities(t.Context()))
+	bee := r.addPod("bee")
+
+	r.cache.Cut()
+	wasp := r.agent.AddPod("meadow", "wasp", map[string]string{"app": "wasp"})
+	r.eventually(func() bool { return r.endpointUID(wasp) != "" }, "there is no CiliumEndpoint while the cache is away")
+	allocated, err := wasp.Endpoint.GetSecurityIdentity()
+	require.NoError(t, err)
+	_, err = r.identity(allocated.ID)
+	require.NoError(t, err)
+	require.NotNil(t, r.agent.Identities.LookupIdentityByID(t.Context(), allocated.ID))
+	again, isNew, err := r.agent.Identities.AllocateIdentity(t.Context(), allocated.Labels, false, identity.InvalidIdentity)
+	require.NoError(t, err)
+	require.False(t, isNew)
+	require.Equal(t, allocated.ID, again.ID)
+	r.cache.Heal()
+	r.eventually(func() bool { return r.inTable(wasp) }, "what came while the cache was away isn't in the table")
+
+	// One that somebody deletes while it is used here is made again under its number.
+	used, err := bee.Endpoint.GetSecurityIdentity()
+	require.NoError(t, err)
+	deleted, err := r.identity(used.ID)
+	require.NoError(t, err)
+	require.NoError(t, r.server.Cilium.CiliumV2().CiliumIdentities().Delete(t.Context(), deleted.Name, metav1.DeleteOptions{}))
+	r.eventually(func() bool {
+		made, err := r.identity(used.ID)
+		return err == nil && made.UID != deleted.UID
+	}, "an identity that is used was deleted, and isn't made again")
+
+	r.agent.Restart()
+	require.NoError(t, r.agent.Identities.WaitForInitialGlobalIdentities(t.Context()))
+	require.NotNil(t, r.agent.Identities.LookupIdentityByID(t.Context(), allocated.ID))
+	r.eventually(func() bool { return maps.Equal(none, r.own()) }, "after a restart there are watches")
 }

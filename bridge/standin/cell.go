@@ -7,7 +7,6 @@ import (
 	"context"
 	"log/slog"
 
-	"github.com/cilium/cilium/pkg/endpoint/regeneration"
 	"github.com/cilium/cilium/pkg/endpointcleanup"
 	identitycell "github.com/cilium/cilium/pkg/identity/cache/cell"
 	ciliumv2 "github.com/cilium/cilium/pkg/k8s/apis/cilium.io/v2"
@@ -27,14 +26,13 @@ import (
 )
 
 // Cell is for the hive of upstream's agent, which has inclustercache.DatastoreCell and
-// what fills the tables in it. Whoever brings the tables to the agent's ipcache and its
-// manager of nodes is another's part, as is NodeSync.
+// what fills the tables in it. That the tables reach the agent's ipcache and its nodes,
+// and that its endpoints wait for them, is bridge's.
 var Cell = cell.Module(
 	"standin",
 	"Tables instead of watches at the API server",
 
 	cell.Provide(newStandins),
-	cell.Invoke(registerFence),
 
 	cell.DecorateAll(func(all watchers.ResourceGroupFunc, s *standins) watchers.ResourceGroupFunc {
 		if !s.enabled {
@@ -140,21 +138,4 @@ func (s *standins) allocator(upstream identitycell.CachingIdentityAllocator) *al
 	a := &allocator{CachingIdentityAllocator: upstream, served: s.serve(identities).served, identities: identities}
 	s.jobs.Add(job.Timer("check-created-identities", a.check, createdInterval))
 	return a
-}
-
-// registerFence has the endpoints of the node wait, with what is made anew of them after
-// a start, until the tables have all of the cluster: where upstream watches it waits for
-// its lists.
-func registerFence(s *standins, fence regeneration.Fence) {
-	if !s.enabled {
-		return
-	}
-	fence.Add("waggle-datastore", func(ctx context.Context) error {
-		for _, table := range []statedb.TableMeta{s.tables.Endpoints, s.tables.Identities, s.tables.Nodes} {
-			if err := awaitComplete(ctx, s.db, table); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }

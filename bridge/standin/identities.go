@@ -51,7 +51,7 @@ func (i *identities) open() (feed, error) {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	f := &identityFeed{identities: i, changes: changes, told: map[uint32]struct{}{}, signal: make(chan struct{}, 1)}
+	f := &identityFeed{identities: i, changes: changes, told: map[uint32]toldBy{}, signal: make(chan struct{}, 1)}
 	for id, c := range i.created {
 		f.news = append(f.news, news{id: id, object: c.object})
 	}
@@ -90,11 +90,20 @@ func identityOf(row *state.Identity) *ciliumv2.CiliumIdentity {
 type identityFeed struct {
 	*identities
 	changes statedb.ChangeIterator[*state.Identity]
-	told    map[uint32]struct{}
-	signal  chan struct{}
+	// told are those that the reader has, and from where.
+	told   map[uint32]toldBy
+	signal chan struct{}
 
 	news []news // under identities.mu
 }
+
+// toldBy is from where a reader has an identity.
+type toldBy uint8
+
+const (
+	byTable toldBy = iota + 1
+	byCreation
+)
 
 // news is an identity that this agent has created, or one that has gone before the
 // table had it.
@@ -110,33 +119,36 @@ func (f *identityFeed) next(txn statedb.ReadTxn) (events []watch.Event, more <-c
 	defer f.mu.Unlock()
 	for change := range changes {
 		row := change.Object
-		_, told := f.told[row.ID]
-		there := !change.Deleted && ours(row)
-		if there || told {
-			// From now on it is the table that knows.
-			delete(f.created, row.ID)
-		}
-		switch {
-		case there && told:
-			events = append(events, watch.Event{Type: watch.Modified, Object: identityOf(row)})
+		told := f.told[row.ID]
+		switch there := !change.Deleted && ours(row); {
 		case there:
-			f.told[row.ID] = struct{}{}
-			events = append(events, watch.Event{Type: watch.Added, Object: identityOf(row)})
-		case told:
+			delete(f.created, row.ID) // from now on it is the table that knows
+			f.told[row.ID] = byTable
+			event := watch.Event{Type: watch.Added, Object: identityOf(row)}
+			if told != 0 {
+				event.Type = watch.Modified
+			}
+			events = append(events, event)
+		case told != 0:
 			delete(f.told, row.ID)
 			events = append(events, watch.Event{Type: watch.Deleted, Object: identityOf(row)})
+			if told == byCreation {
+				delete(f.created, row.ID) // it came to the table and went
+			}
+			// Otherwise it is an earlier one that went, and what was created under its
+			// number is among the news.
 		}
 	}
 
 	for _, n := range f.news {
-		_, told := f.told[n.id]
+		told := f.told[n.id]
 		_, waits := f.created[n.id]
 		switch {
-		case n.gone && told && !f.has(txn, n.id):
+		case n.gone && told == byCreation && !waits:
 			delete(f.told, n.id)
 			events = append(events, watch.Event{Type: watch.Deleted, Object: n.object})
-		case !n.gone && waits && !told:
-			f.told[n.id] = struct{}{}
+		case !n.gone && told == 0 && waits:
+			f.told[n.id] = byCreation
 			events = append(events, watch.Event{Type: watch.Added, Object: n.object})
 		}
 	}

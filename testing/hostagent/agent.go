@@ -28,6 +28,7 @@ import (
 	"time"
 
 	agentcmd "github.com/cilium/cilium/daemon/cmd"
+	daemonk8s "github.com/cilium/cilium/daemon/k8s"
 	fakedatapath "github.com/cilium/cilium/pkg/datapath/fake/types"
 	endpointapi "github.com/cilium/cilium/pkg/endpoint/api"
 	"github.com/cilium/cilium/pkg/endpointmanager"
@@ -87,6 +88,7 @@ type Parts struct {
 	Endpoints   endpointmanager.EndpointManager
 	EndpointAPI endpointapi.EndpointAPIManager
 	IPAM        *ipam.IPAM
+	LocalPods   statedb.Table[daemonk8s.LocalPod]
 	Clientset   k8sclient.Clientset
 	Health      statedb.Table[healthtypes.Status]
 }
@@ -101,6 +103,8 @@ type Agent struct {
 	log    *slog.Logger
 	// running is nil while it is stopped.
 	running *hive.Hive
+	// pods are those that it has endpoints of.
+	pods []*Pod
 }
 
 // New makes an agent, to be started. It ends with the test. The test can't run in
@@ -137,12 +141,15 @@ func (a *Agent) Start() {
 	require.NoError(a.t, next.Start(a.log, ctx), "starting the agent")
 }
 
-// Stop stops the agent, if it runs.
+// Stop stops the agent, if it runs. The endpoints of its pods go first, and with them the
+// CiliumEndpoints: in a process they would go on without an agent, and the next one
+// wouldn't know of them.
 func (a *Agent) Stop() {
 	a.t.Helper()
 	if a.running == nil {
 		return
 	}
+	a.removeEndpoints()
 	last := a.running
 	a.running = nil
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)

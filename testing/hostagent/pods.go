@@ -4,14 +4,19 @@
 package hostagent
 
 import (
+	"context"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/cilium/cilium/api/v1/models"
+	daemonk8s "github.com/cilium/cilium/daemon/k8s"
 	"github.com/cilium/cilium/pkg/endpoint"
 	endpointid "github.com/cilium/cilium/pkg/endpoint/id"
 	"github.com/cilium/cilium/pkg/ipam"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	k8serrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 )
@@ -51,6 +56,11 @@ func (a *Agent) AddPod(namespace, name string, labels map[string]string) *Pod {
 	_, err = pods.UpdateStatus(ctx, object, metav1.UpdateOptions{})
 	require.NoError(a.t, err, "giving pod %s/%s its address", namespace, name)
 
+	// A CNI comes with a pod that its kubelet has long told of.
+	require.Eventually(a.t, func() bool {
+		_, _, ok := a.LocalPods.Get(a.DB.ReadTxn(), daemonk8s.PodByName(namespace, name))
+		return ok
+	}, startTimeout, time.Millisecond, "the agent doesn't see pod %s/%s", namespace, name)
 	pod.Endpoint, _, err = a.EndpointAPI.CreateEndpoint(ctx, &models.EndpointChangeRequest{
 		ContainerID: namespace + "-" + name, ContainerInterfaceName: "eth0",
 		K8sNamespace: namespace, K8sPodName: name, K8sUID: string(object.UID),
@@ -59,15 +69,39 @@ func (a *Agent) AddPod(namespace, name string, labels map[string]string) *Pod {
 		Properties: map[string]any{endpoint.PropertySkipBPFRegeneration: true, endpoint.PropertyFakeEndpoint: true},
 	})
 	require.NoError(a.t, err, "creating the endpoint of pod %s/%s", namespace, name)
+	a.pods = append(a.pods, pod)
 	return pod
 }
 
 // DeletePod takes the pod and its endpoint away; the agent deletes the CiliumEndpoint.
 func (a *Agent) DeletePod(pod *Pod) {
 	a.t.Helper()
-	_, err := a.EndpointAPI.DeleteEndpoint(endpointid.NewIPPrefixID(pod.Address))
-	require.NoError(a.t, err, "deleting the endpoint of pod %s/%s", pod.Namespace, pod.Name)
-	err = a.config.Server.Kubernetes.CoreV1().Pods(pod.Namespace).Delete(a.t.Context(), pod.Name,
+	a.removeEndpoint(pod)
+	a.pods = slices.DeleteFunc(a.pods, func(other *Pod) bool { return other == pod })
+	err := a.config.Server.Kubernetes.CoreV1().Pods(pod.Namespace).Delete(a.t.Context(), pod.Name,
 		metav1.DeleteOptions{GracePeriodSeconds: ptr.To(int64(0))})
 	require.NoError(a.t, err, "deleting pod %s/%s", pod.Namespace, pod.Name)
+}
+
+func (a *Agent) removeEndpoint(pod *Pod) {
+	a.t.Helper()
+	_, err := a.EndpointAPI.DeleteEndpoint(endpointid.NewIPPrefixID(pod.Address))
+	require.NoError(a.t, err, "deleting the endpoint of pod %s/%s", pod.Namespace, pod.Name)
+}
+
+// removeEndpoints removes all endpoints, and waits until what ran for each has ended:
+// the last that it does is to delete the CiliumEndpoint.
+func (a *Agent) removeEndpoints() {
+	a.t.Helper()
+	for _, pod := range a.pods {
+		a.removeEndpoint(pod)
+	}
+	for _, pod := range a.pods {
+		require.Eventually(a.t, func() bool {
+			// Not the test's context, which has ended when this is its clean-up.
+			_, err := a.config.Server.Cilium.CiliumV2().CiliumEndpoints(pod.Namespace).Get(context.Background(), pod.Name, metav1.GetOptions{})
+			return k8serrors.IsNotFound(err)
+		}, startTimeout, 10*time.Millisecond, "what runs for the endpoint of %s/%s doesn't end", pod.Namespace, pod.Name)
+	}
+	a.pods = nil
 }
