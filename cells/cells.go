@@ -11,6 +11,7 @@ import (
 	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/cells/kubernetes"
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/cells/status"
 	"github.com/waggle-mesh/waggle/clustermesh/export"
 	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/ingest"
@@ -44,6 +45,7 @@ var ExporterParts = cell.Group(
 	etcd.Cell,            // client and Writer of the local etcd
 	export.Cell,          // tables → cilium/state/…
 	export.HeartbeatCell, // cilium/.heartbeat
+	status.Cell,          // how all of it is
 )
 
 // KVStoreMesh is the hive of "waggle kvstoremesh": remote etcds → local etcd.
@@ -66,6 +68,7 @@ var KVStoreMeshParts = cell.Group(
 	remote.Metrics(""), // upstream's metrics of it
 	kvstoremesh.Cell,   // cilium/state/… there → cilium/cache/… here
 	readthrough.Cell,   // what isn't pushed, looked up there for the agents here
+	status.Cell,        // how all of it is
 )
 
 // InClusterCache is the hive of "waggle incluster-cache": Kubernetes → an etcd of
@@ -92,6 +95,7 @@ var InClusterCacheParts = cell.Group(
 	etcd.Cell,                 // client and Writer of that
 	export.LocalCell,          // tables → cilium/state/…, unfiltered
 	export.HeartbeatCell,      // cilium/.heartbeat
+	status.Cell,               // how all of it is
 )
 
 // Agent is the hive of "waggle agent": this cluster and remote ones → tables → BPF
@@ -137,6 +141,7 @@ var AgentTables = cell.Group(
 	remote.Metrics("clustermesh"), // upstream's metrics of it
 	remote.SharedConnections,      // one to each etcd, whatever clusters it has
 	ingest.Cell,                   // etcd → tables
+	status.Cell,                   // how all of it is
 )
 
 // Etcd is the hive of "waggle etcd": an embedded etcd of its own process.

@@ -17,4 +17,5 @@ import (
 var datapath = cell.Group(
 	ipcache.Cell,
 	ondemand.NewCell(ondemand.InKernel{}),
+	cell.Provide(ipcacheStatus, onDemandStatus),
 )

@@ -17,4 +17,5 @@ import (
 var datapath = cell.Group(
 	ipcache.InMemoryCell,
 	ondemand.NewCell(ondemand.NotInKernel{}),
+	cell.Provide(ipcacheStatus, onDemandStatus),
 )

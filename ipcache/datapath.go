@@ -61,7 +61,8 @@ type Datapath struct {
 	target   Map // nil when not open
 	fallback error
 
-	overflow atomic.Int64
+	// Of the Reconciler, for Stats.
+	wanted, failed, overflow atomic.Int64
 }
 
 var _ Map = (*Datapath)(nil)
@@ -126,6 +127,21 @@ func (d *Datapath) PinPath() (string, bool) {
 
 // Overflow is how many wanted entries aren't in the map because it is full.
 func (d *Datapath) Overflow() int { return int(d.overflow.Load()) }
+
+// Stats counts entries.
+type Stats struct {
+	// Wanted is what the tables want in the map; an address that both an endpoint and a
+	// node have counts twice. Overflow doesn't fit, and Failed isn't in the map as it
+	// should be for another reason.
+	Wanted, Overflow, Failed int
+	// Capacity is how many fit.
+	Capacity int
+}
+
+// Stats gives the counts as of the last round.
+func (d *Datapath) Stats() Stats {
+	return Stats{Wanted: int(d.wanted.Load()), Overflow: d.Overflow(), Failed: int(d.failed.Load()), Capacity: d.Capacity()}
+}
 
 // Update implements Map.
 func (d *Datapath) Update(entries []Entry) []error {

@@ -232,6 +232,8 @@ func (r *Reconciler) step() (next next) {
 		}
 	}
 	r.write(txn)
+	r.target.wanted.Store(int64(r.wanted.endpoints.NumObjects(txn) + len(r.wanted.claims.strongest)))
+	r.target.failed.Store(int64(len(r.failed)))
 	next.synced = !next.rest && endpointsSynced && nodesSynced
 	return next
 }

@@ -33,6 +33,8 @@ type plan struct {
 	spare []operation
 	// bytes and deletes are those of the queue.
 	bytes, deletes int
+	// now is what the Writer's clock said last; operations that are queued take it.
+	now time.Time
 }
 
 // target is one key of one Scope.
@@ -46,6 +48,9 @@ type operation struct {
 	target
 	value []byte
 	hash  uint64
+	// since is when it was queued, in nanoseconds since 1970; a later operation that
+	// takes its place leaves it.
+	since int64
 
 	phase  phase
 	delete bool
@@ -161,6 +166,7 @@ func (p *plan) add(t target, op Op, committed record, known bool) {
 	}
 	next := p.allocate()
 	next.target, next.value, next.hash, next.delete, next.under = t, op.Value, hash, op.Delete, under
+	next.since = p.now.UnixNano()
 	if under != nil {
 		under.over = next
 	}

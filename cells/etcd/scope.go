@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -50,6 +51,9 @@ type Scope struct {
 	// incomplete: keys were lost or dropped, and the owner hasn't called Complete
 	// since. An earlier Complete then means nothing any more.
 	incomplete bool
+	// wasComplete: all that was applied before a Complete was in etcd once.
+	wasComplete bool
+	failures    uint64 // operations that failed, each time
 	// staleOps: there may be stale operations, see operation.stale.
 	staleOps bool
 	// refills counts the calls of Refill, those included that are still to come.
@@ -250,7 +254,7 @@ func (s *Scope) Restart() {
 func (s *Scope) Clear() {
 	s.w.mu.Lock()
 	for key, committed := range s.records.all() {
-		s.w.plan.add(target{s, strings.Clone(key)}, Op{Delete: true}, *committed, true)
+		s.w.add(target{s, strings.Clone(key)}, Op{Delete: true}, *committed, true)
 	}
 	for _, key := range s.puts(func(*operation) bool { return true }) {
 		s.deleteLocked(key)
@@ -271,13 +275,15 @@ func (s *Scope) puts(which func(*operation) bool) (keys []string) {
 
 func (s *Scope) deleteLocked(key string) {
 	committed, known := s.record(key)
-	s.w.plan.add(target{s, key}, Op{Delete: true}, committed, known)
+	s.w.add(target{s, key}, Op{Delete: true}, committed, known)
 }
 
 // Apply queues operations. It doesn't wait for etcd; see Writer.Admit. What is
 // so in etcd already is dropped.
 func (s *Scope) Apply(ops []Op) {
+	now := time.Now()
 	s.w.mu.Lock()
+	s.w.plan.now = now
 	for _, op := range ops {
 		var committed record
 		known := s.records.get(op.Key)
@@ -292,6 +298,12 @@ func (s *Scope) Apply(ops []Op) {
 	s.w.arrived += len(ops)
 	s.w.mu.Unlock()
 	s.w.wakeUp()
+}
+
+// add queues one operation now. The lock is held.
+func (w *Writer) add(t target, op Op, committed record, known bool) {
+	w.plan.now = time.Now()
+	w.plan.add(t, op, committed, known)
 }
 
 // Complete says that all that belongs to the Scope has been applied: what etcd
@@ -322,7 +334,7 @@ func (s *Scope) CompleteAfter(refills uint64) bool {
 func (s *Scope) completeLocked() {
 	for key, committed := range s.records.all() {
 		if committed.flags&recordStale != 0 {
-			s.w.plan.add(target{s, strings.Clone(key)}, Op{Delete: true}, *committed, true)
+			s.w.add(target{s, strings.Clone(key)}, Op{Delete: true}, *committed, true)
 		}
 	}
 	if s.staleOps {
@@ -353,7 +365,7 @@ func (s *Scope) writeCanary() {
 		committed, known := s.w.canaries.record(s.cfg.Canary)
 		if !known || committed.lost() {
 			op := Op{Key: s.cfg.Canary, Value: s.cfg.CanaryValue()}
-			s.w.plan.add(target{s.w.canaries, op.Key}, op, committed, known)
+			s.w.add(target{s.w.canaries, op.Key}, op, committed, known)
 			s.w.plan.awaitKey(target{s.w.canaries, op.Key}, s.completed)
 			return
 		}
@@ -363,14 +375,24 @@ func (s *Scope) writeCanary() {
 
 // completed has OnComplete called, unless it isn't so any more. The lock is held.
 func (s *Scope) completed() {
-	canary, known := s.w.canaries.record(s.cfg.Canary)
-	if s.incomplete || s.cfg.Canary != "" && (!known || canary.lost()) {
+	if s.incomplete || !s.hasCanary() {
 		return
 	}
+	s.wasComplete = true
 	if s.cfg.OnComplete != nil {
 		s.w.callbacks = append(s.w.callbacks, s.cfg.OnComplete)
 		s.w.wakeUp()
 	}
+}
+
+// hasCanary says whether the canary is in etcd, if there is to be one. The lock is
+// held.
+func (s *Scope) hasCanary() bool {
+	if s.cfg.Canary == "" {
+		return true
+	}
+	canary, known := s.w.canaries.record(s.cfg.Canary)
+	return known && !canary.lost()
 }
 
 // Barrier waits until everything applied so far is committed.
@@ -466,7 +488,7 @@ func (w *Writer) dropCanary(ctx context.Context, key string) error {
 	w.mu.Lock()
 	committed, known := w.canaries.record(key)
 	t := target{w.canaries, key}
-	w.plan.add(t, Op{Key: key, Delete: true}, committed, known)
+	w.add(t, Op{Key: key, Delete: true}, committed, known)
 	if !w.plan.awaitKey(t, func() { close(gone) }) {
 		close(gone)
 	}

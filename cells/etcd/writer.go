@@ -77,24 +77,12 @@ type Writer struct {
 		clusterID uint64
 		revision  int64
 	}
-	callbacks []func()      // to call from Run, without the lock
-	eased     chan struct{} // closed and renewed when less is pending
+	flights   map[*operation]int64 // since when the oldest of each commit under way has waited
+	callbacks []func()             // to call from Run, without the lock
+	eased     chan struct{}        // closed and renewed when less is pending
 	stats     WriterStats
-}
 
-// WriterStats counts what a Writer did since it was made.
-type WriterStats struct {
-	// Commits is the number of transactions made, Operations of what they held.
-	Commits, Operations uint64
-	// Failures is the number of transactions that failed and were tried again.
-	Failures uint64
-	// Pending is the number of operations that aren't committed.
-	Pending int
-	// Refused is the number of those that etcd refuses by themselves.
-	Refused int
-	// LastError is the last failure; empty since the last success, unless etcd
-	// refuses something.
-	LastError string
+	onCommit func(Commit) // set before Run
 }
 
 // WriterOptions are a hive's for its Writer; a hive that has none has the zero ones.
@@ -122,6 +110,7 @@ func newWriter(log *slog.Logger, client *Client, options WriterOptions) *Writer 
 		canaryOf: make(map[string]*Scope),
 		retry:    newRetry(),
 		eased:    make(chan struct{}),
+		flights:  make(map[*operation]int64),
 	}
 	w.canaries = w.Scope(ScopeConfig{Lease: true})
 	w.leases.onLost = func(n leaseNumber) { w.lost([]leaseNumber{n}) }
@@ -146,18 +135,6 @@ func (w *Writer) wakeUp() {
 	case w.wake <- struct{}{}:
 	default:
 	}
-}
-
-// Stats gives the counters.
-func (w *Writer) Stats() WriterStats {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	stats := w.stats
-	stats.Pending, stats.Refused = w.plan.length(), len(w.plan.parked)
-	for op := range w.plan.parked {
-		stats.LastError = op.refused.reason.Error()
-	}
-	return stats
 }
 
 // Admit waits while much is pending. Whoever can take its time (a list can, a
@@ -191,10 +168,12 @@ func (w *Writer) Run(ctx context.Context) error {
 		batch, delay := w.nextCommit(time.Now())
 		w.runCallbacks()
 		if batch != nil {
+			first := batch[0] // a batch may be split
 			commits.Go(func() {
 				w.commit(ctx, batch)
 				w.mu.Lock()
 				w.running--
+				delete(w.flights, first)
 				w.mu.Unlock()
 				w.wakeUp()
 			})
@@ -259,6 +238,7 @@ func (w *Writer) nextCommit(now time.Time) ([]*operation, time.Duration) {
 		return nil, 0
 	}
 	w.started, w.first = now, time.Time{}
+	w.flights[batch[0]] = oldest(batch)
 	w.running++
 	return batch, 0
 }
@@ -269,7 +249,9 @@ func (w *Writer) commit(ctx context.Context, batch []*operation) {
 	w.mu.Lock()
 	before := w.etcd.revision
 	w.mu.Unlock()
+	began := time.Now()
 	resp, err := w.try(ctx, batch)
+	w.observe(batch, began, err)
 	switch {
 	case err == nil && !resp.Succeeded:
 		if err := w.fenced(ctx); err != nil {
@@ -497,6 +479,11 @@ func (w *Writer) failed(batch []*operation, err error) {
 		w.giveUp(op)
 		return true
 	})
+	for _, op := range batch {
+		if err != nil {
+			op.scope.failures++
+		}
+	}
 	w.plan.failed(batch)
 	if err == nil {
 		return
@@ -527,6 +514,7 @@ func (w *Writer) refused(op *operation, err error) {
 		w.log.Error("Etcd refuses a key, going on without it", "key", key, "bytes", len(op.value), "error", err)
 	}
 	w.stats.Failures++
+	op.scope.failures++
 	op.refused.reason = fmt.Errorf("writing %q: %w", key, err)
 	delay := min(time.Second<<min(op.refused.times, 10), time.Minute)
 	op.refused.times++

@@ -75,7 +75,7 @@ func until(t *testing.T, want []string, args ...string) {
 	t.Helper()
 	require.EventuallyWithT(t, func(collect *assert.CollectT) {
 		out, err := waggle(args...)
-		assert.NoError(collect, err)
+		assert.NoError(collect, err, "%s", out)
 		for _, line := range want {
 			assert.Contains(collect, out, line)
 		}
@@ -299,18 +299,18 @@ func TestFilters(t *testing.T) {
 	require.ErrorContains(t, err, "dill's exporter: not running")
 
 	out, err = waggle("status", "--run-dir="+dir, "-o", "json")
-	require.NoError(t, err)
+	require.ErrorIs(t, err, run.ErrUnhealthy, "some don't run")
 	var report run.Report
 	require.NoError(t, json.Unmarshal([]byte(out), &report))
 	require.Len(t, report.Remotes, 6)
 	require.Len(t, report.Filters.Exporters, 1)
 	require.Contains(t, report.Filters.Problems, "dill/kvstoremesh: not running")
 	out, err = waggle("status", "--run-dir="+dir)
-	require.NoError(t, err)
+	require.ErrorIs(t, err, run.ErrUnhealthy)
 	require.Regexp(t, `(?m)^amber +opt-in +eu-west +endpoints +0 +3 +1 +0$`, out)
 	require.NotRegexp(t, `(?m)^amber +opt-in +eu-west +nodes`, out, "of which nothing is left out")
 	out, err = waggle("status", "--run-dir="+dir, "--filters")
-	require.NoError(t, err)
+	require.ErrorIs(t, err, run.ErrUnhealthy)
 	require.Regexp(t, `(?m)^amber +opt-in +eu-west +nodes +0 +0 +0 +0$`, out)
 
 	agent := startProgram(t, dir, "agent", "--cluster-name=amber", "--cluster-id=1", "--ipcache-backend=memory",

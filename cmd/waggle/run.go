@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -71,8 +72,16 @@ Where filters leave anything out, or with --filters, it shows how much: per clus
 and resource what is pushed, on demand, or kept at home by a namespace that isn't
 global; the pods whose settings are malformed; and what is skipped by region.
 
-With --shell-sock-path it shows what single processes, exporters, KVStoreMeshes or
-agents, say of the same.`,
+For each process it shows what it has yet to write to its etcd, for how long that has
+waited, and why whatever isn't well isn't, with the time since when it was.
+
+With --shell-sock-path it shows all of that of single processes: of exporters,
+in-cluster caches, KVStoreMeshes and agents, wherever their cells are compiled in. Their
+shells have the same as waggle/status.
+
+The exit status is 1 if anything isn't well, or can't be asked.`,
+		Example: `  waggle status
+  waggle status -o json --shell-sock-path=/var/run/cilium/shell.sock`,
 		GroupID: groupTools,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -92,10 +101,11 @@ agents, say of the same.`,
 				return err
 			}
 			defer status.Close()
+			report := status.Report(context.Background())
 			if output == outputJSON {
-				return printJSON(out, status.Report(context.Background()))
+				return errors.Join(printJSON(out, report), report.Unhealthy())
 			}
-			return status.Report(context.Background()).Print(out, filters)
+			return errors.Join(report.Print(out, filters), report.Unhealthy())
 		},
 	}
 	cmd.Flags().StringVar(&dir, "run-dir", dir, "Directory of the run")
@@ -106,19 +116,22 @@ agents, say of the same.`,
 }
 
 func printProcesses(out io.Writer, sockets []string, output string, filters bool) error {
+	all, unwell := run.AskProcesses(sockets)
 	if output == outputJSON {
-		all, err := run.AskProcesses(sockets)
-		if err != nil {
+		return errors.Join(printJSON(out, all), unwell)
+	}
+	for i := range all {
+		if len(sockets) > 1 {
+			fmt.Fprintf(out, "Process at %s\n", all[i].Socket)
+		}
+		if err := run.PrintProcess(out, &all[i], filters); err != nil {
 			return err
 		}
-		return printJSON(out, all)
-	}
-	for _, socket := range sockets {
-		if err := run.PrintProcess(out, socket, filters); err != nil {
-			return err
+		if i < len(all)-1 {
+			fmt.Fprintln(out)
 		}
 	}
-	return nil
+	return unwell
 }
 
 // newShellCmd connects to the debug shell of a process, as cilium-dbg's does.

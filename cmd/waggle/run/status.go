@@ -135,11 +135,13 @@ type Report struct {
 	Remotes    []Row       `json:"remotes"`
 	Datastores []Datastore `json:"datastores"`
 	Filters    Filters     `json:"filters"`
+	// Processes says how each is, and why it isn't well if it isn't.
+	Processes []ProcessStatus `json:"processes"`
 }
 
 // Report asks for all of it.
 func (s *Status) Report(ctx context.Context) *Report {
-	return &Report{Remotes: s.Rows(ctx), Datastores: s.Datastores(), Filters: s.Filters()}
+	return &Report{Remotes: s.Rows(ctx), Datastores: s.Datastores(), Filters: s.Filters(), Processes: s.Processes()}
 }
 
 // Print writes it as text. What filters leave out is shown where they do, or always.
@@ -149,6 +151,10 @@ func (r *Report) Print(w io.Writer, always bool) error {
 	}
 	fmt.Fprintln(w)
 	if err := PrintDatastores(w, r.Datastores, time.Now()); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	if err := PrintProcesses(w, r.Processes, time.Now()); err != nil {
 		return err
 	}
 	return r.Filters.Print(w, always, false)
@@ -194,74 +200,4 @@ func shorten(err error) string {
 		return errAway.Error()
 	}
 	return err.Error()
-}
-
-// PrintProcess writes what one process says of its own cluster's state, if it is an
-// agent, and of its remote clusters, for processes that aren't part of a run. Filters
-// are told of where they do anything, or always.
-func PrintProcess(w io.Writer, socket string, always bool) error {
-	p, err := askProcess(socket)
-	if err != nil {
-		return err
-	}
-	return p.print(w, always)
-}
-
-// Process is what one process says.
-type Process struct {
-	Socket    string     `json:"socket"`
-	Datastore *Datastore `json:"datastore,omitempty"`
-	Remotes   []Row      `json:"remotes"`
-	Filters   Filters    `json:"filters"`
-}
-
-// AskProcesses asks processes for all that they say.
-func AskProcesses(sockets []string) ([]Process, error) {
-	var all []Process
-	for _, socket := range sockets {
-		p, err := askProcess(socket)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, p)
-	}
-	return all, nil
-}
-
-func askProcess(socket string) (Process, error) {
-	p := Process{Socket: socket}
-	known, err := remoteClusters(socket)
-	if err != nil {
-		return p, err
-	}
-	own, found, err := datastoreOf(socket)
-	if err != nil {
-		return p, err
-	}
-	if found {
-		p.Datastore = &Datastore{Cluster: own.Name, Datastore: own, Problem: own.Trouble()}
-	}
-	for _, remote := range sortedKeys(known) {
-		row := newRow("-", remote, state.RemoteCluster{Connected: true, Ready: true}, known[remote], nil)
-		p.Remotes = append(p.Remotes, row)
-	}
-	p.Filters, err = filtersOf(socket)
-	return p, err
-}
-
-func (p *Process) print(w io.Writer, always bool) error {
-	if p.Datastore != nil {
-		if err := PrintDatastores(w, []Datastore{*p.Datastore}, time.Now()); err != nil || len(p.Remotes) == 0 {
-			return err
-		}
-		fmt.Fprintln(w)
-	}
-	exporter := len(p.Filters.Exporters) > 0
-	if !exporter {
-		if err := Print(w, p.Remotes); err != nil {
-			return err
-		}
-	}
-	// Of an exporter there is nothing else to tell.
-	return p.Filters.Print(w, always || exporter, exporter)
 }

@@ -1,0 +1,83 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package status
+
+import (
+	"encoding/json"
+	"strings"
+	"time"
+
+	"github.com/cilium/cilium/pkg/hive/health/types"
+	"github.com/cilium/hive"
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/script"
+	"github.com/cilium/statedb"
+	"github.com/spf13/pflag"
+
+	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// Command is the command for the shell and for script tests.
+const Command = "waggle/status"
+
+// Cell provides the command. It is for any hive with the tables of cells/state.
+var Cell = cell.Provide(func(parts Parts) hive.ScriptCmdsOut {
+	return hive.NewScriptCmds(map[string]script.Cmd{Command: command(parts)})
+})
+
+// Parts are what a report is made of.
+type Parts struct {
+	cell.In
+
+	DB        *statedb.DB
+	Health    statedb.Table[types.Status]
+	Clusters  statedb.Table[*state.RemoteCluster]
+	Datastore statedb.Table[*state.Datastore]
+	Exports   statedb.Table[*state.Export]
+
+	Cluster  wire.ClusterInfo `optional:"true"`
+	Writer   *etcd.Writer     `optional:"true"`
+	Lists    *etcd.ListBound  `optional:"true"`
+	OnDemand OnDemandFunc     `optional:"true"`
+	IPCache  IPCacheFunc      `optional:"true"`
+}
+
+// OnDemandFunc and IPCacheFunc are provided where there is such a thing: programs
+// without it don't link it.
+type (
+	OnDemandFunc func() OnDemand
+	IPCacheFunc  func() IPCache
+)
+
+func command(parts Parts) script.Cmd {
+	return script.Command(
+		script.CmdUsage{
+			Summary: "Show how this process is, and why whatever isn't well isn't",
+			Flags: func(flags *pflag.FlagSet) {
+				flags.StringP("output", "o", "text", "How it is printed: text or json")
+			},
+		},
+		func(st *script.State, args ...string) (script.WaitFunc, error) {
+			output, err := st.Flags.GetString("output")
+			if err != nil {
+				return nil, err
+			}
+			if len(args) != 0 || output != "text" && output != "json" {
+				return nil, script.ErrUsage
+			}
+			return func(*script.State) (string, string, error) {
+				report := parts.Report()
+				var out strings.Builder
+				if output == "json" {
+					err := json.NewEncoder(&out).Encode(report)
+					return out.String(), "", err
+				}
+				err := report.Print(&out, time.Now())
+				return out.String(), "", err
+			}, nil
+		},
+	)
+}

@@ -1,0 +1,178 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package status
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/cilium/pkg/hive/health/types"
+	"github.com/cilium/statedb"
+
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+// Report reads all of it. Cost: the rows of health and of remote clusters.
+func (p Parts) Report() *Report {
+	txn := p.DB.ReadTxn()
+	r := &Report{Cluster: p.Cluster.Name, Problems: []Problem{}}
+	r.addHealth(txn, p.Health)
+	for row := range p.Clusters.All(txn) {
+		r.addCluster(row)
+	}
+	if row, _, found := p.Datastore.Get(txn, state.TheDatastore()); found {
+		r.addDatastore(row)
+	}
+	r.addExports(txn, p.Exports)
+	if p.Writer != nil {
+		r.addEtcd(p)
+	}
+	if p.Lists != nil {
+		stats := p.Lists.Stats()
+		r.Lists = &Lists{Open: stats.Open, Served: stats.Ended, Postponed: stats.Postponed}
+	}
+	if p.OnDemand != nil {
+		onDemand := p.OnDemand() // what is wrong with it is in health
+		r.OnDemand = &onDemand
+	}
+	if p.IPCache != nil {
+		ipcache := p.IPCache() // likewise
+		r.IPCache = &ipcache
+	}
+	r.Healthy = len(r.Problems) == 0
+	return r
+}
+
+// problem adds one, unless health has told of it with more words.
+func (r *Report) problem(subject, reason string, since time.Time) {
+	if slices.ContainsFunc(r.Problems, func(p Problem) bool { return strings.Contains(p.Reason, reason) }) {
+		return
+	}
+	r.Problems = append(r.Problems, Problem{Subject: subject, Reason: reason, Since: when(since)})
+}
+
+// addHealth takes over what modules say of themselves, the host's own included.
+func (r *Report) addHealth(txn statedb.ReadTxn, table statedb.Table[types.Status]) {
+	for row := range table.All(txn) {
+		if row.Level != types.LevelDegraded {
+			continue
+		}
+		reason := row.Message
+		if row.Error != "" && row.Error != reason {
+			reason += ": " + row.Error
+		}
+		r.problem(row.ID.String(), reason, row.LastOK)
+	}
+}
+
+func newSource(row *state.RemoteCluster) Source {
+	s := Source{
+		Name: row.Name, Connected: row.Connected, Synced: row.Ready,
+		Since: when(row.Since), LastEvent: when(row.LastEvent),
+		Resources: make(map[wire.Resource]Resource), Refused: row.Refused, Failures: row.Failures,
+		Problem: row.Trouble(),
+	}
+	for resource, of := range row.Resources {
+		if of.Enabled {
+			s.Resources[resource] = Resource{Synced: of.Synced, Entries: of.Entries, Skipped: of.Skipped}
+		}
+	}
+	return s
+}
+
+// unwell says why a source isn't as it should be, if it isn't. A resource that isn't
+// synced doesn't matter where nobody waits for it: not all sources have all of them.
+func (s *Source) unwell() string {
+	switch {
+	case s.Problem != "":
+		return s.Problem
+	case !s.Connected:
+		return "not connected"
+	case s.Synced:
+		return ""
+	}
+	var waits []string
+	for resource, of := range s.Resources {
+		if !of.Synced {
+			waits = append(waits, string(resource))
+		}
+	}
+	slices.Sort(waits)
+	return strings.TrimSuffix("not synced: "+strings.Join(waits, ", "), ": ")
+}
+
+func (r *Report) addCluster(row *state.RemoteCluster) {
+	c := Cluster{
+		Source: newSource(row), ID: row.ClusterID, Region: row.Region, Cached: row.Cached,
+		Conflicts: row.Conflicts, HeldBack: row.HeldBack,
+	}
+	r.Clusters = append(r.Clusters, c)
+	if reason := c.unwell(); reason != "" {
+		r.problem("cluster "+c.Name, reason, c.unwellSince())
+	}
+}
+
+// unwellSince is when the connection was lost; of other problems health knows.
+func (s *Source) unwellSince() time.Time {
+	if s.Connected || s.Since == nil {
+		return time.Time{}
+	}
+	return *s.Since
+}
+
+func (r *Report) addDatastore(row *state.Datastore) {
+	d := &Datastore{Source: newSource(&row.RemoteCluster), Kind: row.Kind, Backend: row.Backend}
+	r.Datastore = d
+	if reason := d.unwell(); reason != "" {
+		r.problem("datastore", reason, d.unwellSince())
+	}
+}
+
+func (r *Report) addExports(txn statedb.ReadTxn, table statedb.Table[*state.Export]) {
+	for row := range table.All(txn) {
+		r.Exports = append(r.Exports, Export{
+			Resource: row.Resource, Synced: row.Synced, Pushed: row.Pushed,
+			OnDemand: row.OnDemand, NotGlobal: row.NotGlobal, Refused: row.Refused,
+		})
+		if !row.Synced {
+			r.problem("export of "+string(row.Resource), "not yet in etcd as a whole", time.Time{})
+		}
+		if row.Refused > 0 {
+			r.problem("export of "+string(row.Resource), fmt.Sprintf("%d can't be encoded", row.Refused), time.Time{})
+		}
+	}
+}
+
+func (r *Report) addEtcd(p Parts) {
+	stats := p.Writer.Stats()
+	e := &Etcd{
+		Queue: stats.Pending, Refused: stats.Refused, LagSeconds: stats.Lag.Seconds(),
+		Commits: stats.Commits, Changes: stats.Operations, Failures: stats.Failures, Leases: stats.Leases,
+	}
+	for _, scope := range p.Writer.ScopeStats() {
+		e.Keys += scope.Keys
+		if !scope.Loaded {
+			continue // single keys
+		}
+		e.Prefixes++
+		if !scope.Complete {
+			e.Incomplete++
+		}
+	}
+	r.Etcd = e
+	if stats.LastError != "" {
+		r.problem("etcd", stats.LastError, time.Time{})
+	}
+}
+
+// when is a time for JSON, where zero is none.
+func when(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}

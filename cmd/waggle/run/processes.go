@@ -1,0 +1,161 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package run
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/waggle-mesh/waggle/cells/status"
+)
+
+// ErrUnhealthy says that what was asked about isn't well; why is in what was printed.
+var ErrUnhealthy = errors.New("not healthy")
+
+// ProcessStatus is how one process of a run is.
+type ProcessStatus struct {
+	Cluster string `json:"cluster"`
+	Part    string `json:"part"`
+	// Status is nil if the process couldn't be asked, with the reason as Problem, and of
+	// a plain etcd, which is asked only whether it is there.
+	Status  *status.Report `json:"status,omitempty"`
+	Problem string         `json:"problem,omitempty"`
+}
+
+// Healthy says whether it is there and well.
+func (p *ProcessStatus) Healthy() bool {
+	return p.Problem == "" && (p.Status == nil || p.Status.Healthy)
+}
+
+// statusOf asks one process.
+func statusOf(socket string) (*status.Report, error) {
+	var report status.Report
+	if err := askJSON(socket, status.Command+" -o json", &report); err != nil {
+		return nil, err
+	}
+	return &report, nil
+}
+
+// Processes asks all processes of a run how they are.
+func (s *Status) Processes() []ProcessStatus {
+	var all []ProcessStatus
+	for _, place := range s.layout.Clusters {
+		for _, part := range Parts {
+			socket, ok := place.Shells[part]
+			if !ok {
+				continue
+			}
+			p := ProcessStatus{Cluster: place.Cluster.Name, Part: part}
+			var err error
+			if part == partEtcd {
+				_, err = ask(socket, "help")
+			} else {
+				p.Status, err = statusOf(socket)
+			}
+			if err != nil {
+				p.Problem = shorten(err)
+			}
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// PrintProcesses writes a line for each, and below it the reasons for all that isn't
+// well.
+func PrintProcesses(w io.Writer, all []ProcessStatus, now time.Time) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "CLUSTER\tPROCESS\tHEALTH\tQUEUE\tBEHIND\tCOMMITS\tFAILED\tKEYS\tLEASES")
+	for i := range all {
+		p := &all[i]
+		health := "OK"
+		switch {
+		case p.Problem != "":
+			health = p.Problem
+		case !p.Healthy():
+			health = fmt.Sprintf("%d problems", len(p.Status.Problems))
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s", p.Cluster, p.Part, health)
+		if p.Status == nil || p.Status.Etcd == nil {
+			fmt.Fprint(table, "\t-\t-\t-\t-\t-\t-\n")
+			continue
+		}
+		e := p.Status.Etcd
+		fmt.Fprintf(table, "\t%d\t%s\t%d\t%d\t%d\t%d\n", e.Queue, status.Seconds(e.LagSeconds), e.Commits, e.Failures, e.Keys, e.Leases)
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	for i := range all {
+		p := &all[i]
+		if p.Status == nil || p.Status.Healthy {
+			continue
+		}
+		fmt.Fprintf(w, "\n%s of %s:\n", p.Part, p.Cluster)
+		if err := p.Status.PrintProblems(w, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Process is what one process says that needn't be part of a run.
+type Process struct {
+	Socket string `json:"socket"`
+	// Status is how it is, Filters what it leaves out.
+	Status  *status.Report `json:"status"`
+	Filters Filters        `json:"filters"`
+}
+
+// AskProcesses asks processes for all that they say. The error joins those of the ones
+// that can't be asked, and ErrUnhealthy if one isn't well.
+func AskProcesses(sockets []string) (all []Process, err error) {
+	for _, socket := range sockets {
+		p := Process{Socket: socket}
+		report, problem := statusOf(socket)
+		if problem == nil {
+			p.Filters, problem = filtersOf(socket)
+		}
+		if problem != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", socket, problem))
+			continue
+		}
+		if p.Status = report; !report.Healthy {
+			err = errors.Join(err, fmt.Errorf("%s: %w", socket, ErrUnhealthy))
+		}
+		all = append(all, p)
+	}
+	return all, err
+}
+
+// PrintProcess writes it as text. Filters are told of where they do anything, or always.
+func PrintProcess(w io.Writer, p *Process, always bool) error {
+	if err := p.Status.Print(w, time.Now()); err != nil {
+		return err
+	}
+	exporter := len(p.Filters.Exporters) > 0
+	// Of an exporter's resources there is nothing else to tell.
+	return p.Filters.Print(w, always || exporter, exporter)
+}
+
+// Unhealthy is ErrUnhealthy with what isn't well first, or nil.
+func (r *Report) Unhealthy() error {
+	for i := range r.Processes {
+		if p := &r.Processes[i]; !p.Healthy() {
+			return fmt.Errorf("%s of %s: %w", p.Part, p.Cluster, cmp.Or(reasonOf(p), ErrUnhealthy))
+		}
+	}
+	return nil
+}
+
+func reasonOf(p *ProcessStatus) error {
+	if p.Problem == "" {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrUnhealthy, p.Problem)
+}
