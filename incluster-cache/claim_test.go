@@ -65,7 +65,7 @@ func TestConfigValidate(t *testing.T) {
 
 // What --kvstore-opt says of the pace counts.
 func TestConfigPace(t *testing.T) {
-	cfg := DefaultConfig.pace(etcd.Config{})
+	cfg := DefaultConfig.Pace(etcd.Config{})
 	options, err := etcd.ParseOptions(cfg.KVStoreOpt)
 	require.NoError(t, err)
 	require.Zero(t, options.CommitDelay)
@@ -73,7 +73,7 @@ func TestConfigPace(t *testing.T) {
 	require.Equal(t, DefaultConfig.CommitDelay, DefaultConfig.spacing()+commitGather)
 
 	given := map[string]string{etcd.OptCommitDelay: "1s"}
-	cfg = DefaultConfig.pace(etcd.Config{KVStoreOpt: given})
+	cfg = DefaultConfig.Pace(etcd.Config{KVStoreOpt: given})
 	require.Equal(t, "1s", cfg.KVStoreOpt[etcd.OptCommitDelay])
 	require.Len(t, given, 1, "the flag's own map isn't touched")
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/kubernetes"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -81,9 +82,9 @@ func (def Config) offer() []wire.Resource {
 // the Writer for as long as that takes.
 func (def Config) spacing() time.Duration { return max(time.Nanosecond, def.CommitDelay-commitGather) }
 
-// pace has the Writer commit what comes at once, since it has waited already, unless
+// Pace has the Writer commit what comes at once, since it has waited already, unless
 // --kvstore-opt says something else.
-func (def Config) pace(cfg etcd.Config) etcd.Config {
+func (def Config) Pace(cfg etcd.Config) etcd.Config {
 	for option, value := range map[string]string{
 		etcd.OptCommitDelay:  "0s",
 		etcd.OptCommitGather: commitGather.String(),
@@ -93,6 +94,11 @@ func (def Config) pace(cfg etcd.Config) etcd.Config {
 		}
 	}
 	return cfg
+}
+
+// Reads is what the cache needs of Kubernetes: of resources that aren't offered, nothing.
+func (def Config) Reads() kubernetes.Options {
+	return kubernetes.Options{Resources: def.offer(), Spacing: def.spacing()}
 }
 
 func words(resources []wire.Resource) []string {

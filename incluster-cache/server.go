@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
-	"github.com/waggle-mesh/waggle/cells/kubernetes"
 	"github.com/waggle-mesh/waggle/clustermesh/export"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -25,32 +24,52 @@ var ServerCell = cell.Module(
 
 	// --incluster-cache-resources, …-max-concurrent-lists, …-commit-delay.
 	cell.Config(DefaultConfig),
-	cell.Invoke(func(cfg Config) error { return cfg.validate() }),
-	cell.DecorateAll(func(store etcd.Config, cfg Config) etcd.Config { return cfg.pace(store) }),
+	cell.Invoke(Config.validate),
+	cell.DecorateAll(func(store etcd.Config, cfg Config) etcd.Config { return cfg.Pace(store) }),
 
 	cell.Provide(
-		// What is read: of resources that aren't offered, nothing.
-		func(cfg Config) kubernetes.Options {
-			return kubernetes.Options{Resources: cfg.offer(), Spacing: cfg.spacing()}
-		},
-		// What is exported: everything that there is of the others.
-		func(cfg Config) export.Options {
-			return export.Options{Resources: cfg.offer(), AllNamespaces: true, PushedOnly: true, AllServices: true, NamedPorts: true}
-		},
-		// What is in force stays in force while the cache is dead and an external etcd
-		// isn't: no key is on a lease, whose end would have every agent drop everything.
-		// The next process takes away what has gone meanwhile.
-		func() etcd.WriterOptions { return etcd.WriterOptions{Permanent: true} },
-		// How many agents list at once.
-		func(cfg Config) *etcd.ListBound { return etcd.NewListBound(cfg.MaxConcurrentLists) },
-		func(bound *etcd.ListBound) etcd.ServerOptions {
-			return etcd.ServerOptions{GRPC: []grpc.ServerOption{bound.ServerOption()}}
-		},
+		Config.Reads,
+		exports,
+		permanent,
+		listBound,
+		serverOptions,
 	),
 
 	// cilium/incluster-cache/<name>.
 	cell.Invoke(keepCacheConfig),
 )
+
+// PrivateServerCell is ServerCell for the module around it alone, in a hive that writes to
+// other etcds as well. That module brings the Config, the etcd.Config (see [Config.Pace]),
+// and the client and Writer of it; the hive has Kubernetes read what [Config.Reads] says,
+// or more.
+var PrivateServerCell = cell.Group(
+	cell.Invoke(Config.validate),
+	cell.ProvidePrivate(
+		exports,
+		permanent,
+		listBound,
+		serverOptions,
+	),
+	cell.Invoke(keepCacheConfig),
+)
+
+// exports is what is exported: everything that there is of what is offered.
+func exports(cfg Config) export.Options {
+	return export.Options{Resources: cfg.offer(), AllNamespaces: true, PushedOnly: true, AllServices: true, NamedPorts: true}
+}
+
+// permanent has no key on a lease, whose end would have every agent drop everything: what
+// is in force stays in force while the cache is dead and an external etcd isn't. The next
+// process takes away what has gone meanwhile.
+func permanent() etcd.WriterOptions { return etcd.WriterOptions{Permanent: true} }
+
+// listBound is how many agents list at once.
+func listBound(cfg Config) *etcd.ListBound { return etcd.NewListBound(cfg.MaxConcurrentLists) }
+
+func serverOptions(bound *etcd.ListBound) etcd.ServerOptions {
+	return etcd.ServerOptions{GRPC: []grpc.ServerOption{bound.ServerOption()}}
+}
 
 // keepCacheConfig claims the etcd when the hive starts, and keeps the cache config.
 func keepCacheConfig(

@@ -32,6 +32,10 @@ var (
 	WriterParts = cell.Provide(newLocalWriter)
 )
 
+// PrivateCell provides the client and the Writer to the module around it alone, which
+// also brings the Config: for a hive with more etcds than one.
+var PrivateCell = cell.ProvidePrivate(newLocalClient, newLocalWriter)
+
 // configPatience is the pause between looks for a configuration file that isn't
 // there yet: a Secret may be mounted after the pod starts.
 const configPatience = time.Second

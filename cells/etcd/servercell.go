@@ -127,6 +127,14 @@ var OwnServerCell = cell.Module(
 	cell.Provide(newOwnServer),
 )
 
+// PrivateOwnServerCell is OwnServerCell for the module around it alone, which also brings
+// the ServerFlags: see PrivateCell.
+var PrivateOwnServerCell = cell.ProvidePrivate(newOwnServer)
+
+// FlagPrefix is what a hive that has other names for the flags of an embedded server, and
+// for --kvstore-opt, puts before them; it is for errors.
+type FlagPrefix string
+
 // ServerOptions is what a hive may add to an embedded server.
 type ServerOptions struct {
 	// GRPC are options of its gRPC server.
@@ -142,6 +150,15 @@ type serverParams struct {
 	Stopper   hive.Shutdowner
 	Flags     ServerFlags
 	Options   ServerOptions `optional:"true"`
+	Prefix    FlagPrefix    `optional:"true"`
+}
+
+// named says what the flags in an error are called in this hive.
+func (p *serverParams) named(err error) error {
+	if p.Prefix == "" {
+		return err
+	}
+	return fmt.Errorf("with flags that begin with --%s here: %w", p.Prefix, err)
 }
 
 // OwnServer is the embedded server of OwnServerCell. Its methods are for after the
@@ -157,7 +174,7 @@ func newOwnServer(p serverParams, cfg Config) (*OwnServer, error) {
 		return &OwnServer{running}, err
 	}
 	if p.Flags != DefaultServerFlags {
-		return nil, errors.New("--kvstore-opt names an etcd, so that no embedded one runs: --data-dir, --listen-client-urls and the other flags of its server have no effect")
+		return nil, p.named(errors.New("--kvstore-opt names an etcd, so that no embedded one runs: --data-dir, --listen-client-urls and the other flags of its server have no effect"))
 	}
 	return &OwnServer{}, nil
 }
@@ -178,7 +195,7 @@ func (r *runningServer) LocalURL() string { return r.server.LocalURL() }
 
 func newServer(p serverParams, local string) (*runningServer, error) {
 	if err := p.Flags.validate(); err != nil {
-		return nil, err
+		return nil, p.named(err)
 	}
 	r := &runningServer{serverParams: p, local: local}
 	p.Lifecycle.Append(cell.Hook{OnStart: r.start, OnStop: r.stop})

@@ -59,6 +59,13 @@ var LocalCell = cell.Module(
 	exporter,
 )
 
+// PrivateLocalCell is LocalCell within the module around it, which has an etcd of its own:
+// nothing else in the hive sees its Exporter.
+var PrivateLocalCell = cell.Group(
+	cell.ProvidePrivate(provideExporter),
+	cell.Invoke((*Exporter).start),
+)
+
 // exporter provides the Exporter, for its counts and to wait for the first export,
 // and runs it.
 var exporter = cell.Group(
