@@ -13,15 +13,16 @@ import (
 
 // GatherConfig says how a Gather asks.
 type GatherConfig[V any] struct {
-	// Read asks for keys and gives a value for each, in their order. It is called by up
-	// to Flights goroutines at a time; its context ends after Timeout.
+	// Read reads keys, of which none is there twice, and gives a value for each, in their
+	// order. It is called by up to Flights goroutines at a time.
 	Read    func(ctx context.Context, keys []string) ([]V, error)
 	Flights int
+	// Timeout bounds a request, and what is asked again of it.
 	Timeout time.Duration
-	// MaxKeys are asked for at once; what one call of Get asks for always is.
+	// MaxKeys are read at once; what one ask has always is.
 	MaxKeys int
 	// Alone says of an error whether the fault may be one key's. What was asked for
-	// together is asked for by each alone then.
+	// together is then asked for again by halves, until that one is alone.
 	Alone func(error) bool
 }
 
@@ -34,129 +35,176 @@ type GatherConfig[V any] struct {
 // are safe for concurrent use.
 type Gather[V any] struct {
 	config GatherConfig[V]
+	// free tells one of those who wait that it may make a request.
+	free chan struct{}
 
 	mu       sync.Mutex
 	underWay int
-	waiting  []*gathered[V]
+	waiting  []ask[V]
 }
 
-// gathered is one call of Get.
-type gathered[V any] struct {
+// Got is what there is of one ask: a value for each of its keys, or an error.
+type Got[V any] struct {
+	Values []V
+	Err    error
+}
+
+// ask is what stands and falls together.
+type ask[V any] struct {
+	call *call[V]
+	at   int // of the call's asks
 	keys []string
-	// lead is told what to ask for, by whoever has ended a request.
-	lead chan []*gathered[V]
-	// done is closed when there are values, or an error, or alone is set: who asked is to
-	// ask alone.
-	done   chan struct{}
-	values []V
-	err    error
-	alone  bool
+}
+
+// call is one call of Get. It is under the Gather's mu.
+type call[V any] struct {
+	got []Got[V]
+	// open are the asks without an answer, of which so many wait to be asked for.
+	open, waiting int
+	done          chan struct{} // closed when none is open
+	left          bool          // nobody waits for an answer
 }
 
 // NewGather makes a Gather.
-func NewGather[V any](config GatherConfig[V]) *Gather[V] { return &Gather[V]{config: config} }
+func NewGather[V any](config GatherConfig[V]) *Gather[V] {
+	return &Gather[V]{config: config, free: make(chan struct{}, 1)}
+}
 
-// Get asks for keys, together with what others ask for. It returns when there is an
-// answer, or ctx ends; a request that it makes for others as well ends first, within its
-// timeout. The error is that of Read, or of ctx.
-func (g *Gather[V]) Get(ctx context.Context, keys ...string) ([]V, error) {
-	call := &gathered[V]{keys: keys, lead: make(chan []*gathered[V], 1), done: make(chan struct{})}
+// Get asks for what each of asks has, together with what others ask for. It returns when
+// all is answered, or ctx ends; a request that it makes for others as well ends first,
+// within its timeout. An error of an ask is that of Read, or of ctx.
+func (g *Gather[V]) Get(ctx context.Context, asks ...[]string) []Got[V] {
+	c := &call[V]{got: make([]Got[V], len(asks)), open: len(asks), waiting: len(asks), done: make(chan struct{})}
 	g.mu.Lock()
-	if g.underWay < g.config.Flights {
-		// Nobody waits then: who does is asked for by the request that ends.
-		g.underWay++
-		g.mu.Unlock()
-		g.fly(ctx, []*gathered[V]{call})
-	} else {
-		g.waiting = append(g.waiting, call)
+	defer g.mu.Unlock()
+	for i, keys := range asks {
+		g.waiting = append(g.waiting, ask[V]{c, i, keys})
+	}
+	for c.open > 0 {
+		if ctx.Err() != nil {
+			g.leave(ctx, c)
+			break
+		}
+		if c.waiting > 0 && g.underWay < g.config.Flights {
+			batch := g.take()
+			g.underWay++
+			g.hand()
+			g.mu.Unlock()
+			got := g.fly(ctx, batch)
+			g.mu.Lock()
+			g.underWay--
+			answer(batch, got)
+			g.hand()
+			continue
+		}
+		free := g.free
+		if c.waiting == 0 {
+			free = nil // what is left is under way
+		}
 		g.mu.Unlock()
 		select {
-		case <-call.done:
-		case batch := <-call.lead:
-			g.fly(ctx, batch)
+		case <-c.done:
+		case <-free:
 		case <-ctx.Done():
-			if batch, leads := g.leave(call); leads {
-				g.fly(ctx, batch)
-			} else {
-				return nil, fmt.Errorf("waiting to ask for %q: %w", call.keys, context.Cause(ctx))
+		}
+		g.mu.Lock()
+	}
+	g.hand() // if we were told, and don't need it
+	return c.got
+}
+
+// hand tells one of those who wait that there is room for a request.
+func (g *Gather[V]) hand() {
+	if len(g.waiting) > 0 && g.underWay < g.config.Flights {
+		select {
+		case g.free <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// take gives what waits, as far as there is room for it in one request.
+func (g *Gather[V]) take() []ask[V] {
+	keys := map[string]struct{}{}
+	n := 0
+	for ; n < len(g.waiting); n++ {
+		for _, key := range g.waiting[n].keys {
+			keys[key] = struct{}{}
+		}
+		if n > 0 && len(keys) > g.config.MaxKeys {
+			break
+		}
+		g.waiting[n].call.waiting--
+	}
+	batch := slices.Clone(g.waiting[:n])
+	g.waiting = slices.Delete(g.waiting, 0, n)
+	return batch
+}
+
+// leave has a call whose time is over wait for nothing.
+func (g *Gather[V]) leave(ctx context.Context, c *call[V]) {
+	g.waiting = slices.DeleteFunc(g.waiting, func(a ask[V]) bool { return a.call == c })
+	c.left = true
+	for i := range c.got {
+		if one := &c.got[i]; one.Values == nil && one.Err == nil {
+			one.Err = fmt.Errorf("looking up what others are asked for as well: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// fly makes a request.
+func (g *Gather[V]) fly(ctx context.Context, batch []ask[V]) []Got[V] {
+	if slices.ContainsFunc(batch, func(a ask[V]) bool { return a.call != batch[0].call }) {
+		ctx = context.WithoutCancel(ctx) // others are interested
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.config.Timeout)
+	defer cancel()
+	return g.read(ctx, batch)
+}
+
+// read reads what several asks have at once, each key once.
+func (g *Gather[V]) read(ctx context.Context, batch []ask[V]) []Got[V] {
+	var keys []string
+	places := make(map[string]int, 2*len(batch))
+	for _, a := range batch {
+		for _, key := range a.keys {
+			if _, ok := places[key]; !ok {
+				places[key] = len(keys)
+				keys = append(keys, key)
 			}
 		}
 	}
-	if call.alone {
-		return g.read(ctx, call.keys)
-	}
-	return call.values, call.err
-}
-
-// leave is for a call whose time is over. One that is to lead by now does: others wait.
-func (g *Gather[V]) leave(call *gathered[V]) (batch []*gathered[V], leads bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if at := slices.Index(g.waiting, call); at >= 0 {
-		g.waiting = slices.Delete(g.waiting, at, at+1)
-	}
-	select {
-	case batch = <-call.lead:
-		return batch, true
-	default:
-		return nil, false
-	}
-}
-
-// fly makes a request, and has the next one made.
-func (g *Gather[V]) fly(ctx context.Context, batch []*gathered[V]) {
-	defer g.land()
-	if len(batch) == 1 {
-		// Nobody else is interested.
-		batch[0].values, batch[0].err = g.read(ctx, batch[0].keys)
-		close(batch[0].done)
-		return
-	}
-	var keys []string
-	for _, call := range batch {
-		keys = append(keys, call.keys...)
-	}
-	values, err := g.read(context.WithoutCancel(ctx), keys)
-	for _, call := range batch {
-		switch n := len(call.keys); {
-		case err == nil:
-			call.values, values = values[:n:n], values[n:]
-		case g.config.Alone(err):
-			call.alone = true
-		default:
-			call.err = err
-		}
-		close(call.done)
-	}
-}
-
-func (g *Gather[V]) read(ctx context.Context, keys []string) ([]V, error) {
-	ctx, cancel := context.WithTimeout(ctx, g.config.Timeout)
-	defer cancel()
 	values, err := g.config.Read(ctx, keys)
 	if err == nil && len(values) != len(keys) {
 		err = fmt.Errorf("%w: %d values of %d keys", ErrBadAnswer, len(values), len(keys))
 	}
-	if err != nil {
-		return nil, err
+	if err != nil && len(batch) > 1 && g.config.Alone(err) {
+		half := len(batch) / 2
+		return append(g.read(ctx, batch[:half]), g.read(ctx, batch[half:])...)
 	}
-	return values, nil
+	got := make([]Got[V], len(batch))
+	for i, a := range batch {
+		if err != nil {
+			got[i].Err = err
+			continue
+		}
+		got[i].Values = make([]V, len(a.keys))
+		for j, key := range a.keys {
+			got[i].Values[j] = values[places[key]]
+		}
+	}
+	return got
 }
 
-// land hands what waits to one of those who wait for it.
-func (g *Gather[V]) land() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	n, keys := 0, 0
-	for n < len(g.waiting) && (n == 0 || keys+len(g.waiting[n].keys) <= g.config.MaxKeys) {
-		keys += len(g.waiting[n].keys)
-		n++
+// answer gives each ask what there is of it.
+func answer[V any](batch []ask[V], got []Got[V]) {
+	for i, a := range batch {
+		if a.call.left {
+			continue
+		}
+		a.call.got[a.at] = got[i]
+		if a.call.open--; a.call.open == 0 {
+			close(a.call.done)
+		}
 	}
-	if n == 0 {
-		g.underWay--
-		return
-	}
-	batch := slices.Clone(g.waiting[:n])
-	g.waiting = slices.Delete(g.waiting, 0, n)
-	batch[0].lead <- batch
 }

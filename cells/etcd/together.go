@@ -57,12 +57,13 @@ func (c *Client) GetTogether(ctx context.Context, maxBytes int, keys ...string) 
 	return Together{}, fmt.Errorf("reading %s: %w", strings.Join(keys, ", "), err)
 }
 
-// Lookup is GetTogether along with what others look up at the same time (Gather). What
-// one of them gets to hear for a key of its own is no other's error.
+// Lookup reads what each of asks has, along with what others look up at the same time
+// (Gather): each ask at one revision, and as GetTogether reads. What one of them gets to
+// hear for a key of its own is no other's error.
 //
-// The error is GetTogether's, or that of ctx.
-func (c *Client) Lookup(ctx context.Context, keys ...string) ([]Found, error) {
-	return c.lookups.Get(ctx, keys...)
+// The error of an ask is GetTogether's, or that of ctx.
+func (c *Client) Lookup(ctx context.Context, asks ...[]string) []Got[Found] {
+	return c.lookups.Get(ctx, asks...)
 }
 
 // Found is what there is at one key; KV is nil if there is nothing.
@@ -71,12 +72,16 @@ type Found struct {
 	KV     *mvccpb.KeyValue
 }
 
-// Value is a copy of the value: nil where there is nothing, and not where it is empty.
+// Value is the value: nil where there is nothing, and not where it is empty. It isn't
+// modified.
 func (f Found) Value() []byte {
-	if f.KV == nil {
+	switch {
+	case f.KV == nil:
 		return nil
+	case f.KV.Value == nil:
+		return []byte{}
 	}
-	return append([]byte{}, f.KV.Value...)
+	return f.KV.Value
 }
 
 const (
@@ -99,21 +104,13 @@ func (c *Client) NewLookups() *Gather[Found] {
 	return NewGather(GatherConfig[Found]{
 		Flights: lookupFlights, MaxKeys: lookupKeys, Timeout: lookupTimeout,
 		Read: func(ctx context.Context, keys []string) ([]Found, error) {
-			// What several ask for is read once.
-			at, once := make(map[string]int, len(keys)), make([]string, 0, len(keys))
-			for _, key := range keys {
-				if _, ok := at[key]; !ok {
-					at[key] = len(once)
-					once = append(once, key)
-				}
-			}
-			read, err := c.GetTogether(ctx, min(len(once)*lookupBytes, maxLookupBytes), once...)
+			read, err := c.GetTogether(ctx, min(len(keys)*lookupBytes, maxLookupBytes), keys...)
 			if err != nil {
 				return nil, err
 			}
 			found := make([]Found, len(keys))
-			for i, key := range keys {
-				found[i] = Found{read.Header, read.KVs[at[key]]}
+			for i, kv := range read.KVs {
+				found[i] = Found{read.Header, kv}
 			}
 			return found, nil
 		},

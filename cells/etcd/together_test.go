@@ -34,18 +34,19 @@ func TestGetTogether(t *testing.T) {
 	require.Nil(t, read.KVs[1])
 	require.Equal(t, "1", string(read.KVs[2].Value))
 
-	looked, err := client.Lookup(t.Context(), "c", "a", "missing", "a", "c")
-	require.NoError(t, err)
-	var keys []string
-	for _, one := range looked {
-		require.EqualValues(t, 4, one.Header.Revision)
-		if one.KV == nil {
-			keys = append(keys, "")
-		} else {
-			keys = append(keys, string(one.KV.Key))
+	var values []string
+	for _, looked := range client.Lookup(t.Context(), []string{"c", "a"}, []string{"missing", "a", "c"}) {
+		require.NoError(t, looked.Err)
+		for _, one := range looked.Values {
+			require.EqualValues(t, 4, one.Header.Revision)
+			if value := one.Value(); value == nil {
+				values = append(values, "nothing")
+			} else {
+				values = append(values, string(value))
+			}
 		}
 	}
-	require.Equal(t, []string{"c", "a", "", "a", "c"}, keys)
+	require.Equal(t, []string{"", "1", "nothing", "1", ""}, values)
 
 	_, err = client.GetTogether(t.Context(), 16, "a", "c")
 	require.ErrorIs(t, err, ErrBadAnswer)

@@ -13,6 +13,9 @@ import (
 // told to: what isn't found there may exist all the same.
 var ErrIncomplete = errors.New("the etcd isn't complete")
 
+// EvidenceCount is the number of EvidenceKeys.
+const EvidenceCount = 2
+
 // EvidenceKeys are what tells an absence from an etcd that was emptied, or isn't filled
 // yet: the cluster's config, and the canary of the resource. They are to be read at the
 // same revision as the SourceKeys.
@@ -30,7 +33,7 @@ func (l Lookup) EvidenceKeys(cached bool) []string {
 // etcd that has become another cluster's says nothing about this one. A config that is
 // still the same isn't decoded again, which would be most of what a look-up costs.
 func (l Lookup) CheckAbsence(connected ClusterConfig, raw []byte, evidence [][]byte) error {
-	if len(evidence) != 2 {
+	if len(evidence) != EvidenceCount {
 		return fmt.Errorf("%w: cluster %q: %d values of evidence", ErrIncomplete, l.Cluster, len(evidence))
 	}
 	config, err := connected, error(nil)

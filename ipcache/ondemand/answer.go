@@ -20,50 +20,76 @@ type connections interface {
 	Connection(cluster string) (remote.Connection, bool)
 }
 
-// reader reads what there is of each look-up, in their order; nil where there is
-// nothing.
-type reader func(ctx context.Context, lookups ...wire.Lookup) ([][]byte, error)
-
-// answerBy answers a question by a reader, which is asked once, and a second time if the
-// endpoint has an identity that the question doesn't name. What there is only in part is
-// an answer as well: whoever asks knows whether that is enough.
-func answerBy(ctx context.Context, q Question, known func(identity uint32) bool, read reader) (answer Answer, err error) {
-	var lookups []wire.Lookup
-	if q.Addr.IsValid() {
-		lookups = append(lookups, wire.EndpointLookup(q.Cluster, q.Addr))
-	}
-	if q.Identity >= wire.MinIdentity {
-		lookups = append(lookups, wire.IdentityLookup(q.Cluster, q.Identity))
-	}
-	if err = answer.take(ctx, read, lookups); err != nil {
-		return Answer{}, err
-	}
-	if e := answer.Endpoint; e != nil && e.Identity >= wire.MinIdentity && e.Identity != q.Identity && (known == nil || !known(e.Identity)) {
-		if err = answer.take(ctx, read, []wire.Lookup{wire.IdentityLookup(q.Cluster, e.Identity)}); err != nil {
-			return Answer{}, err
-		}
-	}
-	if answer.Endpoint == nil && len(answer.Identities) == 0 {
-		return Answer{}, fmt.Errorf("%w: %s in cluster %q", ErrNotFound, q.Addr, q.Cluster)
-	}
-	return answer, nil
+// looked is what there is of a look-up: no value where there is nothing.
+type looked struct {
+	value []byte
+	err   error
 }
 
-// take adds what there is of the look-ups.
-func (a *Answer) take(ctx context.Context, read reader, lookups []wire.Lookup) error {
-	values, err := read(ctx, lookups...)
-	if err != nil {
-		return err
-	}
-	for i, lookup := range lookups {
-		if values[i] == nil {
-			continue
+// reader reads what there is of each look-up, in their order.
+type reader func(ctx context.Context, lookups []wire.Lookup) []looked
+
+// answerBy answers questions by a reader, which is asked once, and a second time if
+// endpoints have identities that the questions don't name. What there is only in part is
+// an answer as well: whoever asks knows whether that is enough.
+func answerBy(ctx context.Context, questions []Question, known func(identity uint32) bool, read reader) []Resolved {
+	results := make([]Resolved, len(questions))
+	var first, second inquiry
+	for i, q := range questions {
+		if q.Addr.IsValid() {
+			first.add(i, wire.EndpointLookup(q.Cluster, q.Addr))
 		}
-		if err := a.add(lookup, values[i]); err != nil {
-			return fmt.Errorf("%w: cluster %q: %w", ErrRefused, lookup.Cluster, err)
+		if q.Identity >= wire.MinIdentity {
+			first.add(i, wire.IdentityLookup(q.Cluster, q.Identity))
 		}
 	}
-	return nil
+	first.make(ctx, read, results)
+	for i, q := range questions {
+		e := results[i].Answer.Endpoint
+		if results[i].Err == nil && e != nil && e.Identity >= wire.MinIdentity && e.Identity != q.Identity && (known == nil || !known(e.Identity)) {
+			second.add(i, wire.IdentityLookup(q.Cluster, e.Identity))
+		}
+	}
+	second.make(ctx, read, results)
+	for i, q := range questions {
+		switch r := &results[i]; {
+		case r.Err != nil:
+			r.Answer = Answer{}
+		case r.Answer.Endpoint == nil && len(r.Answer.Identities) == 0:
+			r.Err = fmt.Errorf("%w: %s in cluster %q", ErrNotFound, q.Addr, q.Cluster)
+		}
+	}
+	return results
+}
+
+// inquiry is what is looked up for several questions at once.
+type inquiry struct {
+	lookups []wire.Lookup
+	of      []int // the question of each
+}
+
+func (in *inquiry) add(question int, lookup wire.Lookup) {
+	in.lookups, in.of = append(in.lookups, lookup), append(in.of, question)
+}
+
+// make adds what there is to the questions' results.
+func (in *inquiry) make(ctx context.Context, read reader, results []Resolved) {
+	if len(in.lookups) == 0 {
+		return
+	}
+	for i, got := range read(ctx, in.lookups) {
+		r, lookup := &results[in.of[i]], in.lookups[i]
+		switch {
+		case r.Err != nil:
+		case got.err != nil:
+			r.Err = got.err
+		case got.value == nil:
+		default:
+			if err := r.Answer.add(lookup, got.value); err != nil {
+				r.Err = fmt.Errorf("%w: cluster %q: %w", ErrRefused, lookup.Cluster, err)
+			}
+		}
+	}
 }
 
 func (a *Answer) add(lookup wire.Lookup, value []byte) error {
@@ -93,6 +119,8 @@ func asResolver(err error) error {
 	switch etcd.CodeOf(err) {
 	case codes.InvalidArgument, codes.FailedPrecondition, codes.PermissionDenied:
 		return fmt.Errorf("%w: %w", ErrRefused, err)
+	case codes.Aborted: // the read-through's word for it
+		return fmt.Errorf("%w: %w: %w", ErrUnavailable, wire.ErrIncomplete, err)
 	case codes.DeadlineExceeded: // gRPC's errors aren't those of a context
 		return fmt.Errorf("%w: %w: %w", ErrUnavailable, context.DeadlineExceeded, err)
 	case codes.Canceled:

@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// breakerFailures in a row have a cluster left alone for breakerPause; then one
-	// lookup tries, and the others go on if it is answered.
+	// breakerFailures in a row have a cluster left alone for breakerPause; then it is
+	// tried once, and the others go on if that is answered.
 	breakerFailures = 5
 	breakerPause    = 5 * time.Second
 )
@@ -34,52 +34,73 @@ type chain struct {
 	refused func(q Question, resolver string, err error)
 }
 
-// resolve gives what is known, who knew, and an error unless that is all that was asked
-// for: ErrNotFound if everybody says that there is no more, else what kept one from
-// saying. Each answer is checked by itself, so that one which is refused keeps nobody
-// else from giving a better one.
-func (c *chain) resolve(ctx context.Context, q Question, again bool) (got Answer, from string, err error) {
-	if !again {
-		got, err = c.tables.Resolve(ctx, q)
-		if err == nil {
-			from = c.tables.Name()
+// resolve finds out what is known of one cluster, and who knew. The error of an answer is
+// nil if it is all that was asked for; ErrNotFound if everybody says that there is no
+// more, else what kept one from saying. Each answer is checked by itself, so that one
+// which is refused keeps nobody else from giving a better one.
+func (c *chain) resolve(ctx context.Context, lookups []*lookup) []*answered {
+	all := make([]*answered, len(lookups))
+	var open []*answered
+	for i, l := range lookups {
+		a := &answered{lookup: l}
+		all[i] = a
+		if !l.again && c.tables.answer(a) && c.complete(a.question, a.answer) {
+			continue
 		}
-		if c.complete(q, got) {
-			return got, from, nil
+		a.err = ErrNotFound
+		open = append(open, a)
+	}
+	for _, r := range c.others {
+		if len(open) == 0 {
+			break
+		}
+		open = c.ask(ctx, r, open)
+	}
+	for _, a := range open {
+		q, got := a.question, a.answer
+		if got.Endpoint != nil && outcome(a.err) == OutcomeNegative && !c.hasLabels(got, got.Endpoint.Identity) {
+			a.err = fmt.Errorf("%w: %s of cluster %q has identity %d, whose labels nobody has", ErrUnknownIdentity, q.Addr, q.Cluster, got.Endpoint.Identity)
+		}
+		if ctx.Err() != nil && outcome(a.err) == OutcomeUnavailable {
+			// Whatever form a resolver gave it.
+			a.err = fmt.Errorf("%w: %w", context.Cause(ctx), a.err)
 		}
 	}
-	err = ErrNotFound
-	for _, r := range c.others {
-		ask := q
-		if got.Endpoint != nil && q.Identity == 0 && !c.hasLabels(got, got.Endpoint.Identity) {
-			ask.Identity = got.Endpoint.Identity // which this one may know, if not the endpoint
+	return all
+}
+
+// ask asks one resolver for what isn't complete, and gives what isn't then.
+func (c *chain) ask(ctx context.Context, r *guarded, open []*answered) (left []*answered) {
+	questions := make([]Question, len(open))
+	for i, a := range open {
+		questions[i] = a.question
+		if got := a.answer; got.Endpoint != nil && a.question.Identity == 0 && !c.hasLabels(got, got.Endpoint.Identity) {
+			questions[i].Identity = got.Endpoint.Identity // which this one may know, if not the endpoint
 		}
-		answer, failure := r.Resolve(ctx, ask)
+	}
+	for i, resolved := range r.Resolve(ctx, questions) {
+		a, failure := open[i], resolved.Err
 		if failure == nil {
-			answer, failure = check(c.maxConnectedClusters, ask, answer)
+			resolved.Answer, failure = check(c.maxConnectedClusters, questions[i], resolved.Answer)
 		}
 		if failure != nil {
 			if outcome(failure) == OutcomeRefused {
-				c.refused(q, r.Name(), failure)
+				c.refused(a.question, r.Name(), failure)
 			}
-			err = worse(err, fmt.Errorf("%s: %w", r.Name(), failure))
+			a.err = worse(a.err, fmt.Errorf("%s: %w", r.Name(), failure))
+			left = append(left, a)
 			continue
 		}
-		if got.merge(answer) {
-			from = r.Name()
+		if a.answer.merge(resolved.Answer) {
+			a.from = r.Name()
 		}
-		if c.complete(q, got) {
-			return got, from, nil
+		if c.complete(a.question, a.answer) {
+			a.err = nil
+		} else {
+			left = append(left, a)
 		}
 	}
-	if got.Endpoint != nil && outcome(err) == OutcomeNegative && !c.hasLabels(got, got.Endpoint.Identity) {
-		err = fmt.Errorf("%w: %s of cluster %q has identity %d, whose labels nobody has", ErrUnknownIdentity, q.Addr, q.Cluster, got.Endpoint.Identity)
-	}
-	if ctx.Err() != nil && outcome(err) == OutcomeUnavailable {
-		// Whatever form a resolver gave it.
-		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
-	}
-	return got, from, err
+	return left
 }
 
 // merge adds what is new of another answer, and says whether there is any.
@@ -129,18 +150,17 @@ type tablesResolver struct {
 	identities statedb.Table[*state.Identity]
 }
 
-// Name implements IPCacheMissResolver.
-func (tablesResolver) Name() string { return string(OutcomeTable) }
-
-// Resolve implements IPCacheMissResolver. An entry that was resolved on demand isn't
-// believed where a packet names another identity: nobody tells when it changes.
-func (t *tablesResolver) Resolve(_ context.Context, q Question) (Answer, error) {
+// answer gives the endpoint that the tables have. An entry that was resolved on demand
+// isn't believed where a packet names another identity: nobody tells when it changes.
+func (t *tablesResolver) answer(a *answered) (found bool) {
+	q := a.question
 	row, _, found := t.endpoints.Get(t.db.ReadTxn(), state.EndpointByPrefix(state.PrefixOf(q.Addr)))
 	if !found || row.Origin().Source == state.SourceOnDemand && q.Identity != 0 && q.Identity != row.Identity() {
-		return Answer{}, ErrNotFound
+		return false
 	}
 	ep := row.Endpoint()
-	return Answer{Endpoint: &ep}, nil
+	a.answer, a.from = Answer{Endpoint: &ep}, string(OutcomeTable)
+	return true
 }
 
 func (t *tablesResolver) hasIdentity(id uint32) bool {
@@ -157,39 +177,55 @@ type guarded struct {
 	changed func()
 
 	mu       sync.Mutex
-	breakers map[string]*gobreaker.CircuitBreaker[Answer]
+	breakers map[string]*breaker
 }
+
+type breaker = gobreaker.CircuitBreaker[[]Resolved]
 
 func newGuarded(r IPCacheMissResolver, pause time.Duration, changed func()) *guarded {
-	return &guarded{IPCacheMissResolver: r, pause: pause, changed: changed,
-		breakers: map[string]*gobreaker.CircuitBreaker[Answer]{}}
+	return &guarded{IPCacheMissResolver: r, pause: pause, changed: changed, breakers: map[string]*breaker{}}
 }
 
-// Resolve implements IPCacheMissResolver.
-func (g *guarded) Resolve(ctx context.Context, q Question) (Answer, error) {
-	answer, err := g.breaker(q.Cluster).Execute(func() (Answer, error) {
-		return g.IPCacheMissResolver.Resolve(ctx, q)
+// Resolve implements IPCacheMissResolver. It has failed if it had an answer to none of
+// the questions.
+func (g *guarded) Resolve(ctx context.Context, questions []Question) []Resolved {
+	results, err := g.breaker(questions[0].Cluster).Execute(func() (results []Resolved, err error) {
+		results = g.IPCacheMissResolver.Resolve(ctx, questions)
+		if len(results) != len(questions) {
+			err = fmt.Errorf("%w: the resolver has %d answers to %d questions", ErrUnavailable, len(results), len(questions))
+			return allFail(questions, err), err
+		}
+		for _, r := range results {
+			if isAnswer(r.Err) {
+				return results, nil
+			}
+			err = r.Err
+		}
+		return results, err
 	})
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
-		return Answer{}, fmt.Errorf("%w: it has failed %d times in a row, and is left alone for %v", ErrUnavailable, breakerFailures, g.pause)
+		return allFail(questions, fmt.Errorf("%w: it has failed %d times in a row, and is left alone for %v", ErrUnavailable, breakerFailures, g.pause))
 	}
-	return answer, err
+	return results
 }
 
-func (g *guarded) breaker(cluster string) *gobreaker.CircuitBreaker[Answer] {
+// isAnswer says whether a resolver can be asked: also who isn't complete answers, and
+// has what comes meanwhile.
+func isAnswer(err error) bool {
+	o := outcome(err)
+	return err == nil || o == OutcomeNegative || o == OutcomeRefused || errors.Is(err, wire.ErrIncomplete)
+}
+
+func (g *guarded) breaker(cluster string) *breaker {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	b, ok := g.breakers[cluster]
 	if !ok {
-		b = gobreaker.NewCircuitBreaker[Answer](gobreaker.Settings{
-			Name:        cluster,
-			Timeout:     g.pause,
-			ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerFailures },
-			IsSuccessful: func(err error) bool {
-				o := outcome(err)
-				// Whoever isn't complete answers, and has what comes meanwhile.
-				return err == nil || o == OutcomeNegative || o == OutcomeRefused || errors.Is(err, wire.ErrIncomplete)
-			},
+		b = gobreaker.NewCircuitBreaker[[]Resolved](gobreaker.Settings{
+			Name:         cluster,
+			Timeout:      g.pause,
+			ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerFailures },
+			IsSuccessful: isAnswer,
 			// It is us who gave up.
 			IsExcluded:    func(err error) bool { return errors.Is(err, context.Canceled) },
 			OnStateChange: func(string, gobreaker.State, gobreaker.State) { g.changed() },

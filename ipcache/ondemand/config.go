@@ -77,7 +77,7 @@ var DefaultConfig = Config{
 	TTL:           time.Minute,
 	NegativeTTL:   500 * time.Millisecond,
 	LookupTimeout: 2 * time.Second,
-	Concurrency:   32,
+	Concurrency:   128,
 	MaxEntries:    65536,
 	Interval:      200 * time.Millisecond,
 	Rate:          1000,

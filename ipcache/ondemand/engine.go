@@ -30,6 +30,11 @@ const (
 	interfaceLimit = 1024
 	// lookupBurst is how many lookups may begin at once, after a quiet time.
 	lookupBurst = 256
+	// batchLookups are asked for together: two keys of each, and those that say whether the
+	// cluster is complete, are a transaction that any etcd takes. While one answer is on
+	// its way the next question is: maxBatches.
+	batchLookups = 60
+	maxBatches   = 2
 	// maxRepeats is how often a question is asked again since the address's row has
 	// changed meanwhile. After that the answer is taken: its time to live is short.
 	maxRepeats = 2
@@ -82,8 +87,8 @@ type settings struct {
 // Engine answers misses: it takes them from the kernel, asks the resolvers, and puts
 // what they know into the tables. Its exported methods are safe for concurrent use.
 //
-//	miss ─▶ queue ─▶ ask, a goroutine for each ─▶ commit, one transaction for all that is
-//	        (mu)                                   answered by then (writing, then mu)
+//	miss ─▶ queue ─▶ ask, for all of a cluster that wait ─▶ commit, one transaction for all
+//	        (mu)     by then, two times at once              that is answered (writing, then mu)
 type Engine struct {
 	settings
 	tables state.Tables
@@ -105,7 +110,7 @@ type Engine struct {
 	// asking are the lookups that have begun and aren't committed, and inFlight counts
 	// those that wait for an answer, by cluster.
 	asking   map[netip.Addr]*lookup
-	inFlight map[uint32]int
+	inFlight map[uint32]inFlight
 	finished []*answered
 	// ctx and lookups are set while the Engine runs.
 	ctx     context.Context
@@ -154,7 +159,7 @@ func newEngine(s settings, resolvers []IPCacheMissResolver) (*Engine, error) {
 		queue:      newQueue(queueLimit, interfaceLimit),
 		asking:     map[netip.Addr]*lookup{},
 		lastSeen:   map[netip.Addr]time.Duration{},
-		inFlight:   map[uint32]int{},
+		inFlight:   map[uint32]inFlight{},
 		answers:    make(chan struct{}, 1),
 		tokens:     make(chan struct{}, 1),
 		expiring:   make(chan struct{}, 1),
@@ -272,31 +277,59 @@ func (e *Engine) enqueue(l *lookup) {
 	}
 }
 
+// inFlight is what one cluster is asked now.
+type inFlight struct{ batches, lookups int }
+
+// room is how many lookups of a cluster may begin now, together. What comes while as many
+// batches as may be are under way waits for the end of one, and goes along with what else
+// has come by then: so batches grow with the load, and in quiet nothing waits.
+func (e *Engine) room(cluster uint32) int {
+	now := e.inFlight[cluster]
+	if now.batches >= maxBatches {
+		return 0
+	}
+	return min(batchLookups, e.config.Concurrency-now.lookups)
+}
+
 // pump begins the lookups that may begin now. It is called with mu held, whenever there
 // may be more of them: something was queued, a cluster has room again, or a token came.
 func (e *Engine) pump() {
-	for e.ctx != nil && !e.throttled && e.queue.len() > 0 {
-		now := time.Now()
+	if e.ctx == nil || e.throttled || e.queue.len() == 0 {
+		return
+	}
+	type cluster struct {
+		id   uint32
+		name string // for the moment in which an ID goes from one cluster to another
+	}
+	batches, begun := map[cluster][]*lookup{}, map[uint32]int{}
+	now := time.Now()
+	for e.queue.len() > 0 {
 		if missing := 1 - e.limit.TokensAt(now); missing > 0 {
 			e.throttled = true
 			pause := time.Duration(missing / float64(e.limit.Limit()) * float64(time.Second))
 			time.AfterFunc(max(pause, time.Millisecond), func() { wake(e.tokens) })
-			return
+			break
 		}
-		l, ok := e.queue.next(func(cluster uint32) bool { return e.inFlight[cluster] < e.config.Concurrency })
+		l, ok := e.queue.next(func(id uint32) bool { return begun[id] < e.room(id) })
 		if !ok {
-			return
+			break
 		}
 		if !e.isOwner(l.question) {
 			e.resolved(l, OutcomeRefused, fmt.Errorf("%w: %s is no longer in a pod CIDR of cluster %q", ErrRefused, l.question.Addr, l.question.Cluster))
 			continue
 		}
 		e.limit.AllowN(now, 1)
-		e.inFlight[l.question.ClusterID]++
 		e.asking[l.question.Addr] = l
-		ctx := e.ctx
+		of := cluster{l.question.ClusterID, l.question.Cluster}
+		batches[of] = append(batches[of], l)
+		begun[of.id]++
+	}
+	ctx := e.ctx
+	for of, batch := range batches {
+		under := e.inFlight[of.id]
+		e.inFlight[of.id] = inFlight{under.batches + 1, under.lookups + len(batch)}
 		e.lookups.Go(func() error {
-			e.ask(ctx, l)
+			e.ask(ctx, of.id, batch)
 			return nil
 		})
 	}
@@ -308,20 +341,25 @@ func (e *Engine) isOwner(q Question) bool {
 }
 
 // ask finds out what there is, for commit to take in.
-func (e *Engine) ask(ctx context.Context, l *lookup) {
+func (e *Engine) ask(ctx context.Context, cluster uint32, batch []*lookup) {
 	ctx, cancel := context.WithTimeout(ctx, e.config.LookupTimeout)
 	defer cancel()
-	_, _, changed, _ := e.tables.Endpoints.GetWatch(e.db.ReadTxn(), state.EndpointByPrefix(state.PrefixOf(l.question.Addr)))
-	l.changed = changed
-	a := &answered{lookup: l}
-	a.answer, a.from, a.err = e.chain.resolve(ctx, l.question, l.again)
+	txn := e.db.ReadTxn()
+	for _, l := range batch {
+		_, _, l.changed, _ = e.tables.Endpoints.GetWatch(txn, state.EndpointByPrefix(state.PrefixOf(l.question.Addr)))
+	}
+	answers := e.chain.resolve(ctx, batch)
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.inFlight[l.question.ClusterID]--; e.inFlight[l.question.ClusterID] == 0 {
-		delete(e.inFlight, l.question.ClusterID)
+	under := e.inFlight[cluster]
+	if under.batches--; under.batches == 0 {
+		delete(e.inFlight, cluster)
+	} else {
+		under.lookups -= len(batch)
+		e.inFlight[cluster] = under
 	}
-	e.finished = append(e.finished, a)
+	e.finished = append(e.finished, answers...)
 	wake(e.answers)
 	e.pump()
 }

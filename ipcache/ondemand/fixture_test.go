@@ -184,7 +184,11 @@ type source struct {
 
 func (s *source) Name() string { return s.name }
 
-func (s *source) Resolve(ctx context.Context, q Question) (Answer, error) {
+func (s *source) Resolve(ctx context.Context, questions []Question) []Resolved {
+	return OneByOne(ctx, questions, s.resolve)
+}
+
+func (s *source) resolve(ctx context.Context, q Question) (Answer, error) {
 	s.asked.Add(1)
 	s.mu.Lock()
 	with := s.with

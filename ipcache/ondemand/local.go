@@ -29,50 +29,56 @@ func NewLocal(mesh *remote.Mesh, known func(identity uint32) bool) *Local { retu
 func (*Local) Name() string { return "local" }
 
 // Resolve implements IPCacheMissResolver, in one round trip or two.
-func (l *Local) Resolve(ctx context.Context, q Question) (Answer, error) {
+func (l *Local) Resolve(ctx context.Context, questions []Question) []Resolved {
+	q := questions[0] // all are about one cluster
 	conn, ok := l.mesh.Connection(q.Cluster)
 	switch {
 	case !ok:
-		return Answer{}, fmt.Errorf("%w: %q is not connected", ErrUnavailable, q.Cluster)
+		return allFail(questions, fmt.Errorf("%w: %q is not connected", ErrUnavailable, q.Cluster))
 	case conn.Config.ID != q.ClusterID:
-		return Answer{}, fmt.Errorf("%w: %q has the ID %d, not %d", ErrUnavailable, q.Cluster, conn.Config.ID, q.ClusterID)
+		return allFail(questions, fmt.Errorf("%w: %q has the ID %d, not %d", ErrUnavailable, q.Cluster, conn.Config.ID, q.ClusterID))
 	}
-	return answerBy(ctx, q, l.known, func(ctx context.Context, lookups ...wire.Lookup) ([][]byte, error) {
+	return answerBy(ctx, questions, l.known, func(ctx context.Context, lookups []wire.Lookup) []looked {
 		return readSource(ctx, conn, lookups)
 	})
 }
 
-// readSource reads all look-ups at one revision, in a round trip that other questions may
+// readSource reads all look-ups, each at one revision, in a round trip that others may
 // share. That there is nothing counts where the etcd is known to be complete: one that was
 // emptied would take entries away that are in use.
-func readSource(ctx context.Context, conn remote.Connection, lookups []wire.Lookup) ([][]byte, error) {
+func readSource(ctx context.Context, conn remote.Connection, lookups []wire.Lookup) []looked {
 	cached := conn.Config.Capabilities.Cached
-	var keys []string
-	for _, lookup := range lookups {
-		keys = append(append(keys, lookup.SourceKeys(cached)...), lookup.EvidenceKeys(cached)...)
-	}
-	found, err := conn.Client.Lookup(ctx, keys...)
-	if err != nil {
-		return nil, asResolver(err)
-	}
-	values := make([][]byte, len(lookups))
+	asks := make([][]string, len(lookups))
 	for i, lookup := range lookups {
-		var sources, evidence [][]byte
-		sources, found = takeValues(found, len(lookup.SourceKeys(cached)))
-		evidence, found = takeValues(found, len(lookup.EvidenceKeys(cached)))
-		if at := slices.IndexFunc(sources, func(value []byte) bool { return value != nil }); at >= 0 {
-			values[i] = sources[at]
-		} else if err := lookup.CheckAbsence(conn.Config, conn.RawConfig, evidence); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		asks[i] = append(lookup.SourceKeys(cached), lookup.EvidenceKeys(cached)...)
+	}
+	results := make([]looked, len(lookups))
+	for i, found := range conn.Client.Lookup(ctx, asks...) {
+		if found.Err != nil {
+			results[i].err = asResolver(found.Err)
+			continue
+		}
+		sources := len(asks[i]) - wire.EvidenceCount
+		if at := slices.IndexFunc(found.Values[:sources], func(one etcd.Found) bool { return one.KV != nil }); at >= 0 {
+			results[i].value = found.Values[at].Value()
+			continue
+		}
+		evidence := make([][]byte, wire.EvidenceCount)
+		for j, one := range found.Values[sources:] {
+			evidence[j] = one.Value()
+		}
+		if err := lookups[i].CheckAbsence(conn.Config, conn.RawConfig, evidence); err != nil {
+			results[i].err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 	}
-	return values, nil
+	return results
 }
 
-// takeValues splits off the first n values; nil where there is nothing.
-func takeValues(found []etcd.Found, n int) (values [][]byte, rest []etcd.Found) {
-	for _, one := range found[:n] {
-		values = append(values, one.Value())
+// allFail has no question answered.
+func allFail(questions []Question, err error) []Resolved {
+	results := make([]Resolved, len(questions))
+	for i := range results {
+		results[i].Err = err
 	}
-	return values, found[n:]
+	return results
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc/codes"
@@ -48,32 +49,33 @@ func (r *ReadThrough) Close() error { return r.client.Close() }
 func (*ReadThrough) Name() string { return "read-through" }
 
 // Resolve implements IPCacheMissResolver, in the time of one round trip or two.
-func (r *ReadThrough) Resolve(ctx context.Context, q Question) (Answer, error) {
-	return answerBy(ctx, q, r.known, r.read)
+func (r *ReadThrough) Resolve(ctx context.Context, questions []Question) []Resolved {
+	return answerBy(ctx, questions, r.known, r.read)
 }
 
 // read asks for all look-ups, of one cluster, in a request that other questions about it
 // may share.
-func (r *ReadThrough) read(ctx context.Context, lookups ...wire.Lookup) (values [][]byte, err error) {
-	keys := make([]string, len(lookups))
+func (r *ReadThrough) read(ctx context.Context, lookups []wire.Lookup) []looked {
+	asks := make([][]string, len(lookups))
 	for i, lookup := range lookups {
-		keys[i] = lookup.ReadThroughKey()
+		asks[i] = []string{lookup.ReadThroughKey()}
 	}
-	var found []etcd.Found
+	var found []etcd.Got[etcd.Found]
 	for range r.attempts {
-		found, err = r.lookups(lookups[0].Cluster).Get(ctx, keys...)
-		if etcd.CodeOf(err) != codes.Unavailable {
+		found = r.lookups(lookups[0].Cluster).Get(ctx, asks...)
+		if !slices.ContainsFunc(found, func(one etcd.Got[etcd.Found]) bool { return etcd.CodeOf(one.Err) == codes.Unavailable }) {
 			break
 		}
 	}
-	if err != nil {
-		return nil, asResolver(err)
-	}
-	values = make([][]byte, len(keys))
+	results := make([]looked, len(found))
 	for i, one := range found {
-		values[i] = one.Value()
+		if one.Err != nil {
+			results[i].err = asResolver(one.Err)
+		} else {
+			results[i].value = one.Values[0].Value()
+		}
 	}
-	return values, nil
+	return results
 }
 
 func (r *ReadThrough) lookups(cluster string) *etcd.Gather[etcd.Found] {

@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"sync"
 
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -44,18 +45,40 @@ type Answer struct {
 	Identities []wire.Identity
 }
 
-// IPCacheMissResolver finds out what there is at an address of a remote cluster.
+// Resolved is what a resolver says to one question: an Answer, or why there is none.
 //
-// Resolve is called from several goroutines, never twice at a time for the same
-// address. Its context ends with the lookup's deadline. It returns an error for what
-// it couldn't find out: ErrNotFound if there is nothing, which is remembered for a
-// short while; ErrUnavailable if who would know can't be asked now, of which several
-// keep the cluster from being asked for a while; ErrRefused if it must not be asked.
-// Any other counts as ErrUnavailable.
+// Err is ErrNotFound if there is nothing, which is remembered for a short while;
+// ErrUnavailable if who would know can't be asked now, of which several in a row keep the
+// cluster from being asked for a while; ErrRefused if it must not be asked. Any other
+// counts as ErrUnavailable.
+type Resolved struct {
+	Answer Answer
+	Err    error
+}
+
+// IPCacheMissResolver finds out what there is at addresses of a remote cluster.
+//
+// Resolve answers several questions about one cluster, each by itself and in their order:
+// what has come while it was asked about others of the cluster, two times at once. None of
+// them is answered before all are; OneByOne is for who can't ask for several at a time.
+// It is called from several goroutines, never twice at a time for the same address. Its
+// context ends with the lookups' deadline.
 type IPCacheMissResolver interface {
-	Resolve(ctx context.Context, question Question) (Answer, error)
+	Resolve(ctx context.Context, questions []Question) []Resolved
 	// Name is what metrics and lists call it: "table", "local", "read-through".
 	Name() string
+}
+
+// OneByOne answers questions by a function for one, which is called for all of them at
+// the same time, each in a goroutine of its own.
+func OneByOne(ctx context.Context, questions []Question, resolve func(context.Context, Question) (Answer, error)) []Resolved {
+	results := make([]Resolved, len(questions))
+	var asked sync.WaitGroup
+	for i, q := range questions {
+		asked.Go(func() { results[i].Answer, results[i].Err = resolve(ctx, q) })
+	}
+	asked.Wait()
+	return results
 }
 
 var (

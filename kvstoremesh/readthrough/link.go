@@ -4,7 +4,7 @@
 package readthrough
 
 import (
-	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -22,17 +22,17 @@ type limits struct {
 	// timeout of one look-up, the wait for a slot included. It is less than the agents'
 	// own (--ondemand-lookup-timeout), so that they are told why.
 	timeout time.Duration
-	// slots are the look-ups at a time of one cluster.
+	// slots are the look-ups at a time of one cluster, of which many share a question.
 	slots int64
-	// failures in a row, after which nothing is asked for a while, and then one
-	// look-up is tried.
+	// failures of questions in a row, after which nothing is asked for a while, and then
+	// one is tried.
 	failures uint32
 	pause    time.Duration
 }
 
-// defaultLimits have room for 1,000 look-ups a second of a cluster that is 100 ms away.
-// The client's requests have room for 640: two at a time, of 128 keys, with four keys for
-// a look-up and its evidence.
+// defaultLimits have room for 1,200 look-ups a second of a cluster that is 100 ms away, as
+// the client's requests have: two at a time, of 128 keys, with two keys for a look-up, and
+// up to three for the evidence of all.
 var defaultLimits = limits{timeout: 1500 * time.Millisecond, slots: 128, failures: 5, pause: time.Second}
 
 // link is what belongs to one connection to one remote cluster. What was learned over
@@ -43,7 +43,7 @@ type link struct {
 	validator *wire.Validator
 	regional  bool
 	slots     *semaphore.Weighted
-	breaker   *gobreaker.CircuitBreaker[[]etcd.Found]
+	breaker   *gobreaker.CircuitBreaker[[]etcd.Got[etcd.Found]]
 }
 
 func newLink(conn remote.Connection, serial uint64, local wire.ClusterInfo, region string, limits limits) *link {
@@ -52,7 +52,7 @@ func newLink(conn remote.Connection, serial uint64, local wire.ClusterInfo, regi
 		validator: wire.NewValidator(conn.Cluster, conn.Config.ID, local.MaxConnectedClusters),
 		regional:  filter.Regional(conn.Config.Region, region),
 		slots:     semaphore.NewWeighted(limits.slots),
-		breaker: gobreaker.NewCircuitBreaker[[]etcd.Found](gobreaker.Settings{
+		breaker: gobreaker.NewCircuitBreaker[[]etcd.Got[etcd.Found]](gobreaker.Settings{
 			Name:         conn.Cluster,
 			Timeout:      limits.pause,
 			ReadyToTrip:  func(counts gobreaker.Counts) bool { return counts.ConsecutiveFailures >= limits.failures },
@@ -68,7 +68,7 @@ func (l *link) is(conn remote.Connection) bool {
 
 // key is that of an answer, in the cache and of a flight.
 func (l *link) key(lookup wire.Lookup) string {
-	return fmt.Sprintf("%d/%s/%s", l.serial, lookup.Resource, lookup.Key)
+	return strconv.FormatUint(l.serial, 10) + "/" + string(lookup.Resource) + "/" + lookup.Key
 }
 
 // away says whether an error says that the etcd couldn't answer, rather than what it

@@ -139,13 +139,19 @@ const (
 	dbIsThere  = "10.1.0.11/32 shop/db 65547 at 172.18.0.2"
 )
 
+// resolve asks one question.
+func resolve(ctx context.Context, resolver ondemand.IPCacheMissResolver, q ondemand.Question) (ondemand.Answer, error) {
+	got := resolver.Resolve(ctx, []ondemand.Question{q})[0]
+	return got.Answer, got.Err
+}
+
 // eventually asks until the answer is as wanted.
 func eventually(t testing.TB, resolver ondemand.IPCacheMissResolver, q ondemand.Question, want string) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
-		answer, err := resolver.Resolve(ctx, q)
+		answer, err := resolve(ctx, resolver, q)
 		require.NoError(c, err)
 		require.Equal(c, want, summary(answer))
 	}, patience, tick)
@@ -181,22 +187,22 @@ func TestLookedUp(t *testing.T) {
 	// A packet has named another identity than the endpoint has.
 	eventually(t, through, question(webAddr, dbIdentity), webIsThere+", 65547 is db, 65546 is web")
 	eventually(t, through, question("10.1.0.99", dbIdentity), "65547 is db")
-	_, err := through.Resolve(t.Context(), question("10.1.0.99", 0))
+	_, err := resolve(t.Context(), through, question("10.1.0.99", 0))
 	require.ErrorIs(t, err, ondemand.ErrNotFound)
 
 	// The local etcd has what is pushed, for its local users.
 	local := localResolver(t, w.west, mesh.NewDirectory(t).AddAs("north", w.west.Etcd, mesh.LocalUser("west")))
 	eventually(t, local, question(webAddr, 0), webIsThere+", 65546 is web")
 	eventually(t, local, question(webAddr, dbIdentity), webIsThere+", 65546 is web")
-	_, err = local.Resolve(t.Context(), question(dbAddr, 0))
+	_, err = resolve(t.Context(), local, question(dbAddr, 0))
 	require.ErrorIs(t, err, ondemand.ErrNotFound)
 	unknown := question(dbAddr, 0)
 	unknown.Cluster = "south"
-	_, err = local.Resolve(t.Context(), unknown)
+	_, err = resolve(t.Context(), local, unknown)
 	require.ErrorIs(t, err, ondemand.ErrUnavailable)
 	moved := question(dbAddr, 0)
 	moved.ClusterID = 7
-	_, err = local.Resolve(t.Context(), moved)
+	_, err = resolve(t.Context(), local, moved)
 	require.ErrorIs(t, err, ondemand.ErrUnavailable)
 
 	// An agent that reads the cluster's own etcd needs nobody else.
@@ -236,7 +242,7 @@ func TestIncomplete(t *testing.T) {
 			says := func(want error, text string) {
 				t.Helper()
 				require.EventuallyWithT(t, func(c *assert.CollectT) {
-					_, err := local.Resolve(t.Context(), question(dbAddr, 0))
+					_, err := resolve(t.Context(), local, question(dbAddr, 0))
 					require.ErrorIs(c, err, want)
 					require.ErrorContains(c, err, text)
 				}, patience, tick)

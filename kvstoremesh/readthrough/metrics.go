@@ -57,6 +57,24 @@ func (m *Metrics) begin() (end func(outcome string)) {
 	}
 }
 
+// beginMany is begin for n look-ups of one request, which end together; outcome is asked
+// for that of each.
+func (m *Metrics) beginMany(n int) (end func(outcome func(i int) string)) {
+	m.inFlight.Add(float64(n))
+	began := time.Now()
+	return func(outcome func(i int) string) {
+		m.inFlight.Sub(float64(n))
+		took, counts := time.Since(began).Seconds(), map[string]int{}
+		for i := range n {
+			counts[outcome(i)]++
+			m.duration.Observe(took)
+		}
+		for outcome, n := range counts {
+			m.requests.WithLabelValues(outcome).Add(float64(n))
+		}
+	}
+}
+
 func (m *Metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{m.requests, m.duration, m.inFlight, m.cached, m.asked, m.unreadable}
 }

@@ -221,7 +221,7 @@ func TestRemoteAway(t *testing.T) {
 	eventually(t, through, question(dbAddr, 0), dbAnswer)
 	s.north.Stop()
 	for range 100 {
-		_, err := through.Resolve(t.Context(), question(dbAddr, 0))
+		_, err := resolve(t.Context(), through, question(dbAddr, 0))
 		require.ErrorIs(t, err, ondemand.ErrUnavailable)
 		require.ErrorContains(t, err, `remote cluster "north"`)
 	}
@@ -231,12 +231,12 @@ func TestRemoteAway(t *testing.T) {
 	south := question(dbAddr, 0)
 	south.Cluster = "south"
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		_, err := through.Resolve(t.Context(), south)
+		_, err := resolve(t.Context(), through, south)
 		require.ErrorIs(c, err, ondemand.ErrRefused)
 	}, patience, tick)
 
 	s.mesh.Stop()
-	_, err := through.Resolve(t.Context(), question(dbAddr, 0))
+	_, err := resolve(t.Context(), through, question(dbAddr, 0))
 	require.ErrorIs(t, err, ondemand.ErrUnavailable)
 	s.mesh.Start()
 	eventually(t, through, question(dbAddr, 0), dbAnswer)
@@ -266,19 +266,19 @@ func TestHostileValues(t *testing.T) {
 		`{"IP":"10.1.0.11","ID":x}`: "malformed",
 	} {
 		put(t, s.north, wire.OnDemandEndpointPrefix+dbAddr, value)
-		_, err := through.Resolve(t.Context(), question(dbAddr, 0))
+		_, err := resolve(t.Context(), through, question(dbAddr, 0))
 		require.ErrorIs(t, err, ondemand.ErrRefused, value)
 		require.ErrorContains(t, err, text)
 		require.ErrorContains(t, err, dbAddr)
 	}
 	put(t, s.north, wire.OnDemandEndpointPrefix+dbAddr, dbValue)
 	put(t, s.north, wire.OnDemandIdentityPrefix+"65547", "")
-	_, err := through.Resolve(t.Context(), question(dbAddr, 0))
+	_, err := resolve(t.Context(), through, question(dbAddr, 0))
 	require.ErrorIs(t, err, ondemand.ErrRefused)
 	require.ErrorContains(t, err, "65547")
 	// A reserved identity has no labels to look up.
 	put(t, s.north, wire.OnDemandEndpointPrefix+"10.1.0.12", `{"IP":"10.1.0.12","ID":4}`)
-	answer, err := through.Resolve(t.Context(), question("10.1.0.12", 6))
+	answer, err := resolve(t.Context(), through, question("10.1.0.12", 6))
 	require.NoError(t, err)
 	require.EqualValues(t, 4, answer.Endpoint.Identity)
 	require.Empty(t, answer.Identities)
@@ -297,7 +297,7 @@ func TestManyAtATime(t *testing.T) {
 		wg.Go(func() {
 			for range each {
 				ctx, cancel := context.WithTimeout(t.Context(), patience)
-				answer, err := through.Resolve(ctx, question(addr, 0))
+				answer, err := resolve(ctx, through, question(addr, 0))
 				cancel()
 				if assert.NoError(t, err) {
 					assert.Equal(t, addr+"/32", answer.Endpoint.Prefix.String())
@@ -316,7 +316,7 @@ func BenchmarkResolve(b *testing.B) {
 	through := readThrough(b, overSockets(b, s.address))
 	eventually(b, through, question(dbAddr, 0), dbAnswer)
 	for b.Loop() {
-		if _, err := through.Resolve(b.Context(), question(dbAddr, 0)); err != nil {
+		if _, err := resolve(b.Context(), through, question(dbAddr, 0)); err != nil {
 			b.Fatal(err)
 		}
 	}

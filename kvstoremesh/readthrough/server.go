@@ -11,7 +11,6 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/api/v3/version"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -126,56 +125,87 @@ func notAnswered(method string) error {
 
 // Range implements pb.KVServer.
 func (s *server) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {
-	if err := checkRange(req); err != nil {
+	lookup, err := parse(req)
+	if err != nil {
 		return nil, err
 	}
-	key := string(req.Key)
-	if key == healthKey {
+	if string(req.Key) == healthKey {
 		return &pb.RangeResponse{Header: &pb.ResponseHeader{}}, nil
 	}
-	lookup, err := wire.ParseReadThroughKey(key)
-	if err != nil {
-		return nil, fail(outcomeMalformed, codes.InvalidArgument, "%v", err)
+	got := s.source.ask(lookup)[0]
+	if got.err != nil {
+		return nil, got.err
 	}
-	a, err := s.source.ask(lookup)
-	if err != nil {
-		return nil, err
-	}
-	return respond(req, a), nil
+	return respond(req, got.answer), nil
 }
 
 // Txn implements pb.KVServer, for several look-ups in one request. They are made at the
-// same time, and what one of them fails by is the answer. Unlike an etcd's they aren't of
-// one revision, and the header is that of the first.
-func (s *server) Txn(ctx context.Context, req *pb.TxnRequest) (*pb.TxnResponse, error) {
-	if err := checkTxn(req); err != nil {
+// same time, and what the first of them fails by is the answer. Unlike an etcd's they
+// aren't of one revision, and the header is that of the first.
+func (s *server) Txn(_ context.Context, req *pb.TxnRequest) (*pb.TxnResponse, error) {
+	lookups, err := parseTxn(req)
+	if err != nil {
 		s.metrics.begin()(outcomeOf(err))
 		return nil, err
 	}
-	found := make([]*pb.RangeResponse, len(req.Success))
-	var lookups errgroup.Group
-	for i, op := range req.Success {
-		lookups.Go(func() (err error) {
-			end := s.metrics.begin()
-			if found[i], err = s.Range(ctx, op.GetRequestRange()); err != nil {
-				end(outcomeOf(err))
-				return err
-			}
-			end(outcomeOfAnswer(found[i]))
-			return nil
-		})
-	}
-	if err := lookups.Wait(); err != nil {
-		return nil, err
-	}
-	resp := &pb.TxnResponse{Header: found[0].Header, Succeeded: true}
-	for _, one := range found {
-		resp.Responses = append(resp.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: one}})
+	end := s.metrics.beginMany(len(lookups))
+	results := s.source.ask(lookups...)
+	end(func(i int) string {
+		switch {
+		case results[i].err != nil:
+			return outcomeOf(results[i].err)
+		case results[i].kv == nil:
+			return outcomeNotFound
+		}
+		return outcomeFound
+	})
+	resp := &pb.TxnResponse{Succeeded: true, Responses: make([]*pb.ResponseOp, len(results))}
+	for i, got := range results {
+		if got.err != nil {
+			return nil, got.err
+		}
+		found := respond(req.Success[i].GetRequestRange(), got.answer)
+		if i == 0 {
+			resp.Header = found.Header
+		}
+		resp.Responses[i] = &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: found}}
 	}
 	return resp, nil
 }
 
-// checkTxn refuses what isn't only look-ups; Range looks at each of those.
+// parseTxn gives what a transaction looks up.
+func parseTxn(req *pb.TxnRequest) ([]wire.Lookup, error) {
+	if err := checkTxn(req); err != nil {
+		return nil, err
+	}
+	lookups := make([]wire.Lookup, len(req.Success))
+	for i, op := range req.Success {
+		var err error
+		if string(op.GetRequestRange().Key) == healthKey {
+			err = fail(outcomeMalformed, codes.InvalidArgument, "%q isn't looked up in a transaction", healthKey)
+		} else {
+			lookups[i], err = parse(op.GetRequestRange())
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return lookups, nil
+}
+
+// parse gives what a request looks up; nothing for healthKey.
+func parse(req *pb.RangeRequest) (wire.Lookup, error) {
+	if err := checkRange(req); err != nil || string(req.Key) == healthKey {
+		return wire.Lookup{}, err
+	}
+	lookup, err := wire.ParseReadThroughKey(string(req.Key))
+	if err != nil {
+		return wire.Lookup{}, fail(outcomeMalformed, codes.InvalidArgument, "%v", err)
+	}
+	return lookup, nil
+}
+
+// checkTxn refuses what isn't only look-ups.
 func checkTxn(req *pb.TxnRequest) error {
 	onlyLookups := len(req.Success) > 0 && len(req.Compare) == 0 && len(req.Failure) == 0
 	for _, op := range req.Success {

@@ -11,7 +11,6 @@ import (
 	"github.com/sony/gobreaker/v2"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"golang.org/x/sync/singleflight"
 	"google.golang.org/grpc/codes"
 	"k8s.io/utils/clock"
 
@@ -40,7 +39,7 @@ type source struct {
 	limits  limits
 	metrics *Metrics
 	cache   *cache
-	flights singleflight.Group
+	flights flights
 	// stopped ends with the process: flights serve several clients, and don't end with
 	// one of them.
 	stopped context.Context
@@ -50,44 +49,86 @@ type source struct {
 	serial uint64
 }
 
+// result is what became of one look-up; err is a *failure.
+type result struct {
+	answer
+	err error
+}
+
 func newSource(ctx context.Context, mesh connections, local wire.ClusterInfo, region string, config Config, metrics *Metrics) *source {
 	return &source{
 		mesh: mesh, local: local, region: region, limits: defaultLimits, metrics: metrics,
-		cache: newCache(config.CacheTTL, clock.RealClock{}), stopped: ctx, links: make(map[string]*link),
+		cache: newCache(config.CacheTTL, clock.RealClock{}), flights: flights{byKey: make(map[string]*flight)},
+		stopped: ctx, links: make(map[string]*link),
 	}
 }
 
-// ask looks one thing up. Its error is a *failure.
-func (s *source) ask(lookup wire.Lookup) (answer, error) {
-	link, err := s.link(lookup.Cluster)
-	if err != nil {
-		return answer{}, err
-	}
-	if err := link.validator.CheckKey(lookup.Resource, lookup.Key); err != nil {
-		return answer{}, fail(outcomeMalformed, codes.InvalidArgument, "%v", err)
-	}
-	key := link.key(lookup)
-	if a, ok := s.cache.get(key); ok {
-		s.metrics.cached.Inc()
-		return a, nil
-	}
-	// Whoever asks stays until the flight ends, within its deadline: gRPC bounds how
-	// many do, whether their clients still wait or not.
-	got, err, _ := s.flights.Do(key, func() (any, error) {
-		// The last flight may have landed since the cache was looked at.
-		if a, ok := s.cache.get(key); ok {
-			return a, nil
+// ask looks things up, at the same time: what is at hand, what others ask for already,
+// and what is left in one question to each cluster.
+func (s *source) ask(lookups ...wire.Lookup) []result {
+	results := make([]result, len(lookups))
+	keys := make([]string, len(lookups))
+	links := make(map[string]*link, 1)
+	for i, lookup := range lookups {
+		l, ok := links[lookup.Cluster]
+		if !ok {
+			var err error
+			if l, err = s.link(lookup.Cluster); err != nil {
+				results[i].err = err
+				continue
+			}
+			links[lookup.Cluster] = l
 		}
-		a, err := s.fetch(link, lookup)
-		if err == nil {
-			s.cache.put(key, a)
+		if err := l.validator.CheckKey(lookup.Resource, lookup.Key); err != nil {
+			results[i].err = fail(outcomeMalformed, codes.InvalidArgument, "%v", err)
+			continue
 		}
-		return a, err
+		keys[i] = l.key(lookup)
+	}
+	joined, begun := s.flights.join(keys, func(i int) (atHand bool) {
+		results[i].answer, atHand = s.cache.get(keys[i])
+		if atHand {
+			s.metrics.cached.Inc()
+		}
+		return atHand
 	})
-	if err != nil {
-		return answer{}, err
+	// Whoever asks stays until the flights end, within their deadline: gRPC bounds how
+	// many do, whether their clients still wait or not.
+	var flying sync.WaitGroup
+	for cluster, l := range links {
+		var mine []int
+		for _, i := range begun {
+			if lookups[i].Cluster == cluster {
+				mine = append(mine, i)
+			}
+		}
+		if len(mine) == 0 {
+			continue
+		}
+		fly := func() {
+			of := make([]wire.Lookup, len(mine))
+			for n, i := range mine {
+				of[n] = lookups[i]
+			}
+			for n, got := range s.fetch(l, of) {
+				if got.err == nil {
+					s.cache.put(keys[mine[n]], got.answer)
+				}
+				s.flights.land(keys[mine[n]], got)
+			}
+		}
+		if len(links) == 1 {
+			fly()
+		} else {
+			flying.Go(fly) // who is away holds up nobody else's
+		}
 	}
-	return got.(answer), nil
+	flying.Wait()
+	for i, flight := range joined {
+		<-flight.done
+		results[i] = flight.result
+	}
+	return results
 }
 
 // link gives what belongs to the cluster's connection as it is now.
@@ -121,34 +162,61 @@ func (s *source) link(cluster string) (*link, error) {
 }
 
 // fetch asks the remote cluster, in one round trip, which other look-ups may share.
-func (s *source) fetch(link *link, lookup wire.Lookup) (answer, error) {
+func (s *source) fetch(link *link, lookups []wire.Lookup) []result {
+	results := make([]result, len(lookups))
+	failed := func(err error) []result {
+		for i := range results {
+			results[i].err = err
+		}
+		return results
+	}
 	ctx, cancel := context.WithTimeout(s.stopped, s.limits.timeout)
 	defer cancel()
-	if err := link.slots.Acquire(ctx, 1); err != nil {
-		return answer{}, fail(outcomeUnavailable, codes.Unavailable,
-			"remote cluster %q is asked too much: no look-up came to an end in time", lookup.Cluster)
+	slots := min(int64(len(lookups)), s.limits.slots)
+	if err := link.slots.Acquire(ctx, slots); err != nil {
+		return failed(fail(outcomeUnavailable, codes.Unavailable,
+			"remote cluster %q is asked too much: no look-up came to an end in time", link.conn.Cluster))
 	}
-	defer link.slots.Release(1)
-	found, err := link.breaker.Execute(func() ([]etcd.Found, error) {
+	defer link.slots.Release(slots)
+	asks := make([][]string, len(lookups))
+	for i, lookup := range lookups {
+		asks[i] = append(lookup.SourceKeys(false), lookup.EvidenceKeys(false)...)
+	}
+	// The error is for the breaker: that of all, if no look-up was answered.
+	found, err := link.breaker.Execute(func() (found []etcd.Got[etcd.Found], err error) {
 		s.metrics.asked.Inc()
-		return link.conn.Client.Lookup(ctx, append(lookup.SourceKeys(false), lookup.EvidenceKeys(false)...)...)
+		found = link.conn.Client.Lookup(ctx, asks...)
+		for _, one := range found {
+			if one.Err == nil || !away(etcd.CodeOf(one.Err)) {
+				return found, nil
+			}
+			err = one.Err
+		}
+		return found, err
 	})
-	if err != nil {
-		return answer{}, explain(lookup, err)
+	if found == nil {
+		return failed(explain(link.conn.Cluster, err))
 	}
-	return link.pick(lookup, found)
+	for i, one := range found {
+		if one.Err != nil {
+			results[i].err = explain(link.conn.Cluster, one.Err)
+		} else {
+			results[i].answer, results[i].err = link.pick(lookups[i], one.Values)
+		}
+	}
+	return results
 }
 
-func explain(lookup wire.Lookup, err error) error {
+func explain(cluster string, err error) error {
 	switch code := etcd.CodeOf(err); {
 	case errors.Is(err, gobreaker.ErrOpenState), errors.Is(err, gobreaker.ErrTooManyRequests):
-		return fail(outcomeUnavailable, codes.Unavailable, "remote cluster %q didn't answer, and isn't asked for a moment", lookup.Cluster)
+		return fail(outcomeUnavailable, codes.Unavailable, "remote cluster %q didn't answer, and isn't asked for a moment", cluster)
 	case errors.Is(err, etcd.ErrBadAnswer):
-		return fail(outcomeRefused, codes.FailedPrecondition, "refusing what remote cluster %q answers: %.512v", lookup.Cluster, err)
+		return fail(outcomeRefused, codes.FailedPrecondition, "refusing what remote cluster %q answers: %.512v", cluster, err)
 	case code == codes.PermissionDenied:
-		return fail(outcomeRefused, codes.FailedPrecondition, "remote cluster %q doesn't let its readers look up what isn't pushed: %v", lookup.Cluster, err)
+		return fail(outcomeRefused, codes.FailedPrecondition, "remote cluster %q doesn't let its readers look up what isn't pushed: %v", cluster, err)
 	default:
-		return fail(outcomeUnavailable, codes.Unavailable, "remote cluster %q can't be asked: %.512v", lookup.Cluster, err)
+		return fail(outcomeUnavailable, codes.Unavailable, "remote cluster %q can't be asked: %.512v", cluster, err)
 	}
 }
 
@@ -175,7 +243,9 @@ func (l *link) pick(lookup wire.Lookup, found []etcd.Found) (answer, error) {
 		evidence = append(evidence, one.Value())
 	}
 	if err := lookup.CheckAbsence(l.conn.Config, l.conn.RawConfig, evidence); err != nil {
-		return answer{}, fail(outcomeUnavailable, codes.Unavailable, "nothing is found, and %.512v", err)
+		// Of what is found more is known: it is this look-up that isn't answered, and no
+		// other of the request.
+		return answer{}, fail(outcomeUnavailable, codes.Aborted, "nothing is found, and %.512v", err)
 	}
 	return answer{header: found[0].Header}, nil
 }

@@ -147,7 +147,7 @@ func (r *rig) put(key, value string) {
 // value is what is answered, "" for nothing.
 func (r *rig) value(lookup wire.Lookup) string {
 	r.t.Helper()
-	a, err := r.source.ask(lookup)
+	a, err := r.ask(lookup)
 	require.NoError(r.t, err)
 	require.NotNil(r.t, a.header)
 	if a.kv == nil {
@@ -159,7 +159,7 @@ func (r *rig) value(lookup wire.Lookup) string {
 // refused is with what code and words there is no answer.
 func (r *rig) refused(lookup wire.Lookup, code codes.Code, text string) {
 	r.t.Helper()
-	_, err := r.source.ask(lookup)
+	_, err := r.ask(lookup)
 	require.Equal(r.t, code, status.Code(err), "%v", err)
 	require.ErrorContains(r.t, err, text)
 }
@@ -174,6 +174,12 @@ const (
 )
 
 // TestPlaces: what is pushed counts before what is on demand.
+// ask asks for one thing.
+func (r *rig) ask(lookup wire.Lookup) (answer, error) {
+	got := r.source.ask(lookup)[0]
+	return got.answer, got.err
+}
+
 func TestPlaces(t *testing.T) {
 	r := newRig(t, Config{})
 	require.Empty(t, r.value(pod(1)))
@@ -196,20 +202,20 @@ func TestEmptied(t *testing.T) {
 	_, err := r.client.Etcd().Delete(t.Context(), wire.BasePrefix, clientv3.WithPrefix())
 	require.NoError(t, err)
 	for range 2 * r.source.limits.failures { // which are none: the cluster is there
-		r.refused(pod(1), codes.Unavailable, "configuration not found")
+		r.refused(pod(1), codes.Aborted, "configuration not found")
 	}
 	r.put(wire.ClusterConfigKey("north"), northConfig)
-	r.refused(pod(1), codes.Unavailable, `"north" doesn't say that all of its endpoints are there`)
-	r.refused(identity, codes.Unavailable, `all of its identities are there`)
+	r.refused(pod(1), codes.Aborted, `"north" doesn't say that all of its endpoints are there`)
+	r.refused(identity, codes.Aborted, `all of its identities are there`)
 	r.put(onDemand+"10.1.0.1", "there")
 	require.Equal(t, "there", r.value(pod(1)), "what is there is there")
 	r.put(canary(wire.Endpoints), "now")
 	require.Empty(t, r.value(pod(2)))
-	r.refused(identity, codes.Unavailable, `all of its identities are there`)
+	r.refused(identity, codes.Aborted, `all of its identities are there`)
 	r.put(canary(wire.Identities), "now")
 	require.Empty(t, r.value(identity))
 	r.put(wire.ClusterConfigKey("north"), `{"id":2}`)
-	r.refused(pod(2), codes.Unavailable, "has the ID 2 by now, not 1")
+	r.refused(pod(2), codes.Aborted, "has the ID 2 by now, not 1")
 }
 
 // TestNotAsked: what isn't to be asked isn't, and each is told why.
@@ -267,7 +273,7 @@ func TestOneFlight(t *testing.T) {
 	var wg sync.WaitGroup
 	for range askers {
 		wg.Go(func() {
-			a, err := r.source.ask(pod(1))
+			a, err := r.ask(pod(1))
 			if err != nil || a.kv == nil {
 				t.Errorf("asking: %v, %v", a.kv, err)
 			}
@@ -277,6 +283,56 @@ func TestOneFlight(t *testing.T) {
 	release()
 	wg.Wait()
 	require.EqualValues(t, 1, r.asked.Load())
+}
+
+// TestTogether: what is asked for in one request is answered each by itself, of what can
+// be at hand, under way, or new; and the remote cluster is asked one question.
+func TestTogether(t *testing.T) {
+	r := newRig(t, DefaultConfig)
+	for n := range 60 {
+		r.put(onDemand+fmt.Sprint("10.1.0.", n), fmt.Sprint("pod ", n))
+	}
+	require.Equal(t, "pod 7", r.value(pod(7)))
+	release := r.hold()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		a, err := r.ask(pod(8))
+		if err != nil || a.kv == nil {
+			t.Errorf("asking: %v, %v", a.kv, err)
+		}
+	})
+	require.Eventually(t, func() bool { return r.asked.Load() == 2 }, patience, tick)
+	lookups := []wire.Lookup{
+		wire.EndpointLookup("away", netip.MustParseAddr("10.1.0.1")), wire.IdentityLookup("north", 1<<17), pod(250), pod(8), pod(9), pod(9),
+	}
+	for n := range 60 {
+		lookups = append(lookups, pod(n))
+	}
+	var got []result
+	wg.Go(func() { got = r.source.ask(lookups...) })
+	require.Eventually(t, func() bool { return r.asked.Load() == 3 }, patience, tick)
+	release()
+	wg.Wait()
+	require.EqualValues(t, 3, r.asked.Load())
+	require.Equal(t, codes.Unavailable, status.Code(got[0].err))
+	require.Equal(t, codes.InvalidArgument, status.Code(got[1].err))
+	require.NoError(t, got[2].err)
+	require.Nil(t, got[2].kv)
+	for i, n := range []int{8, 9, 9} {
+		require.NoError(t, got[3+i].err)
+		require.Equal(t, fmt.Sprint("pod ", n), string(got[3+i].kv.Value))
+	}
+	for n, one := range got[6:] {
+		require.NoError(t, one.err)
+		require.Equal(t, fmt.Sprint("pod ", n), string(one.kv.Value))
+	}
+	require.Empty(t, r.source.flights.byKey)
+
+	// One that is refused is no other's failure.
+	r.put(onDemand+"10.1.0.100", strings.Repeat("x", wire.MaxLookupBytes+1))
+	got = r.source.ask(pod(100), pod(101))
+	require.Equal(t, codes.FailedPrecondition, status.Code(got[0].err))
+	require.NoError(t, got[1].err)
 }
 
 const patience, tick = 2 * time.Minute, 5 * time.Millisecond
@@ -326,7 +382,7 @@ func TestSlots(t *testing.T) {
 	var wg sync.WaitGroup
 	for n := range askers {
 		wg.Go(func() {
-			if _, err := r.source.ask(pod(n)); err != nil {
+			if _, err := r.ask(pod(n)); err != nil {
 				t.Errorf("asking: %v", err)
 			}
 		})
@@ -368,7 +424,7 @@ func TestAway(t *testing.T) {
 	release()
 	limits.timeout = time.Minute
 	require.Eventually(t, func() bool {
-		a, err := r.source.ask(pod(1))
+		a, err := r.ask(pod(1))
 		return err == nil && a.kv != nil
 	}, patience, tick)
 }
@@ -382,7 +438,7 @@ func TestStopped(t *testing.T) {
 	defer r.hold()()
 	done := make(chan error)
 	go func() {
-		_, err := r.source.ask(pod(1))
+		_, err := r.ask(pod(1))
 		done <- err
 	}()
 	require.Eventually(t, func() bool { return r.asked.Load() == 1 }, patience, tick)

@@ -41,7 +41,7 @@ func TestCertificates(t *testing.T) {
 
 	for _, name := range []string{"not-allowed", "wildcard", "star"} {
 		path := ca.config(url, ca, name)
-		_, err := readThrough(t, path).Resolve(t.Context(), question(dbAddr, 0))
+		_, err := resolve(t.Context(), readThrough(t, path), question(dbAddr, 0))
 		require.ErrorIs(t, err, ondemand.ErrRefused)
 		require.ErrorContains(t, err, "is not one of --ondemand-allowed-names")
 		client := etcdClient(t, path)
@@ -64,7 +64,7 @@ func TestCertificates(t *testing.T) {
 		"a certificate for another": ca.config("https://[::1]:1", ca, "by-common-name"),
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		_, err := readThrough(t, path).Resolve(ctx, question(dbAddr, 0))
+		_, err := resolve(ctx, readThrough(t, path), question(dbAddr, 0))
 		cancel()
 		require.ErrorIs(t, err, ondemand.ErrUnavailable, name)
 	}
@@ -99,7 +99,7 @@ func TestRotation(t *testing.T) {
 	eventually(t, readThrough(t, ca.config(url, ca, "agent")), question(dbAddr, 0), dbAnswer)
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	_, err := readThrough(t, ca.config(url, old, "agent")).Resolve(ctx, question(dbAddr, 0))
+	_, err := resolve(ctx, readThrough(t, ca.config(url, old, "agent")), question(dbAddr, 0))
 	require.ErrorIs(t, err, ondemand.ErrUnavailable)
 
 	// A client that stays takes the certificate that it has then, and finds a server
@@ -109,7 +109,7 @@ func TestRotation(t *testing.T) {
 	ca.issue("agent", "somebody else")
 	s.mesh.Restart()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		_, err := resolver.Resolve(t.Context(), question(dbAddr, 0))
+		_, err := resolve(t.Context(), resolver, question(dbAddr, 0))
 		require.ErrorIs(c, err, ondemand.ErrRefused)
 	}, patience, tick)
 	ca.issue("agent", "agent")
