@@ -29,6 +29,11 @@ func spareMemory(gcPercent int) error {
 	return releaseProgramPages()
 }
 
+// idleHeap gives bytes that are never used: Go collects when the heap has grown by a share
+// of what lives in it (GOGC), so that a small one is collected all the time. Pages that
+// nobody writes to are no memory; the heap may grow by their share before it is collected.
+func idleHeap(bytes int) []byte { return make([]byte, bytes) }
+
 // releaseProgramPages gives back the pages of the program file. To initialize
 // the 1,500 packages that are linked touches 55 to 75 MiB of it, of which a part
 // of a mesh needs some 40 MiB again: those are mapped again when they are used,
