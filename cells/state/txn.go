@@ -110,6 +110,7 @@ func (tx *Txn) replaceEndpoint(old, row *Endpoint) {
 	tx.use(old, row)
 	tx.leave(old, row)
 	if row == nil {
+		tx.w.departures.note(old.Prefix())
 		_, _, err := tx.w.tables.endpoints.Delete(tx.wtxn, old)
 		must(err)
 		return

@@ -23,6 +23,8 @@ type Writer struct {
 	uses map[uint32]int32
 	// gone counts the rows of workloads that are Gone; it belongs to the Txn that runs.
 	gone int
+	// departures are told by the Txn that runs.
+	departures Departures
 
 	mu      sync.Mutex
 	origins map[Origin]*Origin
@@ -77,6 +79,9 @@ func (w *Writer) Origin(cluster string, id uint32, source Source) *Origin {
 	}
 	return origin
 }
+
+// Departures tell which endpoints' rows are removed.
+func (w *Writer) Departures() *Departures { return &w.departures }
 
 // ReadTxn reads all tables as they are now, all of one moment.
 func (w *Writer) ReadTxn() statedb.ReadTxn { return w.db.ReadTxn() }

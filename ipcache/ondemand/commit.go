@@ -48,6 +48,7 @@ func (e *Engine) commit() {
 	e.mu.Lock()
 	now := e.monotonic()
 	for i, a := range batch {
+		e.writer.Departures().Unwatch(state.PrefixOf(a.question.Addr))
 		delete(e.asking, a.question.Addr)
 		if results[i] == repeat {
 			e.enqueue(a.lookup)
@@ -108,7 +109,7 @@ func (c *change) take(a *answered) Outcome {
 		return OutcomeRefused
 	}
 	c.touch(q)
-	row, changed := c.row(a)
+	row := c.row(q.Addr)
 	switch {
 	case row != nil && row.Origin().Source < state.SourceOnDemand:
 		if old, ok := c.entries.addresses.Peek(q.Addr); ok {
@@ -128,10 +129,9 @@ func (c *change) take(a *answered) Outcome {
 			c.quiet(a, OutcomeTable)
 		}
 		return Outcome(cmp.Or(a.from, string(OutcomeTable)))
-	case row == nil && (changed && ep != nil || a.from == string(OutcomeTable)):
+	case row == nil && ep != nil && c.writer.Departures().Gone(state.PrefixOf(q.Addr)), row == nil && a.from == string(OutcomeTable):
 		// It was pushed and deleted while we asked: the answer may be from before, and so
-		// is the entry that is asked for again. Absences aren't doubted: the watch of what
-		// isn't there also tells of its neighbours.
+		// is the entry that is asked for again.
 		if old, ok := c.entries.addresses.Peek(q.Addr); ok {
 			c.effect.add(c.entries.remove(old))
 		}
@@ -167,23 +167,14 @@ func (c *change) take(a *answered) Outcome {
 	return Outcome(a.from)
 }
 
-// row is what the tables have at the address, and whether that has changed since the
-// question was asked.
-func (c *change) row(a *answered) (row *state.Endpoint, changed bool) {
+// row is what the tables have at an address; nil is nothing.
+func (c *change) row(addr netip.Addr) *state.Endpoint {
 	txn := c.db.ReadTxn()
 	if c.tx != nil {
 		txn = c.tx.ReadTxn()
 	}
-	row, _, found := c.tables.Endpoints.Get(txn, state.EndpointByPrefix(state.PrefixOf(a.question.Addr)))
-	select {
-	case <-a.changed:
-		changed = true
-	default:
-	}
-	if !found {
-		return nil, changed
-	}
-	return row, changed
+	row, _, _ := c.tables.Endpoints.Get(txn, state.EndpointByPrefix(state.PrefixOf(addr)))
+	return row
 }
 
 // put makes the endpoint's row, or has it live for longer.

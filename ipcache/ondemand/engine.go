@@ -35,8 +35,8 @@ const (
 	// its way the next question is: maxBatches.
 	batchLookups = 60
 	maxBatches   = 2
-	// maxRepeats is how often a question is asked again since the address's row has
-	// changed meanwhile. After that the answer is taken: its time to live is short.
+	// maxRepeats is how often a question is asked again since the address's row was
+	// removed meanwhile. After that the answer is taken: its time to live is short.
 	maxRepeats = 2
 )
 
@@ -344,10 +344,7 @@ func (e *Engine) isOwner(q Question) bool {
 func (e *Engine) ask(ctx context.Context, cluster uint32, batch []*lookup) {
 	ctx, cancel := context.WithTimeout(ctx, e.config.LookupTimeout)
 	defer cancel()
-	txn := e.db.ReadTxn()
-	for _, l := range batch {
-		_, _, l.changed, _ = e.tables.Endpoints.GetWatch(txn, state.EndpointByPrefix(state.PrefixOf(l.question.Addr)))
-	}
+	e.writer.Departures().Watch(prefixesOf(batch)...) // until they are committed
 	answers := e.chain.resolve(ctx, batch)
 
 	e.mu.Lock()
@@ -362,6 +359,14 @@ func (e *Engine) ask(ctx context.Context, cluster uint32, batch []*lookup) {
 	e.finished = append(e.finished, answers...)
 	wake(e.answers)
 	e.pump()
+}
+
+func prefixesOf(batch []*lookup) []netip.Prefix {
+	prefixes := make([]netip.Prefix, len(batch))
+	for i, l := range batch {
+		prefixes[i] = state.PrefixOf(l.question.Addr)
+	}
+	return prefixes
 }
 
 // resolved tells whoever waits for a lookup. It is called with mu held.

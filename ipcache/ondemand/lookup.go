@@ -50,9 +50,8 @@ type lookup struct {
 	waiters   []chan<- Resolution
 	// then is asked after this one: a packet has named another identity meanwhile.
 	then *lookup
-	// changed is closed when the address's row in the tables has changed since the
-	// question was asked; repeated is how often it was asked again for that.
-	changed  <-chan struct{}
+	// repeated is how often it was asked again since the address's row in the tables had
+	// been removed meanwhile.
 	repeated int
 }
 

@@ -257,20 +257,30 @@ func TestPushedAndDeletedWhileAnEntryIsAskedForAgain(t *testing.T) {
 	}
 }
 
-// TestNeighboursPushedWhileAnAbsentAddressIsAskedFor: a watch of what isn't there is one
-// of what is beside it, too.
-func TestNeighboursPushedWhileAnAbsentAddressIsAskedFor(t *testing.T) {
-	f := setup(t, patient)
-	asked, answer := f.held()
-	f.miss(to(podAddr))
-	<-asked
-	for n := range byte(20) {
-		f.push(endpointAt(netip.AddrFrom4([4]byte{10, 2, 0, n}), webID))
-		f.unpush(netip.AddrFrom4([4]byte{10, 2, 0, n}))
+// TestNeighboursComeAndGoWhileTheLookupRuns: nothing is asked again for them. A watch of
+// the table would tell of what is beside an absent address, too.
+func TestNeighboursComeAndGoWhileTheLookupRuns(t *testing.T) {
+	for name, there := range map[string][]wire.Endpoint{"absent": nil, "there": {endpointAt(podAddr, webID)}} {
+		t.Run(name, func(t *testing.T) {
+			f := setup(t, patient)
+			asked, answer := f.held(there...)
+			f.miss(to(podAddr))
+			<-asked
+			for n := range byte(20) {
+				if addr := netip.AddrFrom4([4]byte{10, 2, 0, n}); addr != podAddr {
+					f.push(endpointAt(addr, webID))
+					f.unpush(addr)
+				}
+			}
+			answer <- struct{}{}
+			outcome := Outcome("local")
+			if there == nil {
+				outcome = OutcomeNegative
+			}
+			f.eventually(func(t *assert) { require.Equal(t, 1, f.count(bpf.SideDestination, outcome)) })
+			require.EqualValues(t, 1, f.source.asked.Load())
+		})
 	}
-	answer <- struct{}{}
-	f.eventually(func(t *assert) { require.Equal(t, 1, f.count(bpf.SideDestination, OutcomeNegative)) })
-	require.EqualValues(t, 1, f.source.asked.Load())
 }
 
 // TestAddressThatIsThereByTheSecondPacket which TCP sends a second after the first, to an
