@@ -78,6 +78,12 @@ type params struct {
 	Resolvers []IPCacheMissResolver `group:"ipcache-miss-resolvers"`
 }
 
+// pushed says whether all that a cluster pushes is in the tables.
+func (p *params) pushed(cluster string) bool {
+	row, _, found := p.Writer.Tables().RemoteClusters.Get(p.DB.ReadTxn(), state.RemoteClusterByName(cluster))
+	return found && row.Connected && row.Resources[wire.Endpoints].Synced && row.Resources[wire.Identities].Synced
+}
+
 // Service is on-demand resolution in a hive, be it off.
 type Service struct {
 	with   params
@@ -108,12 +114,14 @@ func register(p params) (*Service, error) {
 	}
 	// With a KVStoreMesh the local etcd is its, and what is remote is asked through it.
 	known := (&tablesResolver{p.DB, p.Writer.Tables().Endpoints, p.Writer.Tables().Identities}).hasIdentity
-	resolvers := []IPCacheMissResolver{NewLocal(p.Mesh, known)}
+	local := NewLocal(p.Mesh, known)
+	resolvers := []IPCacheMissResolver{local}
 	if path := p.Config.EtcdConfig; path != "" {
 		if s.readThrough, err = NewReadThrough(p.Log, path, known); err != nil {
 			return nil, fmt.Errorf("--%s=%q: %w", flagEtcdConfig, path, err)
 		}
 		resolvers = append(resolvers, s.readThrough)
+		local.pushed = p.pushed
 	}
 	resolvers = append(resolvers, p.Resolvers...)
 	s.health = p.Health.NewScope("kernel")

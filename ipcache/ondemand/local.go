@@ -19,11 +19,16 @@ import (
 type Local struct {
 	mesh  connections
 	known func(identity uint32) bool
+	// pushed says of a cluster that the tables have what it pushes, and what comes comes by
+	// itself: a copy has nothing else, and isn't asked then. Nil: it is asked.
+	pushed func(cluster string) bool
 }
 
 // NewLocal makes the resolver "local". Of identities that are known, in the tables, it
 // doesn't ask for the labels; nil is none.
-func NewLocal(mesh *remote.Mesh, known func(identity uint32) bool) *Local { return &Local{mesh, known} }
+func NewLocal(mesh *remote.Mesh, known func(identity uint32) bool) *Local {
+	return &Local{mesh: mesh, known: known}
+}
 
 // Name implements IPCacheMissResolver.
 func (*Local) Name() string { return "local" }
@@ -37,6 +42,9 @@ func (l *Local) Resolve(ctx context.Context, questions []Question) []Resolved {
 		return allFail(questions, fmt.Errorf("%w: %q is not connected", ErrUnavailable, q.Cluster))
 	case conn.Config.ID != q.ClusterID:
 		return allFail(questions, fmt.Errorf("%w: %q has the ID %d, not %d", ErrUnavailable, q.Cluster, conn.Config.ID, q.ClusterID))
+	}
+	if l.pushed != nil && conn.Config.Capabilities.Cached && l.pushed(q.Cluster) {
+		return allFail(questions, ErrNotFound)
 	}
 	return answerBy(ctx, questions, l.known, func(ctx context.Context, lookups []wire.Lookup) []looked {
 		return readSource(ctx, conn, lookups)
