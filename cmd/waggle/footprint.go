@@ -9,9 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"strings"
+	"weak"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,10 +32,32 @@ func spareMemory(gcPercent int) error {
 	return releaseProgramPages()
 }
 
-// idleHeap gives bytes that are never used: Go collects when the heap has grown by a share
-// of what lives in it (GOGC), so that a small one is collected all the time. Pages that
-// nobody writes to are no memory; the heap may grow by their share before it is collected.
-func idleHeap(bytes int) []byte { return make([]byte, bytes) }
+// idleHeap has a small heap be collected less often. Go collects when the heap has grown by
+// a share of what lives in it (GOGC): one of 6 MiB after every 3 MiB that are allocated.
+// It is made to look larger by bytes that are never written to, whose pages are no memory,
+// so that it may grow by their share as well; until as many others live in it (live, with
+// those). What is given is nil once they are let go.
+func idleHeap(bytes int, live func() uint64) weak.Pointer[byte] {
+	idle := make([]byte, bytes)
+	var collected func(*collection)
+	collected = func(c *collection) {
+		if live() < 2*uint64(len(idle)) {
+			runtime.SetFinalizer(c, collected) // for the next time; it is what holds them
+		}
+	}
+	runtime.SetFinalizer(&collection{}, collected)
+	return weak.Make(&idle[0])
+}
+
+// collection is an object that nobody uses, which a collection finds.
+type collection struct{ _ *byte } // with a pointer, so that it shares its memory with no other
+
+// liveHeap is what the last collection has found in use.
+func liveHeap() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
 
 // releaseProgramPages gives back the pages of the program file. To initialize
 // the 1,500 packages that are linked touches 55 to 75 MiB of it, of which a part

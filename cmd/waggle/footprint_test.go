@@ -4,7 +4,10 @@
 package main
 
 import (
+	"runtime"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -32,4 +35,18 @@ func TestReadOnlyMapping(t *testing.T) {
 func TestReleaseProgramPages(t *testing.T) {
 	require.NoError(t, releaseProgramPages())
 	require.NotEmpty(t, newRootCmd().Commands(), "what was released comes back from the file")
+}
+
+// TestIdleHeap: it is there while little else is, and gone after that.
+func TestIdleHeap(t *testing.T) {
+	var live atomic.Uint64
+	var asked atomic.Int64
+	idle := idleHeap(1<<20, func() uint64 { asked.Add(1); return live.Load() })
+	for n := range int64(3) {
+		require.Eventually(t, func() bool { runtime.GC(); return asked.Load() > n }, time.Minute, time.Millisecond)
+		require.NotNil(t, idle.Value())
+	}
+	live.Store(2 << 20)
+	require.Eventually(t, func() bool { runtime.GC(); return idle.Value() == nil }, time.Minute, time.Millisecond)
+	require.Positive(t, liveHeap())
 }
