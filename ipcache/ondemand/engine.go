@@ -30,6 +30,12 @@ const (
 	interfaceLimit = 1024
 	// lookupBurst is how many lookups may begin at once, after a quiet time.
 	lookupBurst = 256
+	// batchLookups are asked for together: a key of each is a transaction that any etcd
+	// takes; where it is two, the etcd's client makes two of them. While one answer is on
+	// its way the next question is: maxBatches. To wait for more of them, or for the one
+	// that is under way, has made nothing faster, and cost nothing less.
+	batchLookups = 120
+	maxBatches   = 2
 	// maxRepeats is how often a question is asked again since the address's row was
 	// removed meanwhile. After that the answer is taken: its time to live is short.
 	maxRepeats = 2
@@ -102,18 +108,17 @@ type Engine struct {
 	cidrs   *ownership
 	entries *entries
 	queue   *queue
-	// asking are the lookups that have begun and aren't committed.
-	asking map[netip.Addr]*lookup
-	// paces say when more of them begin, by cluster ID.
-	paces    map[uint32]*pace
+	// asking are the lookups that have begun and aren't committed, and inFlight counts
+	// those that wait for an answer, by cluster.
+	asking   map[netip.Addr]*lookup
+	inFlight map[uint32]inFlight
 	finished []*answered
 	// ctx and lookups are set while the Engine runs.
 	ctx     context.Context
 	lookups *errgroup.Group
-	// throttled: a timer runs, after which the rate allows another lookup; and gathering:
-	// one after which a batch has waited for more of them.
-	throttled, gathering bool
-	restore              restore
+	// throttled: a timer runs, after which the rate allows another lookup.
+	throttled bool
+	restore   restore
 	// complaints bounds the logs about the kernel, and refusals those about what was
 	// refused.
 	complaints *rate.Limiter
@@ -125,7 +130,6 @@ type Engine struct {
 
 	answers  chan struct{} // there is something finished
 	tokens   chan struct{} // a lookup may begin again
-	gathered chan struct{} // a batch has waited for more lookups
 	expiring chan struct{} // there may be something earlier to expire
 	changed  chan struct{} // a cluster is left alone, or no longer
 	opened   chan struct{} // the kernel's side is, and knows of nothing yet
@@ -156,10 +160,9 @@ func newEngine(s settings, resolvers []IPCacheMissResolver) (*Engine, error) {
 		queue:      newQueue(queueLimit, interfaceLimit),
 		asking:     map[netip.Addr]*lookup{},
 		lastSeen:   map[netip.Addr]time.Duration{},
-		paces:      map[uint32]*pace{},
+		inFlight:   map[uint32]inFlight{},
 		answers:    make(chan struct{}, 1),
 		tokens:     make(chan struct{}, 1),
-		gathered:   make(chan struct{}, 1),
 		expiring:   make(chan struct{}, 1),
 		changed:    make(chan struct{}, 1),
 		opened:     make(chan struct{}, 1),
@@ -201,11 +204,6 @@ func (e *Engine) run(ctx context.Context, _ cell.Health) error {
 		case <-e.tokens:
 			e.mu.Lock()
 			e.throttled = false
-			e.pump()
-			e.mu.Unlock()
-		case <-e.gathered:
-			e.mu.Lock()
-			e.gathering = false
 			e.pump()
 			e.mu.Unlock()
 		}
@@ -275,26 +273,27 @@ func (e *Engine) enqueue(l *lookup) {
 		waits.join(l, false)
 		return
 	}
-	dropped := e.queue.push(l)
-	e.pace(l.question.ClusterID).queued(e.queue.waiting(l.question.ClusterID), time.Now())
-	if dropped != nil {
+	if dropped := e.queue.push(l); dropped != nil {
 		e.resolved(dropped, OutcomeDropped, fmt.Errorf("%w: too many lookups wait", ErrUnavailable))
 	}
 }
 
-// pace gives that of a cluster. It is called with mu held.
-func (e *Engine) pace(cluster uint32) *pace {
-	p, ok := e.paces[cluster]
-	if !ok {
-		p = &pace{}
-		e.paces[cluster] = p
+// inFlight is what one cluster is asked now.
+type inFlight struct{ batches, lookups int }
+
+// room is how many lookups of a cluster may begin now, together. What comes while as many
+// batches as may be are under way waits for the end of one, and goes along with what else
+// has come by then: so batches grow with the load, and in quiet nothing waits.
+func (e *Engine) room(cluster uint32) int {
+	now := e.inFlight[cluster]
+	if now.batches >= maxBatches {
+		return 0
 	}
-	return p
+	return min(batchLookups, e.config.Concurrency-now.lookups)
 }
 
 // pump begins the lookups that may begin now. It is called with mu held, whenever there
-// may be more of them: something was queued, a batch was answered or has waited for long
-// enough, or a token came.
+// may be more of them: something was queued, a cluster has room again, or a token came.
 func (e *Engine) pump() {
 	if e.ctx == nil || e.throttled || e.queue.len() == 0 {
 		return
@@ -303,19 +302,8 @@ func (e *Engine) pump() {
 		id   uint32
 		name string // for the moment in which an ID goes from one cluster to another
 	}
+	batches, begun := map[cluster][]*lookup{}, map[uint32]int{}
 	now := time.Now()
-	batches, room, gather := map[cluster][]*lookup{}, map[uint32]int{}, time.Duration(0)
-	ready := func(id uint32) bool {
-		n, known := room[id]
-		if !known {
-			var wait time.Duration
-			if n, wait = e.pace(id).room(e.queue.waiting(id), e.config.Concurrency, now); wait > 0 && (gather == 0 || wait < gather) {
-				gather = wait
-			}
-			room[id] = n
-		}
-		return n > 0
-	}
 	for e.queue.len() > 0 {
 		if missing := 1 - e.limit.TokensAt(now); missing > 0 {
 			e.throttled = true
@@ -323,7 +311,7 @@ func (e *Engine) pump() {
 			time.AfterFunc(max(pause, time.Millisecond), func() { wake(e.tokens) })
 			break
 		}
-		l, ok := e.queue.next(ready)
+		l, ok := e.queue.next(func(id uint32) bool { return begun[id] < e.room(id) })
 		if !ok {
 			break
 		}
@@ -335,15 +323,12 @@ func (e *Engine) pump() {
 		e.asking[l.question.Addr] = l
 		of := cluster{l.question.ClusterID, l.question.Cluster}
 		batches[of] = append(batches[of], l)
-		room[of.id]--
-	}
-	if gather > 0 && !e.gathering {
-		e.gathering = true
-		time.AfterFunc(gather, func() { wake(e.gathered) })
+		begun[of.id]++
 	}
 	ctx := e.ctx
 	for of, batch := range batches {
-		e.pace(of.id).begin(len(batch), now)
+		under := e.inFlight[of.id]
+		e.inFlight[of.id] = inFlight{under.batches + 1, under.lookups + len(batch)}
 		e.lookups.Go(func() error {
 			e.ask(ctx, of.id, batch)
 			return nil
@@ -365,7 +350,13 @@ func (e *Engine) ask(ctx context.Context, cluster uint32, batch []*lookup) {
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.pace(cluster).end(len(batch), time.Now())
+	under := e.inFlight[cluster]
+	if under.batches--; under.batches == 0 {
+		delete(e.inFlight, cluster)
+	} else {
+		under.lookups -= len(batch)
+		e.inFlight[cluster] = under
+	}
 	e.finished = append(e.finished, answers...)
 	wake(e.answers)
 	e.pump()

@@ -24,9 +24,7 @@ type queue struct {
 	limit, perInterface int
 
 	byAddr map[netip.Addr]*lookup
-	// byCluster are how many wait for each.
-	byCluster map[uint32]int
-	lines     map[uint32]*line
+	lines  map[uint32]*line
 	// turns are the lines with something in them, in the order in which they are served.
 	turns *list.List
 }
@@ -50,14 +48,11 @@ type part struct {
 func newQueue(limit, perInterface int) *queue {
 	return &queue{
 		limit: limit, perInterface: perInterface,
-		byAddr: map[netip.Addr]*lookup{}, byCluster: map[uint32]int{}, lines: map[uint32]*line{}, turns: list.New(),
+		byAddr: map[netip.Addr]*lookup{}, lines: map[uint32]*line{}, turns: list.New(),
 	}
 }
 
 func (q *queue) len() int { return len(q.byAddr) }
-
-// waiting is how many wait for a cluster.
-func (q *queue) waiting(cluster uint32) int { return q.byCluster[cluster] }
 
 // get is the lookup that waits for an address, if any.
 func (q *queue) get(addr netip.Addr) (*lookup, bool) {
@@ -95,7 +90,6 @@ func (q *queue) push(l *lookup) (dropped *lookup) {
 	p.lookups.PushBack(l)
 	at.length++
 	q.byAddr[l.question.Addr] = l
-	q.byCluster[p.cluster]++
 	return dropped
 }
 
@@ -120,9 +114,6 @@ func (q *queue) next(ready func(cluster uint32) bool) (*lookup, bool) {
 func (q *queue) take(at *line, p *part, e *list.Element) *lookup {
 	l := p.lookups.Remove(e).(*lookup)
 	delete(q.byAddr, l.question.Addr)
-	if q.byCluster[p.cluster]--; q.byCluster[p.cluster] == 0 {
-		delete(q.byCluster, p.cluster)
-	}
 	if p.lookups.Len() == 0 {
 		at.turns.Remove(p.element)
 		delete(at.clusters, p.cluster)
