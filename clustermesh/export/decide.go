@@ -90,6 +90,9 @@ func (c *codec[Row]) decide(row Row, deleted bool, n *namespaces, buf *[]byte) (
 		// from 1.5 MiB on: there it would block the Scope's Barrier for good.
 		err = wire.CheckSize(c.resource, d.key, *buf)
 	}
+	if err == nil && d.fate == filter.OnDemand {
+		err = wire.CheckLookupSize(wire.Lookup{Resource: c.resource, Key: d.key}, *buf)
+	}
 	if err != nil {
 		return d, false, err
 	}

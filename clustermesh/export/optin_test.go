@@ -4,6 +4,7 @@
 package export
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -108,6 +109,30 @@ func TestPodsOptIn(t *testing.T) {
 	require.Empty(t, r.export.uses.of)
 	require.Empty(t, r.export.uses.count)
 	require.Empty(t, r.export.uses.departing)
+}
+
+// TestLookupsAreSmall: what nobody may look up isn't exported for it, and named.
+func TestLookupsAreSmall(t *testing.T) {
+	r := newRigOf(t, Options{}, filter.SyncOptIn, "")
+	r.begin()
+	r.initializeAll()
+	r.write(func(tx *state.Txn) {
+		r.namespace(tx, "don", true)
+		for n, addr := range []string{"10.0.0.1", "10.0.0.2"} {
+			ep := endpoint(addr, "don", "out")
+			ep.Metadata = strings.Repeat("x", wire.MaxLookupBytes/2+n*wire.MaxLookupBytes)
+			tx.UpsertEndpoint(r.local, owner, ep)
+		}
+	})
+	r.round()
+	require.Equal(t, "10.0.0.1", r.lookups[wire.Endpoints].list())
+	require.ErrorContains(t, r.export.refusal(wire.Endpoints, "10.0.0.2"), "too-large")
+	require.NoError(t, r.export.refusal(wire.Endpoints, "10.0.0.1"))
+
+	r.write(func(tx *state.Txn) { tx.UpsertWorkload(optsIn("don", "out")) })
+	r.round()
+	require.Equal(t, "10.0.0.1 10.0.0.2", r.scopes[wire.Endpoints].list(), "what is pushed may be larger")
+	require.NoError(t, r.export.refusal(wire.Endpoints, "10.0.0.2"))
 }
 
 // TestScopeOfPods has pods asked in the mode in which all are pushed, for the scope.

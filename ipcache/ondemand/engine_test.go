@@ -29,7 +29,9 @@ func TestMissIsResolved(t *testing.T) {
 	f.eventually(func(t *assert) {
 		require.Equal(t, 1, f.count(bpf.SideDestination, "local"))
 		require.True(t, f.kernel.follows(podAddr))
-		require.Equal(t, "local", f.row(podAddr).From)
+		row := f.row(podAddr)
+		require.NotNil(t, row)
+		require.Equal(t, "local", row.From)
 	})
 
 	// The map may be behind the tables.

@@ -56,7 +56,11 @@ func TestUsedEntryIsAskedForAgain(t *testing.T) {
 		since := f.row(podAddr).Since
 		f.use(podAddr)
 		f.eventually(func(t *assert) { require.Equal(t, 1, f.again("local")) })
-		f.eventually(func(t *assert) { require.Equal(t, f.clock.Now().Add(f.engine.config.TTL), f.row(podAddr).Until) })
+		f.eventually(func(t *assert) {
+			row := f.row(podAddr)
+			require.NotNil(t, row)
+			require.Equal(t, f.clock.Now().Add(f.engine.config.TTL), row.Until)
+		})
 		require.Equal(t, since, f.row(podAddr).Since)
 		f.requireResolved(podAddr, webID)
 

@@ -309,6 +309,48 @@ func TestManyAtATime(t *testing.T) {
 	wg.Wait()
 }
 
+// TestBatch: of many questions in one call each is answered by itself, also where one of a
+// request is refused, or can't be answered.
+func TestBatch(t *testing.T) {
+	s := newSources(t, mesh.Flags{"ondemand-cache-ttl": "0s"})
+	through := readThrough(t, overSockets(t, s.address))
+	eventually(t, through, question(dbAddr, 0), dbAnswer)
+	const large, absent = 77, 99
+	var questions []ondemand.Question
+	for n := range 200 {
+		addr := netip.AddrFrom4([4]byte{10, 1, 1, byte(n)}).String()
+		value := `{"IP":"` + addr + `","ID":65547}`
+		if n == large {
+			value += strings.Repeat(" ", wire.MaxLookupBytes)
+		}
+		if n != absent {
+			put(t, s.north, wire.OnDemandEndpointPrefix+addr, value)
+		}
+		questions = append(questions, question(addr, 0))
+	}
+	says := func(ofAbsent error) {
+		t.Helper()
+		require.EventuallyWithT(t, func(t *assert.CollectT) {
+			for n, got := range through.Resolve(context.Background(), questions) {
+				switch n {
+				case large:
+					require.ErrorIs(t, got.Err, ondemand.ErrRefused)
+					require.ErrorContains(t, got.Err, "too-large")
+				case absent:
+					require.ErrorIs(t, got.Err, ofAbsent)
+				default:
+					require.NoError(t, got.Err, n)
+					require.Equal(t, questions[n].Addr, got.Answer.Endpoint.Prefix.Addr())
+					require.Len(t, got.Answer.Identities, 1)
+				}
+			}
+		}, patience, tick)
+	}
+	says(ondemand.ErrNotFound)
+	put(t, s.north, wire.ClusterConfigKey("north"), `{"id":1,"capabilities":{"maxConnectedClusters":255,"syncedCanaries":true}}`)
+	says(wire.ErrIncomplete)
+}
+
 // BenchmarkResolve is one miss, from the agent's question to endpoint and identity: two
 // look-ups one after the other, over a socket and loopback.
 func BenchmarkResolve(b *testing.B) {
