@@ -10,6 +10,9 @@
 //	                                │                                                  ▲
 //	                          nothing there ─▶ negative cache              expiry ─────┘
 //
+// What comes while a cluster is asked is asked for together: a batch of misses stays one
+// all the way.
+//
 //	types.go        the contract
 //	answer.go       how an etcd is asked a question
 //	local.go        the etcd by which the agent follows a cluster, as a resolver

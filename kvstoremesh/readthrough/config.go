@@ -18,6 +18,7 @@
 //	names.go    which clients may ask
 //	server.go   etcd's protocol: what is answered, and what is refused
 //	source.go   how a remote cluster is asked, and what is passed on of its answer
+//	flights.go  what is asked for already isn't asked for again
 //	link.go     what belongs to one connection to a remote cluster
 //	cache.go    answers, for a moment
 //	failure.go  why there is no answer
