@@ -4,13 +4,17 @@
 package bridge_test
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/cilium/cilium/api/v1/models"
+	"github.com/cilium/cilium/pkg/endpoint/regeneration"
 	"github.com/cilium/cilium/pkg/identity"
 	"github.com/cilium/cilium/pkg/ipcache"
 	ciliumv2 "github.com/cilium/cilium/pkg/k8s/apis/cilium.io/v2"
@@ -18,10 +22,13 @@ import (
 	slimmetav1 "github.com/cilium/cilium/pkg/k8s/slim/k8s/apis/meta/v1"
 	"github.com/cilium/cilium/pkg/node/addressing"
 	nodetypes "github.com/cilium/cilium/pkg/node/types"
+	"github.com/cilium/cilium/pkg/policy/api"
 	"github.com/cilium/cilium/pkg/source"
 	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/job"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/waggle-mesh/waggle/cells/host/agent"
@@ -110,7 +117,7 @@ func (c *cluster) delete(t *testing.T, name string) {
 }
 
 // newAgent is upstream's agent with our cells.
-func newAgent(t *testing.T, flags mesh.Flags) *hostagent.Agent {
+func newAgent(t *testing.T, flags mesh.Flags, more ...cell.Cell) *hostagent.Agent {
 	t.Helper()
 	server := kubeapi.Start(t)
 	hostagent.AddNode(t, server, "one", netip.MustParseAddr("10.0.0.1"), netip.MustParsePrefix("10.244.1.0/24"))
@@ -118,7 +125,23 @@ func newAgent(t *testing.T, flags mesh.Flags) *hostagent.Agent {
 	for name, value := range flags {
 		all[name] = value
 	}
-	return hostagent.New(t, hostagent.Config{Server: server, Node: "one", Flags: all, Cells: []cell.Cell{agent.Cells}})
+	return hostagent.New(t, hostagent.Config{Server: server, Node: "one", Flags: all, Cells: append([]cell.Cell{agent.Cells}, more...)})
+}
+
+// atFence has the agent say what its ipcache had of an address when endpoints were let
+// back into the datapath, the map of which they then see.
+func atFence(address string) (cell.Cell, <-chan identity.NumericIdentity) {
+	had := make(chan identity.NumericIdentity, 1)
+	return cell.Invoke(func(jobs job.Group, fence regeneration.Fence, ipc *ipcache.IPCache) {
+		jobs.Add(job.OneShot("at-fence", func(ctx context.Context, _ cell.Health) error {
+			if err := fence.Wait(ctx); err != nil {
+				return nil
+			}
+			id, _ := ipc.LookupByIP(address)
+			had <- id.ID
+			return nil
+		}))
+	}), had
 }
 
 // has waits until the agent's ipcache has an address with an identity behind a node.
@@ -162,8 +185,10 @@ func TestRemoteClusters(t *testing.T) {
 	north.create(t, north.endpoint("web-0", "10.1.0.1", one))
 	south.create(t, south.endpoint("web-0", "10.2.0.1", third))
 
-	a := newAgent(t, mesh.Flags{"clustermesh-config": directory.Path, "clustermesh-ingest": "waggle"})
+	probe, had := atFence("10.1.0.1")
+	a := newAgent(t, mesh.Flags{"clustermesh-config": directory.Path, "clustermesh-ingest": "waggle"}, probe)
 	a.Start()
+	require.Equal(t, one, <-had)
 	has(t, a, "10.1.0.1", one, source.ClusterMesh)
 	has(t, a, "10.2.0.1", third, source.ClusterMesh)
 	knows(t, a, one, true)
@@ -187,7 +212,35 @@ func TestRemoteClusters(t *testing.T) {
 	a.IPCache.Delete("10.2.0.1", source.CustomResource) //nolint:staticcheck // as upstream's watcher does
 	has(t, a, "10.2.0.1", third, source.ClusterMesh)
 
+	// A policy that names it.
+	_, err := a.Clientset.CoreV1().Namespaces().Create(t.Context(),
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	a.AddPod(namespace, "client", map[string]string{"app": "client"})
+	_, err = a.Clientset.CiliumV2().CiliumNetworkPolicies(namespace).Create(t.Context(), &ciliumv2.CiliumNetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Name: "to-south", Namespace: namespace},
+		Spec: &api.Rule{
+			EndpointSelector: api.NewESFromMatchRequirements(map[string]string{"any.app": "client"}, nil),
+			Egress: []api.EgressRule{{EgressCommonRule: api.EgressCommonRule{ToEndpoints: []api.EndpointSelector{
+				api.NewESFromMatchRequirements(map[string]string{
+					"any.app": "app-1000", "k8s.io.cilium.k8s.policy.cluster": "south",
+				}, nil),
+			}}}},
+		},
+	}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		var selected []string
+		for _, of := range a.Policy.GetSelectorCache().GetModel() {
+			if slices.Contains(of.Identities, int64(third)) && strings.Contains(of.Selector, "south") {
+				selected = append(selected, of.Selector)
+			}
+		}
+		require.NotEmpty(c, selected)
+	}, patience, tick)
+
 	a.Restart()
+	require.Equal(t, other, <-had)
 	has(t, a, "10.1.0.1", other, source.ClusterMesh)
 	has(t, a, "10.2.0.1", third, source.ClusterMesh)
 	knows(t, a, third, true)
@@ -213,10 +266,12 @@ func TestLocalCluster(t *testing.T) {
 	pod.Status.NamedPorts = append(pod.Status.NamedPorts, &models.Port{Name: "http", Port: 8080, Protocol: "TCP"})
 	west.create(t, pod)
 
+	probe, had := atFence("10.244.7.1")
 	a := newAgent(t, mesh.Flags{
 		"datastore": "etcd", "kvstore-opt": "etcd.address=" + cache.URL(), "incluster-cache-relist-jitter": "10ms",
-	})
+	}, probe)
 	a.Start()
+	require.Equal(t, id, <-had)
 	has(t, a, "10.244.7.1", id, source.CustomResource)
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		require.Contains(c, a.Nodes.GetNodes(), nodetypes.Identity{Cluster: "west", Name: "west-node"})
@@ -226,6 +281,7 @@ func TestLocalCluster(t *testing.T) {
 	}, patience, tick)
 
 	a.Restart()
+	require.Equal(t, id, <-had)
 	has(t, a, "10.244.7.1", id, source.CustomResource)
 	west.delete(t, "web-0")
 	hasNot(t, a, "10.244.7.1")

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cilium/cilium/pkg/endpoint"
 	"github.com/cilium/cilium/pkg/ipcache"
+	ipcachemap "github.com/cilium/cilium/pkg/maps/ipcache"
 	"github.com/cilium/cilium/pkg/metrics"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/statedb"
@@ -47,6 +48,8 @@ type Endpoints struct {
 	local   localEndpoints
 	// capacity is the health of the map's size.
 	capacity cell.Health
+	// room is how many entries that map has, of all sources.
+	room     int
 	listener *listener
 	limit    *rate.Limiter
 
@@ -64,6 +67,7 @@ func newEndpoints(log *slog.Logger, db *statedb.DB, table statedb.Table[*state.E
 	return &Endpoints{
 		log: log, db: db, table: table, options: options, ipcache: ipc, policy: policy, local: local,
 		listener: newListener(), limit: rate.NewLimiter(rate.Every(complaintInterval), 1),
+		room:     ipcachemap.MaxEntries,
 		advanced: make(chan struct{}), synced: make(chan struct{}),
 	}
 }

@@ -13,7 +13,6 @@ import (
 
 	cmtypes "github.com/cilium/cilium/pkg/clustermesh/types"
 	"github.com/cilium/cilium/pkg/ipcache"
-	ipcachemap "github.com/cilium/cilium/pkg/maps/ipcache"
 	"github.com/cilium/hive/cell"
 )
 
@@ -111,7 +110,7 @@ func (l *listener) size() int {
 
 // Overflow is how many entries of the agent's ipcache, whoever wrote them, don't fit into
 // the datapath's map: upstream's has one size.
-func (e *Endpoints) Overflow() int { return max(0, e.listener.size()-ipcachemap.MaxEntries) }
+func (e *Endpoints) Overflow() int { return max(0, e.listener.size()-e.room) }
 
 // reportCapacity is the job that says so in health.
 func (e *Endpoints) reportCapacity(ctx context.Context, _ cell.Health) error {
@@ -121,13 +120,13 @@ func (e *Endpoints) reportCapacity(ctx context.Context, _ cell.Health) error {
 	for {
 		if over := e.Overflow(); over > 0 {
 			e.capacity.Degraded("The ipcache is larger than its map",
-				fmt.Errorf("%d of %d entries don't fit into a map of %d", over, e.listener.size(), ipcachemap.MaxEntries))
+				fmt.Errorf("%d of %d entries don't fit into a map of %d", over, e.listener.size(), e.room))
 			if !full {
-				e.log.Error("The ipcache is larger than its map: endpoints are missing in the datapath", "missing", over, "capacity", ipcachemap.MaxEntries)
+				e.log.Error("The ipcache is larger than its map: endpoints are missing in the datapath", "missing", over, "capacity", e.room)
 			}
 			full = true
 		} else {
-			e.capacity.OK(fmt.Sprintf("%d of %d entries", e.listener.size(), ipcachemap.MaxEntries))
+			e.capacity.OK(fmt.Sprintf("%d of %d entries", e.listener.size(), e.room))
 			full = false
 		}
 		select {

@@ -20,6 +20,7 @@
 //	bpf.go          the Map in the kernel
 //	pin.go          where that is pinned, and whose it is; bpffs.go mounts the place
 //	memory.go       the Map in memory
+//	foreign.go      the map of cilium-agent, for a hive that is in that
 //	datapath.go     which of them this process has
 //	commands.go     ipcache/list and ipcache/get
 //	cell.go         flags and wiring

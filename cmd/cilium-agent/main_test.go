@@ -16,7 +16,7 @@ import (
 // there is one such test in the process.
 func TestHive(t *testing.T) {
 	command := newCmd()
-	for _, flag := range []string{"datastore", "clustermesh-ingest"} {
+	for _, flag := range []string{"datastore", "clustermesh-ingest", "enable-ondemand-resolution"} {
 		require.NotNil(t, command.Flags().Lookup(flag), "--%s", flag)
 	}
 	out := stdout(t, func() {

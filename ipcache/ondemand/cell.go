@@ -58,6 +58,10 @@ func NewCell(opener Opener) cell.Cell {
 	)
 }
 
+// InAgent says that the hive is cilium-agent's, and that what the tables have gets into
+// that one's map by its own ipcache.
+type InAgent bool
+
 type params struct {
 	cell.In
 
@@ -75,6 +79,7 @@ type params struct {
 	Opener    Opener
 	Map       *ipcache.Datapath
 	MapConfig ipcache.Config
+	InAgent   InAgent               `optional:"true"`
 	Resolvers []IPCacheMissResolver `group:"ipcache-miss-resolvers"`
 }
 

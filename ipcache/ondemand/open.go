@@ -14,12 +14,11 @@ import (
 
 	"github.com/cilium/hive/cell"
 
+	"github.com/waggle-mesh/waggle/ipcache"
 	"github.com/waggle-mesh/waggle/ipcache/bpf"
 )
 
 const (
-	// upstreamMap is where cilium-agent pins its ipcache map, below --bpf-root.
-	upstreamMap = "tc/globals/cilium_ipcache_v2"
 	// directory is where our maps and links are pinned, below the agent's directory.
 	directory = "ondemand"
 	// openRetry is when it is tried again to open the kernel's side, and looked whether
@@ -54,7 +53,7 @@ func (s *Service) choose() (chosenMap, error) {
 	if path := s.with.Config.IPCacheMap; path != "" {
 		return mapAt(path)
 	}
-	chosen, err := mapAt(filepath.Join(s.with.MapConfig.BPFRoot, upstreamMap))
+	chosen, err := mapAt(filepath.Join(s.with.MapConfig.BPFRoot, ipcache.AgentMap))
 	if err != nil {
 		return chosenMap{}, fmt.Errorf("looking for the map of cilium-agent: %w", err)
 	}
@@ -77,6 +76,9 @@ func mapAt(path string) (chosenMap, error) {
 
 // written says whether this agent puts answers into a map, with the reason if it doesn't.
 func (s *Service) written(chosen chosenMap) error {
+	if s.with.InAgent && chosen.path == filepath.Join(s.with.MapConfig.BPFRoot, ipcache.AgentMap) {
+		return nil
+	}
 	pin, ok := s.with.Map.PinPath()
 	if !ok {
 		return fmt.Errorf("programs read %s, and this agent's map isn't in the kernel: %w", chosen.path, errOnlyRead)

@@ -422,7 +422,7 @@ func TestMapComesUpLate(t *testing.T) {
 	}, patience, tick)
 	require.Empty(t, a.degraded("kernel"))
 
-	upstreams := filepath.Join(root, upstreamMap)
+	upstreams := filepath.Join(root, ipcache.AgentMap)
 	require.NoError(t, os.MkdirAll(upstreams, 0o700))
 	require.NoError(t, kernel.Forget(podAddr)) // as if it were opened only now
 	require.EventuallyWithT(t, func(t *assert) {

@@ -186,6 +186,8 @@ func (a *Agent) configure(h *hive.Hive) {
 		// One of the fake datapath's.
 		"direct-routing-device": "test0",
 		"state-dir":             a.dir,
+		// What is looked for below it isn't the host's.
+		"bpf-root": a.dir,
 		"endpoint-gc-interval":  "0",
 		"ipam":                  ipamoption.IPAMKubernetes,
 	}

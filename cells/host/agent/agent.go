@@ -14,7 +14,10 @@ import (
 	"github.com/waggle-mesh/waggle/bridge"
 	"github.com/waggle-mesh/waggle/bridge/standin"
 	"github.com/waggle-mesh/waggle/cells"
+	"github.com/waggle-mesh/waggle/cells/metrics"
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/ipcache"
+	"github.com/waggle-mesh/waggle/ipcache/ondemand"
 )
 
 // Cells are for the hive of upstream's agent (daemon/cmd.Agent). With none of our flags
@@ -30,7 +33,8 @@ var Cells = cell.Module(
 	// cilium-agent has tables named "services" and others of its own.
 	cell.Provide(func() state.TablePrefix { return tablePrefix }),
 	// The configuration of our cells, as far as cilium-agent has the flags.
-	cell.Provide(etcdConfig, datastoreConfig, kubernetesConfig, ingestConfig, dialer),
+	cell.Provide(etcdConfig, datastoreConfig, kubernetesConfig, ingestConfig, mapConfig, dialer),
+	cell.Invoke(validateOnDemand),
 
 	// The directory of remote clusters is read by one of both.
 	cell.Decorate(meshConfig, cells.AgentHostTables),
@@ -38,6 +42,13 @@ var Cells = cell.Module(
 	bridge.Cell,
 	// The tables instead of the agent's own watches, with --datastore=etcd.
 	standin.Cell,
+
+	// What the agent's map misses, to the tables: the answers come by the bridge.
+	ipcache.ReadOnlyCell,
+	cell.Provide(func() ondemand.InAgent { return true }),
+	ondemand.NewCell(ondemand.InKernel{}),
+
+	metrics.Agent,
 )
 
 // tablePrefix is what `db/show` has before the names of our tables.

@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -16,7 +17,9 @@ import (
 	"github.com/cilium/cilium/pkg/clustermesh/wait"
 	"github.com/cilium/cilium/pkg/dial"
 	"github.com/cilium/cilium/pkg/kvstore"
+	ipcachemap "github.com/cilium/cilium/pkg/maps/ipcache"
 	"github.com/cilium/cilium/pkg/option"
+	"github.com/cilium/hive/cell"
 	"github.com/spf13/pflag"
 
 	"github.com/waggle-mesh/waggle/bridge"
@@ -25,6 +28,8 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
+	"github.com/waggle-mesh/waggle/ipcache"
+	"github.com/waggle-mesh/waggle/ipcache/ondemand"
 )
 
 const (
@@ -116,6 +121,26 @@ func meshConfig(upstream common.Config, o bridge.Options) common.Config {
 		upstream.ClusterMeshConfig = ""
 	}
 	return upstream
+}
+
+// mapConfig says where the agent's map is, and where ours would be.
+func mapConfig(agent *option.DaemonConfig) ipcache.Config {
+	cfg := ipcache.DefaultConfig
+	cfg.Backend, cfg.Capacity = ipcache.BackendBPF, ipcachemap.MaxEntries
+	cfg.BPFRoot = cmp.Or(agent.BPFRoot, cfg.BPFRoot)
+	cfg.EnableIPv4, cfg.EnableIPv6 = agent.EnableIPv4, agent.EnableIPv6
+	return cfg
+}
+
+// validateOnDemand refuses what can't work: what is resolved is looked up over the
+// connections to remote clusters that are ours.
+func validateOnDemand(lc cell.Lifecycle, c config, ondemand ondemand.Config) {
+	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error {
+		if ondemand.Enable && c.Ingest != ingestWaggle {
+			return fmt.Errorf("--enable-ondemand-resolution needs --%s=%s, whose connections it asks over", flagIngest, ingestWaggle)
+		}
+		return nil
+	}})
 }
 
 // dialer finds Services without the datapath, as the agent itself does.

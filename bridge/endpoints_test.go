@@ -1,0 +1,190 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"context"
+	"encoding/binary"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/cilium/cilium/pkg/identity"
+	"github.com/cilium/cilium/pkg/ipcache"
+	ipcachemap "github.com/cilium/cilium/pkg/maps/ipcache"
+	"github.com/cilium/cilium/pkg/source"
+	"github.com/cilium/hive/cell"
+	"github.com/cilium/statedb"
+	"github.com/stretchr/testify/require"
+
+	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
+)
+
+type noPolicy struct{}
+
+func (noPolicy) TriggerPolicyUpdates(string) {}
+
+// rig has tables and upstream's ipcache, without an agent around it.
+type rig struct {
+	*Endpoints
+	db     *statedb.DB
+	writer *state.Writer
+}
+
+func newRig(t testing.TB, options Options) *rig {
+	t.Helper()
+	db := statedb.New()
+	writer, err := state.NewWriter(db)
+	require.NoError(t, err)
+	log := slog.New(slog.DiscardHandler)
+	ipc := ipcache.NewIPCache(&ipcache.Configuration{Context: t.Context(), Logger: log})
+	return &rig{newEndpoints(log, db, writer.Tables().Endpoints, options, ipc, noPolicy{}, nil), db, writer}
+}
+
+// run runs the job until the test ends.
+func (r *rig) start(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	_, health := cell.NewSimpleHealth()
+	go func() { ended <- r.run(ctx, health) }()
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-ended)
+	})
+}
+
+// write makes changes, and waits until they are in the ipcache.
+func (r *rig) write(t testing.TB, change func(*state.Txn)) {
+	t.Helper()
+	tx := r.writer.Begin()
+	change(tx)
+	tx.Commit()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	require.NoError(t, r.waitFor(ctx, r.table.Revision(r.db.ReadTxn())))
+}
+
+func endpointAt(address string, id uint32) wire.Endpoint {
+	return wire.Endpoint{
+		Prefix: state.PrefixOf(netip.MustParseAddr(address)), HostIP: netip.MustParseAddr("172.18.0.2"), Identity: id,
+		Namespace: "shop", Pod: "web",
+	}
+}
+
+// TestSources has an address move between sources, ours and others.
+func TestSources(t *testing.T) {
+	r := newRig(t, Options{Local: true, Remote: true})
+	local := r.writer.Origin("west", 3, state.SourceLocal)
+	remote := r.writer.Origin("north", 1, state.SourceClusterMesh)
+	resolved := r.writer.Origin("north", 1, state.SourceOnDemand)
+	r.start(t)
+	const address = "10.0.0.1"
+	is := func(id identity.NumericIdentity, from source.Source) {
+		t.Helper()
+		got, _ := r.ipcache.LookupByIP(address)
+		require.Equal(t, id, got.ID)
+		require.Equal(t, from, got.Source)
+	}
+
+	r.write(t, func(tx *state.Txn) { tx.UpsertEndpoint(resolved, state.Owner{}, endpointAt(address, 70000)) })
+	is(70000, source.ClusterMesh)
+	r.write(t, func(tx *state.Txn) { tx.UpsertEndpoint(remote, state.Owner{}, endpointAt(address, 70001)) })
+	is(70001, source.ClusterMesh)
+	r.write(t, func(tx *state.Txn) { tx.UpsertEndpoint(local, state.Owner{}, endpointAt(address, 0)) })
+	is(identity.ReservedIdentityUnmanaged, source.CustomResource)
+	// The weaker one is back, behind a source that wouldn't let it.
+	r.write(t, func(tx *state.Txn) { tx.DeleteEndpoint(local, state.Owner{}, endpointAt(address, 0).Prefix) })
+	is(70001, source.ClusterMesh)
+
+	// The agent's own endpoint has it, until it goes.
+	r.ipcache.Upsert(address, nil, 0, nil, ipcache.Identity{ID: 5, Source: source.Local})
+	r.write(t, func(tx *state.Txn) { tx.UpsertEndpoint(remote, state.Owner{}, endpointAt(address, 70002)) })
+	is(5, source.Local)
+	r.ipcache.Delete(address, source.Local) //nolint:staticcheck // as the agent does
+	require.Eventually(t, func() bool {
+		got, _ := r.ipcache.LookupByIP(address)
+		return got.ID == 70002
+	}, time.Minute, time.Millisecond)
+	require.Zero(t, r.listener.contested())
+
+	r.write(t, func(tx *state.Txn) { tx.DeleteEndpoint(remote, state.Owner{}, endpointAt(address, 0).Prefix) })
+	_, found := r.ipcache.LookupByIP(address)
+	require.False(t, found)
+}
+
+// TestOthersAreLeftAlone has rows that the agent reads itself.
+func TestOthersAreLeftAlone(t *testing.T) {
+	r := newRig(t, Options{Remote: true})
+	local := r.writer.Origin("west", 3, state.SourceLocal)
+	r.start(t)
+	r.ipcache.Upsert("10.0.0.1", nil, 0, nil, ipcache.Identity{ID: 4711, Source: source.CustomResource})
+	for _, change := range []func(*state.Txn){
+		func(tx *state.Txn) { tx.UpsertEndpoint(local, state.Owner{}, endpointAt("10.0.0.1", 200)) },
+		func(tx *state.Txn) { tx.DeleteEndpoint(local, state.Owner{}, endpointAt("10.0.0.1", 200).Prefix) },
+	} {
+		r.write(t, change)
+		got, _ := r.ipcache.LookupByIP("10.0.0.1")
+		require.EqualValues(t, 4711, got.ID)
+	}
+}
+
+// manyEndpoints is what a large mesh has.
+func manyEndpoints(origin *state.Origin, n int) func(*state.Txn) {
+	return func(tx *state.Txn) {
+		for i := range n {
+			var ip [4]byte
+			binary.BigEndian.PutUint32(ip[:], 10<<24+uint32(i))
+			tx.UpsertEndpoint(origin, state.Owner{}, wire.Endpoint{
+				Prefix: netip.PrefixFrom(netip.AddrFrom4(ip), 32), HostIP: netip.AddrFrom4([4]byte{172, 18, byte(i >> 8), byte(i)}),
+				Identity: 1<<16 + 256 + uint32(i%1000), Namespace: "namespace-" + strconv.Itoa(i%100), Pod: "pod-" + strconv.Itoa(i),
+			})
+		}
+	}
+}
+
+// TestOverflow has more endpoints than the agent's map has room for.
+func TestOverflow(t *testing.T) {
+	r := newRig(t, Options{Remote: true})
+	origin := r.writer.Origin("north", 1, state.SourceClusterMesh)
+	require.Equal(t, ipcachemap.MaxEntries, r.room)
+	r.room = 1000
+	r.start(t)
+	r.write(t, manyEndpoints(origin, 1088))
+	require.Equal(t, 88, r.Overflow())
+	r.write(t, func(tx *state.Txn) { tx.DeleteOrigin(origin, wire.Endpoints) })
+	require.Zero(t, r.Overflow())
+}
+
+// BenchmarkEndpoints is 500,000 endpoints from the table to upstream's ipcache.
+func BenchmarkEndpoints(b *testing.B) {
+	const n = 500_000
+	for b.Loop() {
+		b.StopTimer()
+		r := newRig(b, Options{Remote: true})
+		tx := r.writer.Begin()
+		manyEndpoints(r.writer.Origin("north", 1, state.SourceClusterMesh), n)(tx)
+		tx.Commit()
+		runtime.GC()
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		ctx, cancel := context.WithCancel(b.Context())
+		ended := make(chan error)
+		_, health := cell.NewSimpleHealth()
+		b.StartTimer()
+		go func() { ended <- r.run(ctx, health) }()
+		require.NoError(b, r.WaitSynced(b.Context()))
+		b.StopTimer()
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/(1<<20), "MiB-live")
+		cancel()
+		require.NoError(b, <-ended)
+		b.StartTimer()
+	}
+}
