@@ -91,7 +91,7 @@ var InClusterCacheParts = cell.Group(
 	inclustercache.ServerCell, // what is offered; claims the etcd before anything is written
 	kubernetes.Cell,           // Kubernetes → tables
 	state.Cell,                // the tables
-	etcd.OwnServerCell,        // its etcd, unless --kvstore-opt names another
+	ownServer,                 // its etcd, unless --kvstore-opt names another
 	etcd.Cell,                 // client and Writer of that
 	export.LocalCell,          // tables → cilium/state/…, unfiltered
 	export.HeartbeatCell,      // cilium/.heartbeat
@@ -143,9 +143,6 @@ var AgentTables = cell.Group(
 	ingest.Cell,                   // etcd → tables
 	status.Cell,                   // how all of it is
 )
-
-// Etcd is the hive of "waggle etcd": an embedded etcd of its own process.
-var Etcd = etcd.ServerCell
 
 // validateCluster refuses an impossible cluster name or ID when a hive starts,
 // and names the flag.

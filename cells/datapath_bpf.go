@@ -16,6 +16,6 @@ import (
 // is done about addresses that it doesn't have.
 var datapath = cell.Group(
 	ipcache.Cell,
-	ondemand.NewCell(ondemand.InKernel{}),
+	misses(ondemand.InKernel{}),
 	cell.Provide(ipcacheStatus, onDemandStatus),
 )

@@ -16,6 +16,6 @@ import (
 // without BPF. Nothing tells of addresses that it doesn't have.
 var datapath = cell.Group(
 	ipcache.InMemoryCell,
-	ondemand.NewCell(ondemand.NotInKernel{}),
+	misses(ondemand.NotInKernel{}),
 	cell.Provide(ipcacheStatus, onDemandStatus),
 )

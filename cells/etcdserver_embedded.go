@@ -1,0 +1,16 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !waggle_no_embedded_etcd
+
+package cells
+
+import "github.com/waggle-mesh/waggle/cells/etcd"
+
+var (
+	// ownServer is the etcd that a cache runs, unless --kvstore-opt names another.
+	ownServer = etcd.OwnServerCell
+
+	// Etcd is the hive of "waggle etcd": an embedded etcd of its own process.
+	Etcd = etcd.ServerCell
+)
