@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/cilium/pkg/identity"
 	ciliumv2 "github.com/cilium/cilium/pkg/k8s/apis/cilium.io/v2"
+	nodetypes "github.com/cilium/cilium/pkg/node/types"
 	"github.com/cilium/hive/cell"
 	"github.com/stretchr/testify/require"
 	k8serrors "k8s.io/apimachinery/pkg/api/errors"
@@ -28,8 +29,12 @@ import (
 	"github.com/waggle-mesh/waggle/testing/mesh"
 )
 
-// patience is for a machine that builds meanwhile.
-const patience = 2 * time.Minute
+const (
+	// patience is for a machine that builds meanwhile.
+	patience = 2 * time.Minute
+	// tick is the pause between two looks.
+	tick = 20 * time.Millisecond
+)
 
 // rig is an agent with its API server, and the cache that it may read.
 type rig struct {
@@ -62,9 +67,9 @@ func newRig(t *testing.T, datastore string, flags mesh.Flags) *rig {
 	if r.ofSlices {
 		endpoints = "ciliumendpointslices"
 	}
-	require.Eventually(t, func() bool {
+	r.eventually(func() bool {
 		return r.watches(endpoints) > 0 && r.watches("ciliumidentities") > 0 && r.watches("ciliumnodes") > 0
-	}, patience, 50*time.Millisecond)
+	}, "the cache doesn't watch")
 	for _, resource := range watched {
 		r.before[resource] = r.watches(resource)
 	}
@@ -99,9 +104,14 @@ func (r *rig) own() map[string]float64 {
 	return own
 }
 
+// eventually waits for a condition, which may fail the test.
 func (r *rig) eventually(condition func() bool, format string, args ...any) {
 	r.t.Helper()
-	require.Eventually(r.t, condition, patience, 20*time.Millisecond, fmt.Sprintf(format, args...))
+	for deadline := time.Now().Add(patience); !condition(); time.Sleep(tick) {
+		if time.Now().After(deadline) {
+			require.FailNow(r.t, fmt.Sprintf(format, args...))
+		}
+	}
 }
 
 // endpointUID is that of the CiliumEndpoint of a pod; empty if there is none.
@@ -145,6 +155,13 @@ func (r *rig) testNoWatches(span time.Duration) {
 	r.eventually(func() bool { return r.own()["ciliumnodes"] == 1 }, "the agent doesn't watch its own node")
 	require.NoError(t, r.agent.Identities.WaitForInitialGlobalIdentities(t.Context()))
 
+	far := r.addElsewhere()
+	r.eventually(func() bool {
+		id, ok := r.agent.IPCache.LookupByIP(far.Prefix.Addr().String())
+		_, node := r.agent.Nodes.GetNodes()[nodetypes.Identity{Cluster: "west", Name: "two"}]
+		return ok && node && id.ID.Uint32() == far.Identity && r.agent.Identities.LookupIdentityByID(t.Context(), id.ID) != nil
+	}, "what is on another node isn't known here")
+
 	stays := r.addPod("stays")
 	uid := r.endpointUID(stays)
 	begun := time.Now()
@@ -155,6 +172,28 @@ func (r *rig) testNoWatches(span time.Duration) {
 		require.Equal(t, none, r.own())
 	}
 	require.Equal(t, uid, r.endpointUID(stays), "the endpoint was thought to be gone, and was created anew")
+}
+
+// addElsewhere makes another node, and an endpoint on it.
+func (r *rig) addElsewhere() *wire.Endpoint {
+	r.t.Helper()
+	ctx, labels := r.t.Context(), map[string]string{"k8s:io.kubernetes.pod.namespace": "meadow", "k8s:app": "far", "k8s:io.cilium.k8s.policy.cluster": "west"}
+	far := &wire.Endpoint{
+		Prefix: netip.MustParsePrefix("10.244.2.7/32"), HostIP: netip.MustParseAddr("10.0.0.2"),
+		Identity: 131500, Namespace: "meadow", Pod: "far",
+	}
+	require.NoError(r.t, r.server.CreateNode(ctx, &wire.Node{
+		Name: "two", Cluster: "west", ClusterID: 2, PodCIDRs4: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")},
+		Addresses: []wire.NodeAddress{{Type: "InternalIP", IP: far.HostIP}},
+	}))
+	require.NoError(r.t, r.server.CreateIdentity(ctx, "131500", labels))
+	if r.ofSlices {
+		_, err := r.server.CreateSlice(ctx, "ces-far", "meadow", []wire.Endpoint{*far})
+		require.NoError(r.t, err)
+	} else {
+		require.NoError(r.t, r.server.CreateEndpoint(ctx, far, labels))
+	}
+	return far
 }
 
 // addPod adds a pod with an identity of its own, and waits until what the agent has made
