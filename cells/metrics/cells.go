@@ -8,6 +8,9 @@
 //	cells.go      which program has which metrics
 //	source.go     a collector that is registered before what it reads exists
 //	filters.go    what an exporter's filters do, and those of a KVStoreMesh
+//	etcd.go       what is written to the local etcd
+//	kvstore.go    upstream's metrics of what is read and written
+//	clusters.go   what is read of remote clusters, and the map that it gets into
 //	cache.go      the embedded etcd of an in-cluster cache
 //	datastore.go  where an agent has the state of its cluster from
 //
@@ -24,19 +27,19 @@ import (
 )
 
 // The metrics of each program, to stand beside the cells of that name in package cells.
-// They ask for nothing that the host's registry could need to be made itself.
+// A hive without upstream's store.Cell has [KVStore] as well. They ask for nothing that the host's registry could need to be made itself.
 var (
 	// Exporter is for cells.Exporter or its parts.
-	Exporter = cell.Group(exports)
+	Exporter = cell.Group(writer, kvstoreSync, exports)
 
 	// KVStoreMesh is for cells.KVStoreMesh.
-	KVStoreMesh = cell.Group(skipped, readThrough)
+	KVStoreMesh = cell.Group(writer, kvstoreSync, clusters, skipped, readThrough)
 
 	// InClusterCache is for cells.InClusterCache or its parts.
-	InClusterCache = cell.Group(cache)
+	InClusterCache = cell.Group(writer, kvstoreSync, cache)
 
 	// Agent is for cells.Agent or its parts.
-	Agent = cell.Group(datastore, onDemand)
+	Agent = cell.Group(kvstoreSync, clusters, datastore, ipcache, onDemand)
 )
 
 // readThrough is what a KVStoreMesh's read-through has answered.

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/cilium/pkg/hive"
 	"github.com/cilium/hive/hivetest"
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/assert"
@@ -30,7 +29,7 @@ func TestInClusterCacheProgram(t *testing.T) {
 			p = candidate
 		}
 	}
-	h := hive.New(p.cells, p.ready, infrastructure())
+	h := p.hive()
 	metricsAt, healthPort := freeAddress(t), freeAddress(t)
 	_, port, err := net.SplitHostPort(healthPort)
 	require.NoError(t, err)
@@ -66,9 +65,13 @@ func TestInClusterCacheProgram(t *testing.T) {
 			"waggle_incluster_cache_lists 0",
 			"waggle_incluster_cache_lists_postponed_total 0",
 			"waggle_incluster_cache_pending_changes 0",
+			"waggle_etcd_lag_seconds 0",
+			`cilium_kvstore_initial_sync_completed{action="write",scope="ip/v1",source_cluster="default"} 1`,
+			`cilium_kvstore_sync_queue_size{scope="ip/v1",source_cluster="default"} 0`,
 		} {
 			assert.True(collect, strings.Contains(text, want+"\n"), want)
 		}
+		assert.Contains(collect, text, `cilium_kvstore_operations_duration_seconds_count{action="txn",kind="set",outcome="success",scope="ip/v1"} `)
 	}, time.Minute, 20*time.Millisecond)
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/cilium/clustermesh-apiserver/metrics"
 	"github.com/cilium/cilium/pkg/hive"
 	"github.com/cilium/cilium/pkg/logging"
+	hostmetrics "github.com/cilium/cilium/pkg/metrics"
 	"github.com/cilium/cilium/pkg/pprof"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/shell"
@@ -30,6 +31,8 @@ type program struct {
 	cells             cell.Cell
 	// ready gives /readyz; the hive decides what that means.
 	ready cell.Cell
+	// namespace begins the names of upstream's metrics; empty is upstream's default.
+	namespace string
 	// gcPercent is Go's GOGC for this program; 0 is Go's default. gcIdle are bytes of heap
 	// by which it counts as larger than it is, see idleHeap.
 	gcPercent, gcIdle int
@@ -41,15 +44,17 @@ var programs = []program{
 		long: `Reads nodes, identities, endpoints, services and namespaces of a cluster from its
 API server, or from a directory of manifests, and writes them to the cluster's
 etcd in Cilium's kvstore schema, for remote clusters to read.`,
-		cells: cell.Group(cells.Exporter, wagglemetrics.Exporter),
-		ready: readiness(func(e *export.Exporter) func() bool { return isClosed(e.Synced()) }),
+		cells:     cell.Group(cells.Exporter, wagglemetrics.Exporter),
+		namespace: hostmetrics.CiliumClusterMeshAPIServerNamespace,
+		ready:     readiness(func(e *export.Exporter) func() bool { return isClosed(e.Synced()) }),
 	},
 	{
 		name: "kvstoremesh", short: "Replicate remote clusters' etcds into the local one",
 		long: `Follows the etcd of each remote cluster that --clustermesh-config has a file for,
 and writes what it holds below cilium/cache/ of the local etcd, so that the local
 agents read only that one.`,
-		cells: cell.Group(cells.KVStoreMesh, wagglemetrics.KVStoreMesh),
+		cells:     cell.Group(cells.KVStoreMesh, wagglemetrics.KVStoreMesh),
+		namespace: hostmetrics.CiliumKVStoreMeshNamespace,
 		// Of what it reads it keeps next to nothing, so that most of its heap is
 		// garbage: less of that costs little. 50 is 7 % less memory for 13 % more
 		// CPU, 100 the other way round (docs/performance.md).
@@ -106,7 +111,8 @@ func infrastructure() cell.Cell {
 		"infrastructure",
 		"Metrics and profiles and health and the debug shell",
 
-		metrics.Cell, // --prometheus-serve-addr
+		metrics.Cell,          // --prometheus-serve-addr
+		wagglemetrics.KVStore, // upstream's, for those that feed them
 		pprof.Cell(pprof.Config{PprofAddress: "localhost", PprofPort: 6060}), // --pprof
 		health.HealthAPIServerCell, // --health-port
 		shell.ServerCell(""),       // --shell-sock-path
@@ -125,11 +131,19 @@ func (def logConfig) Flags(flags *pflag.FlagSet) {
 	flags.StringToString("log-opt", def.LogOpt, "Log driver options, for instance level=warn or format=json")
 }
 
+// hive is the program. Metrics come first: upstream's are replaced when they start.
+func (p program) hive() *hive.Hive {
+	return hive.New(cell.Config(logConfig{}), infrastructure(), p.cells, p.ready)
+}
+
 func newProgramCmd(p program) *cobra.Command {
-	h := hive.New(cell.Config(logConfig{}), p.cells, p.ready, infrastructure())
+	h := p.hive()
 	cmd := &cobra.Command{
 		Use: p.name, Short: p.short, Long: p.long, GroupID: groupParts, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if p.namespace != "" {
+				hostmetrics.Namespace = p.namespace
+			}
 			debug, _ := cmd.Flags().GetBool("debug")
 			opts, _ := cmd.Flags().GetStringToString("log-opt")
 			if err := logging.SetupLogging(nil, logging.LogOptions(opts), "waggle-"+p.name, debug); err != nil {
