@@ -6,7 +6,7 @@ GO ?= go
 LINT_VERSION = v2.15.0
 SOURCES = $(shell find . -name '*.go' -not -path './testdata/*' -o -name go.mod -o -name go.sum)
 
-.PHONY: run build test unit lint generate bench microbench clean help
+.PHONY: run build test unit lint generate docs bench microbench clean help
 
 ## run: run a mesh of three clusters on this machine (MESH=DIR for another one)
 run: bin/waggle
@@ -64,6 +64,10 @@ lint: bin/golangci-lint
 
 bin/golangci-lint:
 	GOBIN=$(CURDIR)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+
+## docs: write the pages that are made of the code: docs/metrics.md
+docs:
+	$(GO) run ./cells/metrics/catalog/generate docs/metrics.md
 
 ## generate: compile the BPF programs anew; what comes out is committed
 generate:

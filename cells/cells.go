@@ -125,6 +125,7 @@ var AgentHostTables = cell.Group(
 	remote.Parts, // the remote clusters' life
 	remote.SharedConnections,
 	ingest.Parts, // etcd → tables
+	status.Cell,  // how all of it is
 )
 
 // AgentTables is AgentParts without what reads the tables.

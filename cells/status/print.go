@@ -22,7 +22,7 @@ func (r *Report) Print(w io.Writer, now time.Time) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	health := "OK"
 	if !r.Healthy {
-		health = fmt.Sprintf("%d problems, see below", len(r.Problems))
+		health = fmt.Sprintf("not OK (%d), see below", len(r.Problems))
 	}
 	fmt.Fprintf(table, "Health:\t%s\n", health)
 	if r.Cluster != "" {
@@ -77,7 +77,11 @@ func (r *Report) printSources(w io.Writer, now time.Time) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "SOURCE\tSTATE\tSYNCED\tNODES\tIDENTITIES\tENDPOINTS\tSERVICES\tLAST DATA\tREFUSED\tPROBLEM")
 	if d := r.Datastore; d != nil {
-		d.print(table, fmt.Sprintf("own (%s)", d.Kind), now)
+		name := fmt.Sprintf("own (%s)", d.Kind)
+		if d.Backend != "" {
+			name = fmt.Sprintf("own (%s, %s)", d.Kind, d.Backend)
+		}
+		d.print(table, name, now)
 	}
 	for i := range r.Clusters {
 		r.Clusters[i].print(table, r.Clusters[i].Name, now)

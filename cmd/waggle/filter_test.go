@@ -49,7 +49,7 @@ func startProgram(t *testing.T, dir, name string, args ...string) running {
 	_, port, err := net.SplitHostPort(r.metrics)
 	require.NoError(t, err)
 	r.socket = filepath.Join(dir, port+".sock")
-	h := hive.New(p.cells, p.ready, infrastructure())
+	h := p.hive()
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	h.RegisterFlags(flags)
 	require.NoError(t, flags.Parse(append(args,

@@ -38,6 +38,8 @@ var Cells = cell.Module(
 
 	// The directory of remote clusters is read by one of both.
 	cell.Decorate(meshConfig, cells.AgentHostTables),
+	// What they say, in the agent's registry.
+	metrics.Agent,
 	// The tables to the agent's own ipcache and nodes, and to its ClusterMesh.
 	bridge.Cell,
 	// The tables instead of the agent's own watches, with --datastore=etcd.

@@ -18,6 +18,7 @@ import (
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/shell"
 
+	ours "github.com/waggle-mesh/waggle/cells/metrics"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -42,6 +43,7 @@ var common = cell.Group(
 	cell.Invoke(validateCluster),
 
 	controller.Cell, // --controller-group-metrics
+	ours.KVStore,    // upstream's metrics of kvstores
 	unusedFlags,
 )
 

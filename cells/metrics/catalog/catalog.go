@@ -79,7 +79,9 @@ func All() ([]Metric, error) {
 	for _, m := range byName {
 		all = append(all, *m)
 	}
-	slices.SortFunc(all, func(a, b Metric) int { return cmp.Or(-cmp.Compare(a.Name[:1], b.Name[:1]), cmp.Compare(a.Name, b.Name)) })
+	slices.SortFunc(all, func(a, b Metric) int {
+		return cmp.Or(-cmp.Compare(a.Name[:1], b.Name[:1]), cmp.Compare(a.Name, b.Name))
+	})
 	return all, nil
 }
 

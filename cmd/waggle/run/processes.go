@@ -78,7 +78,7 @@ func PrintProcesses(w io.Writer, all []ProcessStatus, now time.Time) error {
 		case p.Problem != "":
 			health = p.Problem
 		case !p.Healthy():
-			health = fmt.Sprintf("%d problems", len(p.Status.Problems))
+			health = fmt.Sprintf("not OK (%d)", len(p.Status.Problems))
 		}
 		fmt.Fprintf(table, "%s\t%s\t%s", p.Cluster, p.Part, health)
 		if p.Status == nil || p.Status.Etcd == nil {
