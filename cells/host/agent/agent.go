@@ -38,8 +38,6 @@ var Cells = cell.Module(
 
 	// The directory of remote clusters is read by one of both.
 	cell.Decorate(meshConfig, cells.AgentHostTables),
-	// What they say, in the agent's registry.
-	metrics.Agent,
 	// The tables to the agent's own ipcache and nodes, and to its ClusterMesh.
 	bridge.Cell,
 	// The tables instead of the agent's own watches, with --datastore=etcd.
@@ -50,6 +48,7 @@ var Cells = cell.Module(
 	cell.Provide(func() ondemand.InAgent { return true }),
 	ondemand.NewCell(ondemand.InKernel{}),
 
+	// What all of them say, in the agent's registry.
 	metrics.Agent,
 )
 
