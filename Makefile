@@ -43,12 +43,16 @@ bin/upstream-mirror: go.mod go.sum bench/peer-mirror/main.go
 bin/upstream-rollout: go.mod go.sum bench/peer-rollout/main.go bench/rollout/tracker.go
 	$(GO) build -tags peers -o $@ ./bench/peer-rollout
 
+# What runs upstream's agent, which has races of its own: see testing/hostagent.
+HOSTED = ./bridge/... ./cmd/cilium-agent ./testing/hostagent
+
 ## test: everything that must be true: vet, all tests with the race detector, the real kube-apiserver
 test: bin/kube-apiserver
 	$(GO) vet ./...
 	for tag in waggle_memory waggle_no_ondemand waggle_no_embedded_etcd; do $(GO) vet -tags $$tag ./cells ./cmd/waggle || exit 1; done
 	$(GO) vet -C testing/chart ./...
 	$(GO) test -race -timeout 20m ./...
+	$(GO) test -timeout 20m $(HOSTED)
 
 ## unit: the tests without the race detector, for a quick answer
 unit: bin/kube-apiserver

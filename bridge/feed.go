@@ -133,10 +133,10 @@ func (to *follower[T]) begin() {
 func (to *follower[T]) take() (pending map[string]change[T], listed bool) {
 	to.mu.Lock()
 	defer to.mu.Unlock()
-	pending = to.pending
-	if len(pending) > 0 {
-		to.pending = map[string]change[T]{}
+	if len(to.pending) == 0 {
+		return nil, to.listed // and not the map, which is written to
 	}
+	pending, to.pending = to.pending, map[string]change[T]{}
 	return pending, to.listed
 }
 

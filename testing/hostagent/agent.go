@@ -1,6 +1,8 @@
 // Copyright Authors of Waggle
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build !race
+
 // Package hostagent runs the control plane of upstream's agent in a test, with
 // cells of ours compiled in, against a real API server:
 //
@@ -14,6 +16,11 @@
 // The datapath is upstream's own fake: maps and programs of a real one would be
 // the host's. In upstream's "dry mode" an agent also neither restores endpoints of
 // an earlier start nor puts the host's addresses into its ipcache.
+//
+// It isn't built with the race detector: upstream's agent, which isn't made to be
+// stopped and started in one process, has races of its own when it stops (its identity
+// allocator closes a channel that its watch may send on, its status collector reads
+// what a probe writes). What runs within it is tested with the detector by itself.
 //
 // Upstream's configuration is global. So there is one agent at a time in a
 // process, which [New] holds the test to; it can be stopped and started again.
