@@ -203,6 +203,7 @@ func (b *batch) put(row *state.Endpoint) {
 		}
 	}
 	if !ok {
+		b.remove(row.Prefix()) // what a row before has said no longer holds
 		return
 	}
 	prefix := row.Prefix()

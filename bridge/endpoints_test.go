@@ -10,9 +10,11 @@ import (
 	"net/netip"
 	"runtime"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
+	cmtypes "github.com/cilium/cilium/pkg/clustermesh/types"
 	"github.com/cilium/cilium/pkg/identity"
 	"github.com/cilium/cilium/pkg/ipcache"
 	ipcachemap "github.com/cilium/cilium/pkg/maps/ipcache"
@@ -102,6 +104,15 @@ func TestSources(t *testing.T) {
 	r.write(t, func(tx *state.Txn) { tx.DeleteEndpoint(local, state.Owner{}, endpointAt(address, 0).Prefix) })
 	is(70001, source.ClusterMesh)
 
+	// Of one that is on no node there is no entry, nor what another row has said.
+	nowhere := endpointAt(address, 70003)
+	nowhere.HostIP = netip.Addr{}
+	r.write(t, func(tx *state.Txn) { tx.UpsertEndpoint(local, state.Owner{}, nowhere) })
+	_, found := r.ipcache.LookupByIP(address)
+	require.False(t, found)
+	r.write(t, func(tx *state.Txn) { tx.DeleteEndpoint(local, state.Owner{}, nowhere.Prefix) })
+	is(70001, source.ClusterMesh)
+
 	// The agent's own endpoint has it, until it goes.
 	r.ipcache.Upsert(address, nil, 0, nil, ipcache.Identity{ID: 5, Source: source.Local})
 	r.write(t, func(tx *state.Txn) { tx.UpsertEndpoint(remote, state.Owner{}, endpointAt(address, 70002)) })
@@ -114,8 +125,33 @@ func TestSources(t *testing.T) {
 	require.Zero(t, r.listener.contested())
 
 	r.write(t, func(tx *state.Txn) { tx.DeleteEndpoint(remote, state.Owner{}, endpointAt(address, 0).Prefix) })
-	_, found := r.ipcache.LookupByIP(address)
+	_, found = r.ipcache.LookupByIP(address)
 	require.False(t, found)
+}
+
+// TestListenerHearsWhileItIsAsked: what is freed isn't lost, nor read while it is written
+// to, however the two fall together.
+func TestListenerHearsWhileItIsAsked(t *testing.T) {
+	const count = 10_000
+	l := newListener()
+	var hears sync.WaitGroup
+	hears.Go(func() {
+		for n := range count {
+			addr := netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)})
+			l.OnIPIdentityCacheChange(ipcache.Delete, cmtypes.NewLocalPrefixCluster(netip.PrefixFrom(addr, 32)),
+				nil, nil, nil, ipcache.Identity{}, 0, nil, 0)
+		}
+	})
+	freed := 0
+	for freed < count {
+		<-l.wake
+		for range l.take() {
+			freed++
+		}
+	}
+	hears.Wait()
+	require.Equal(t, count, freed)
+	require.Empty(t, l.take())
 }
 
 // TestOthersAreLeftAlone has rows that the agent reads itself.

@@ -94,10 +94,11 @@ func (l *listener) contested() int {
 func (l *listener) take() map[netip.Prefix]struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	freed := l.freed
-	if len(freed) > 0 {
-		l.freed = map[netip.Prefix]struct{}{}
+	if len(l.freed) == 0 {
+		return nil // and not the map, which is written to
 	}
+	freed := l.freed
+	l.freed = map[netip.Prefix]struct{}{}
 	return freed
 }
 
