@@ -21,9 +21,6 @@ import (
 // where Kubernetes is the source: it says how much there is, which nobody waits for.
 const reflectedInterval = time.Second
 
-// nothingReflected is what the row says of an agent that has no Kubernetes.
-const nothingReflected = "no Kubernetes is configured: this cluster's own state is not taken in"
-
 // reflected tells what is known about Kubernetes as the source of this cluster's
 // state, as far as that isn't told by the health of each kind's reflector.
 type reflected struct {
@@ -68,9 +65,6 @@ func (r *reflected) update(context.Context) error {
 		row.Kind, row.Name, row.ClusterID = DatastoreKubernetes, r.cluster.Name, r.cluster.ID
 		row.Backend, row.Connected, row.Ready, row.Since = string(r.from), r.from != "", ready, r.since
 		row.Resources = resources
-		if r.from == "" {
-			row.Problem = nothingReflected
-		}
 	})
 	tx.Commit()
 	return nil

@@ -192,6 +192,9 @@ type Datastore struct {
 	Snapshot Snapshot
 }
 
+// Off says that there is none: an agent without Kubernetes has remote clusters alone.
+func (d *Datastore) Off() bool { return d.Kind == "kubernetes" && d.Backend == "" }
+
 // Snapshot says what an agent's snapshot of its cluster's state is, and what that of
 // the process before was worth.
 type Snapshot struct {

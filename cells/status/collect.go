@@ -125,6 +125,9 @@ func (s *Source) unwellSince() time.Time {
 }
 
 func (r *Report) addDatastore(row *state.Datastore) {
+	if row.Off() {
+		return
+	}
 	d := &Datastore{Source: newSource(&row.RemoteCluster), Kind: row.Kind, Backend: row.Backend}
 	r.Datastore = d
 	if reason := d.unwell(); reason != "" {

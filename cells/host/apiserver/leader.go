@@ -107,7 +107,7 @@ func (e *election) stop(ctx cell.HookContext) error {
 func (e *election) run(ctx context.Context, health cell.Health) error {
 	e.Metrics.LeaderElectionStatus.Set(0)
 	health.OK("Waiting for the local etcd")
-	session, err := e.session(ctx)
+	session, err := e.session(ctx, health)
 	if err != nil {
 		return nil // ctx ended
 	}
@@ -126,10 +126,18 @@ func (e *election) run(ctx context.Context, health cell.Health) error {
 }
 
 // session takes the lease that the lock will be on, as soon as the etcd is there.
-func (e *election) session(ctx context.Context) (*concurrency.Session, error) {
+func (e *election) session(ctx context.Context, health cell.Health) (*concurrency.Session, error) {
 	var session *concurrency.Session
+	said := ""
+	waits := func(err error) {
+		health.Degraded("Waiting for the local etcd", err)
+		if text := err.Error(); text != said { // each reason once
+			said = text
+			e.Log.Warn("Waiting for the local etcd", "error", err)
+		}
+	}
 	err := e.insist(ctx, "taking a lease for the leader election", func(ctx context.Context) error {
-		if _, err := e.Client.WaitReady(ctx, lockName, func(error) {}); err != nil {
+		if _, err := e.Client.WaitReady(ctx, lockName, waits); err != nil {
 			return err
 		}
 		asking, cancel := context.WithTimeout(ctx, defaults.LockLeaseTTL)

@@ -124,15 +124,25 @@ func newUsersBackoff() wait.Backoff {
 
 // usersFile is the configuration file.
 type usersFile struct {
-	Users []struct {
+	Users *[]struct {
 		Name string `json:"name"`
 		Role string `json:"role"`
 	} `json:"users"`
 }
 
-// read gives the role of each user that the file names. The error names the entries at
-// fault, which are left out; wanted is nil if nothing of the file can be used.
-func (u *users) read() (wanted map[string]string, err error) {
+// wantedUsers are what a file says.
+type wantedUsers struct {
+	// roles are those of each user.
+	roles map[string]string
+	// unclear are users whose entries are at fault: they stay as they are. nameless says
+	// that one entry at fault doesn't say whose it is, so that nobody is to go.
+	unclear  map[string]bool
+	nameless bool
+}
+
+// read gives what the file says. The error names the entries at fault; wanted is nil if
+// nothing of the file can be used.
+func (u *users) read() (wanted *wantedUsers, err error) {
 	data, err := os.ReadFile(u.config.Path)
 	if err != nil {
 		return nil, err
@@ -141,19 +151,31 @@ func (u *users) read() (wanted map[string]string, err error) {
 	if err := yaml.Unmarshal(data, &file); err != nil {
 		return nil, fmt.Errorf("parsing %q: %w", u.config.Path, err)
 	}
-	wanted = make(map[string]string, len(file.Users))
+	if file.Users == nil {
+		// None is an empty list; without one it is another file, or a part of it.
+		return nil, fmt.Errorf("%q has no list \"users\"", u.config.Path)
+	}
+	wanted = &wantedUsers{roles: make(map[string]string, len(*file.Users)), unclear: map[string]bool{}}
 	var errs []error
-	for i, user := range file.Users {
-		switch role, twice := wanted[user.Name]; {
-		case user.Name == "" || user.Role == "":
-			errs = append(errs, fmt.Errorf("entry %d of %q has no name or no role", i+1, u.config.Path))
+	for i, user := range *file.Users {
+		switch role, twice := wanted.roles[user.Name]; {
+		case user.Name == "":
+			wanted.nameless = true
+			errs = append(errs, fmt.Errorf("entry %d of %q has no name", i+1, u.config.Path))
 		case u.reserved(user.Name):
 			errs = append(errs, fmt.Errorf("user %q of %q is one of this cluster's own", user.Name, u.config.Path))
+		case user.Role == "":
+			wanted.unclear[user.Name] = true
+			errs = append(errs, fmt.Errorf("user %q of %q has no role", user.Name, u.config.Path))
 		case twice && role != user.Role:
+			wanted.unclear[user.Name] = true
 			errs = append(errs, fmt.Errorf("user %q of %q has the roles %q and %q", user.Name, u.config.Path, role, user.Role))
 		default:
-			wanted[user.Name] = user.Role
+			wanted.roles[user.Name] = user.Role
 		}
+	}
+	for name := range wanted.unclear {
+		delete(wanted.roles, name)
 	}
 	return wanted, errors.Join(errs...)
 }
@@ -182,14 +204,14 @@ func (u *users) keep(ctx context.Context) (count int, err error) {
 		there[name] = true
 	}
 	for _, name := range slices.Sorted(maps.Keys(there)) {
-		if _, ok := wanted[name]; !ok {
+		if _, ok := wanted.roles[name]; !ok && !wanted.unclear[name] && !wanted.nameless {
 			errs = append(errs, u.remove(ctx, name))
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(wanted)) {
-		errs = append(errs, u.ensure(ctx, name, wanted[name], there[name]))
+	for _, name := range slices.Sorted(maps.Keys(wanted.roles)) {
+		errs = append(errs, u.ensure(ctx, name, wanted.roles[name], there[name]))
 	}
-	return len(wanted), errors.Join(errs...)
+	return len(wanted.roles), errors.Join(errs...)
 }
 
 // remove deletes a user that the file doesn't name, if it is one that it did.
@@ -211,7 +233,8 @@ func (u *users) remove(ctx context.Context, name string) error {
 	return nil
 }
 
-// ensure makes a user that is missing, and gives it the one role that it is to have.
+// ensure makes a user that is missing, and gives it the one role that it is to have. One
+// that can't be given leaves those that it had.
 func (u *users) ensure(ctx context.Context, name, role string, there bool) error {
 	auth := u.client.Etcd()
 	if !there {
@@ -227,17 +250,18 @@ func (u *users) ensure(ctx context.Context, name, role string, there bool) error
 	if err != nil {
 		return err
 	}
+	if !slices.Contains(has, role) {
+		if _, err := auth.UserGrantRole(ctx, name, role); err != nil {
+			return fmt.Errorf("granting role %q to user %q: %w", role, name, err)
+		}
+	}
+	// Only now: a cluster isn't cut off for the sake of a role that there isn't.
 	for _, old := range has {
 		if old == role {
 			continue
 		}
 		if _, err := auth.UserRevokeRole(ctx, name, old); err != nil && !errors.Is(err, rpctypes.ErrRoleNotGranted) {
 			return fmt.Errorf("revoking role %q of user %q: %w", old, name, err)
-		}
-	}
-	if !slices.Contains(has, role) {
-		if _, err := auth.UserGrantRole(ctx, name, role); err != nil {
-			return fmt.Errorf("granting role %q to user %q: %w", role, name, err)
 		}
 	}
 	if !before || !slices.Equal(has, []string{role}) {

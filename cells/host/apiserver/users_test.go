@@ -81,12 +81,20 @@ func TestUsers(t *testing.T) {
 	write("users:\n- {name: remote-north, role: auditor}\n- {name: remote-south, role: remote}\n")
 	become(map[string][]string{"remote-north": {"auditor"}, "remote-south": {"remote"}})
 
-	// A role that there isn't holds up nobody else.
-	write("users:\n- {name: remote-a, role: none}\n- {name: remote-z, role: remote}\n")
-	become(map[string][]string{"remote-a": nil, "remote-z": {"remote"}})
+	// A role that there isn't holds up nobody else, and takes none away.
+	write("users:\n- {name: remote-a, role: none}\n- {name: remote-south, role: none}\n- {name: remote-z, role: remote}\n")
+	become(map[string][]string{"remote-a": nil, "remote-south": {"remote"}, "remote-z": {"remote"}})
 
-	// A file that can't be parsed changes nothing, and is no reason to end.
+	// Whoever's entry is at fault stays as he is; and if it doesn't say whose it is, all do.
+	write("users:\n- {name: remote-south, roel: remote}\n- {name: remote-z, role: remote}\n- {name: remote-y, role: remote}\n")
+	become(map[string][]string{"remote-south": {"remote"}, "remote-z": {"remote"}, "remote-y": {"remote"}})
+	write("users:\n- {role: remote}\n- {name: remote-x, role: remote}\n")
+	become(map[string][]string{"remote-south": {"remote"}, "remote-z": {"remote"}, "remote-y": {"remote"}, "remote-x": {"remote"}})
+
+	// A file that can't be parsed changes nothing, and is no reason to end; nor does one
+	// without a list.
 	write("users: [")
+	write("user:\n- {name: remote-z, role: remote}\n")
 	write("users:\n- {name: remote-z, role: remote}\n")
 	become(map[string][]string{"remote-z": {"remote"}})
 

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/cilium/hive/shell"
 
@@ -23,6 +24,13 @@ import (
 // errAway says that a process can't be asked now.
 var errAway = errors.New("not running")
 
+// errSilent says that a process is there, and doesn't answer.
+var errSilent = errors.New("no answer")
+
+// askTimeout is how long a process may take to answer: the longest list is one of half a
+// million rows.
+const askTimeout = 5 * time.Second
+
 // ask runs one command in the shell of a process and gives its output.
 func ask(socket, command string) (string, error) {
 	// The shell's client waits for a server that isn't there; we want to know.
@@ -31,11 +39,27 @@ func ask(socket, command string) (string, error) {
 		return "", fmt.Errorf("%w: %w", errAway, err)
 	}
 	conn.Close()
-	var out bytes.Buffer
-	if err := shell.ShellExchange(shell.Config{ShellSockPath: socket}, &out, "%s", command); err != nil {
-		return "", fmt.Errorf("%s: %w", command, err)
+	type answer struct {
+		out string
+		err error
 	}
-	return out.String(), nil
+	answered := make(chan answer, 1)
+	// The client has no deadline, and waits for a process that is stopped, as the kernel
+	// takes the connection for it. It ends with the process, or when that goes on.
+	go func() {
+		var out bytes.Buffer
+		err := shell.ShellExchange(shell.Config{ShellSockPath: socket}, &out, "%s", command)
+		answered <- answer{out.String(), err}
+	}()
+	select {
+	case a := <-answered:
+		if a.err != nil {
+			return "", fmt.Errorf("%s: %w", command, a.err)
+		}
+		return a.out, nil
+	case <-time.After(askTimeout):
+		return "", fmt.Errorf("%s: %w within %v", command, errSilent, askTimeout)
+	}
 }
 
 // remoteClusters reads the table of remote clusters of a process, by name.

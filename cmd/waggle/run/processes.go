@@ -4,7 +4,6 @@
 package run
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -108,8 +107,10 @@ func PrintProcesses(w io.Writer, all []ProcessStatus, now time.Time) error {
 type Process struct {
 	Socket string `json:"socket"`
 	// Status is how it is, Filters what it leaves out.
-	Status  *status.Report `json:"status"`
+	Status  *status.Report `json:"status,omitempty"`
 	Filters Filters        `json:"filters"`
+	// Problem is why it couldn't be asked for one or the other.
+	Problem string `json:"problem,omitempty"`
 }
 
 // AskProcesses asks processes for all that they say. The error joins those of the ones
@@ -117,15 +118,15 @@ type Process struct {
 func AskProcesses(sockets []string) (all []Process, err error) {
 	for _, socket := range sockets {
 		p := Process{Socket: socket}
-		report, problem := statusOf(socket)
-		if problem == nil {
+		var problem error
+		if p.Status, problem = statusOf(socket); problem == nil {
 			p.Filters, problem = filtersOf(socket)
 		}
-		if problem != nil {
+		switch {
+		case problem != nil:
+			p.Problem = problem.Error()
 			err = errors.Join(err, fmt.Errorf("%s: %w", socket, problem))
-			continue
-		}
-		if p.Status = report; !report.Healthy {
+		case !p.Status.Healthy:
 			err = errors.Join(err, fmt.Errorf("%s: %w", socket, ErrUnhealthy))
 		}
 		all = append(all, p)
@@ -135,6 +136,10 @@ func AskProcesses(sockets []string) (all []Process, err error) {
 
 // PrintProcess writes it as text. Filters are told of where they do anything, or always.
 func PrintProcess(w io.Writer, p *Process, always bool) error {
+	if p.Problem != "" {
+		_, err := fmt.Fprintln(w, p.Problem)
+		return err
+	}
 	if err := p.Status.Print(w, time.Now()); err != nil {
 		return err
 	}
@@ -143,19 +148,19 @@ func PrintProcess(w io.Writer, p *Process, always bool) error {
 	return p.Filters.Print(w, always || exporter, exporter)
 }
 
-// Unhealthy is ErrUnhealthy with what isn't well first, or nil.
+// Unhealthy is nil, or an ErrUnhealthy for each process that isn't well.
 func (r *Report) Unhealthy() error {
+	var errs []error
 	for i := range r.Processes {
-		if p := &r.Processes[i]; !p.Healthy() {
-			return fmt.Errorf("%s of %s: %w", p.Part, p.Cluster, cmp.Or(reasonOf(p), ErrUnhealthy))
+		switch p := &r.Processes[i]; {
+		case p.Healthy():
+		case p.Problem != "":
+			errs = append(errs, fmt.Errorf("%s of %s: %w: %s", p.Part, p.Cluster, ErrUnhealthy, p.Problem))
+		case len(p.Status.Problems) == 0:
+			errs = append(errs, fmt.Errorf("%s of %s: %w", p.Part, p.Cluster, ErrUnhealthy))
+		default: // the others are in what was printed
+			errs = append(errs, fmt.Errorf("%s of %s: %w: %s", p.Part, p.Cluster, ErrUnhealthy, p.Status.Problems[0].Reason))
 		}
 	}
-	return nil
-}
-
-func reasonOf(p *ProcessStatus) error {
-	if p.Problem == "" {
-		return nil
-	}
-	return fmt.Errorf("%w: %s", ErrUnhealthy, p.Problem)
+	return errors.Join(errs...)
 }
