@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -34,6 +35,16 @@ type memorySnapshot struct {
 	rows      map[string]string // the tables', when it was taken
 	waiting   int
 	etcd      int
+}
+
+// at is the position in a resource; nil is none.
+func (s *memorySnapshot) at(resource wire.Resource) *etcd.Position {
+	for i := range s.positions {
+		if s.positions[i].Resource == resource {
+			return &s.positions[i].Position
+		}
+	}
+	return nil
 }
 
 func snapshotOf(t require.TestingT, saved *Saved) *memorySnapshot {
@@ -280,8 +291,12 @@ func (m *savedModel) check(t *rapid.T) {
 			p.stop()
 		}
 		if now := p.local.Save(); now != nil {
-			saved = snapshotOf(t, now)
-			saved.etcd = m.current
+			next := snapshotOf(t, now)
+			next.etcd = m.current
+			if saved != nil && reflect.DeepEqual(saved.at(wire.Endpoints), next.at(wire.Endpoints)) {
+				next.etcd = saved.etcd // it was stopped before it had read anything of this one
+			}
+			saved = next
 		}
 		m.change(t) // what it has no more part in, or knows nothing of any more
 		p.stop()
@@ -334,10 +349,8 @@ func (m *savedModel) start(t *rapid.T, saved *memorySnapshot) *process {
 	// What it may tell of begins at its position, or with what there is now.
 	p.from = m.revision[m.current]
 	if saved != nil && saved.etcd == m.current {
-		for _, at := range saved.positions {
-			if at.Resource == wire.Endpoints {
-				p.from = at.Position.Revision
-			}
+		if at := saved.at(wire.Endpoints); at != nil {
+			p.from = at.Revision
 		}
 	}
 	m.note()
