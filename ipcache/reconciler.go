@@ -59,6 +59,8 @@ type Reconciler struct {
 	overflow map[Key]struct{}
 	// compared is set once the map of an earlier process was pruned.
 	compared bool
+	// unpruned is why the last comparison with all of the map has failed, if it has.
+	unpruned error
 	// retry has the next round try again what has failed, and fresh says that
 	// something has that hadn't before: it needn't wait as long as the others.
 	retry, fresh bool
@@ -121,8 +123,9 @@ func (r *Reconciler) run(ctx context.Context, health cell.Health) error {
 		if pruning && next.synced {
 			if err := r.prune(r.db.ReadTxn()); err != nil {
 				r.log.Warn("Comparing the ipcache map with the tables failed", "error", err)
+				r.unpruned = err
 			} else {
-				pruning = false
+				pruning, r.unpruned = false, nil
 			}
 		}
 		switch needed := len(r.failed) > 0 || (pruning && next.synced); {

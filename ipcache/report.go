@@ -17,11 +17,18 @@ func (r *Reconciler) report(health cell.Health, said string) string {
 	if n := len(r.failed); n > 0 {
 		now = fmt.Sprintf("%d entries aren't in the map as they should be", n)
 	}
+	if r.unpruned != nil {
+		now += ", and what else is in the map isn't known"
+	}
 	if now == said {
 		return said
 	}
 	for _, err := range r.failed {
 		health.Degraded(now, err)
+		return now
+	}
+	if r.unpruned != nil {
+		health.Degraded(now, r.unpruned)
 		return now
 	}
 	health.OK(now)

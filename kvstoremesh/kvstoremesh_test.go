@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/hivetest"
 	"github.com/cilium/statedb"
 	"github.com/stretchr/testify/assert"
@@ -344,7 +345,8 @@ func TestRemoveInterrupted(t *testing.T) {
 	require.NotEmpty(t, f.content(t, wire.CacheRoot))
 	f.stop()
 	f.startMesh(nil)
-	require.NoError(t, f.mesh.drainOrphans(t.Context(), func() []string { return []string{"another"} }))
+	health, _ := cell.NewSimpleHealth()
+	require.NoError(t, f.mesh.drainOrphans(t.Context(), health, func() []string { return []string{"another"} }))
 	require.Empty(t, f.content(t, "cilium/"))
 }
 
@@ -358,7 +360,8 @@ func TestOrphanComesBack(t *testing.T) {
 	f.stop()
 	f.startMesh(nil)
 	asked := 0
-	require.NoError(t, f.mesh.drainOrphans(t.Context(), func() []string {
+	health, _ := cell.NewSimpleHealth()
+	require.NoError(t, f.mesh.drainOrphans(t.Context(), health, func() []string {
 		if asked++; asked == 1 {
 			return nil
 		}

@@ -6,6 +6,7 @@ package kvstoremesh
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -30,31 +31,45 @@ func registerOrphans(m *KVStoreMesh, mesh *remote.Mesh, jobs job.Group) {
 	if !mesh.Enabled() || m.config.DisableDrainOnDisconnection {
 		return
 	}
-	jobs.Add(job.OneShot("drain-orphans", func(ctx context.Context, _ cell.Health) error {
+	jobs.Add(job.OneShot("drain-orphans", func(ctx context.Context, health cell.Health) error {
+		health.OK("Waiting for the list of clusters")
 		select {
 		case <-mesh.Listed():
 		case <-ctx.Done():
 			return nil
 		}
-		return m.drainOrphans(ctx, mesh.Clusters)
+		return m.drainOrphans(ctx, health, mesh.Clusters)
 	}, job.WithRetry(-1, &job.ExponentialBackoff{Min: time.Second, Max: time.Minute})))
 }
 
-// drainOrphans removes the data of every cluster that configured doesn't name.
-func (m *KVStoreMesh) drainOrphans(ctx context.Context, configured func() []string) error {
+// drainOrphans removes the data of every cluster that configured doesn't name. How it
+// goes with each is in health, in a scope of its own.
+func (m *KVStoreMesh) drainOrphans(ctx context.Context, health cell.Health, configured func() []string) error {
+	health.OK("Looking for data of clusters that are no longer configured")
 	names, err := m.cachedClusters(ctx)
 	if err != nil {
 		return err
 	}
 	known := configured()
 	var drains sync.WaitGroup
-	defer drains.Wait()
+	var orphans []string
 	for _, name := range names {
 		if slices.Contains(known, name) {
 			continue
 		}
 		m.log.Info("Found cached data of a cluster that is no longer configured", "cluster", name)
-		drains.Go(func() { m.drainOrphan(ctx, configured, name) })
+		orphans = append(orphans, name)
+	}
+	if len(orphans) == 0 {
+		health.OK("There is only data of clusters that are configured")
+		return nil
+	}
+	health.OK(fmt.Sprintf("Removing the data of %d clusters that are no longer configured", len(orphans)))
+	for _, name := range orphans {
+		drains.Go(func() { m.drainOrphan(ctx, health.NewScope(name), configured, name) })
+	}
+	if drains.Wait(); ctx.Err() == nil {
+		health.OK(fmt.Sprintf("Done with the data of %d clusters that were no longer configured", len(orphans)))
 	}
 	return nil
 }
@@ -78,20 +93,38 @@ func (m *KVStoreMesh) cachedClusters(ctx context.Context) ([]string, error) {
 }
 
 // drainOrphan removes a cluster's data unless it is configured by then.
-func (m *KVStoreMesh) drainOrphan(ctx context.Context, configured func() []string, name string) {
+func (m *KVStoreMesh) drainOrphan(ctx context.Context, health cell.Health, configured func() []string, name string) {
+	defer health.Stopped("the drain has ended")
 	log := m.log.With("cluster", name)
+	insist := func(ctx context.Context, log *slog.Logger, ask func(context.Context) error) error {
+		return insist(ctx, log, func(ctx context.Context) error {
+			err := ask(ctx)
+			if err != nil && ctx.Err() == nil {
+				health.Degraded("What is left of the cluster can't be read", err)
+			}
+			return err
+		})
+	}
+	health.OK("Reading what is left of the cluster")
 	config := func(ctx context.Context) error { return m.configs.LoadKey(ctx, name) }
 	if insist(ctx, log, config) != nil {
 		return // the process stops, and the next one finds it again
 	}
-	if !m.deleteOrphanConfig(name) || m.grace(ctx, name) != nil {
+	if !m.deleteOrphanConfig(name) {
+		health.OK("It is configured again")
+		return
+	}
+	health.OK("Waiting for agents to disconnect")
+	if m.grace(ctx, name) != nil {
 		return
 	}
 	m.owners.lock(name)
 	defer m.owners.unlock(name)
 	if slices.Contains(configured(), name) {
-		return // it came back, and its Handler takes over what is there
+		health.OK("It is configured again")
+		return // its Handler takes over what is there
 	}
+	health.OK("Removing what is left of the cluster")
 	for _, resource := range slices.Backward(wire.Resources) {
 		scope := m.writer.Scope(etcd.ScopeConfig{
 			Prefix: wire.CachePrefix(resource, name), Canary: wire.CanaryKey(resource, name, true), Lease: true})
@@ -105,6 +138,7 @@ func (m *KVStoreMesh) drainOrphan(ctx context.Context, configured func() []strin
 		}
 	}
 	log.Info("Removed a cluster's cached data")
+	health.OK("Removed what was left of the cluster")
 }
 
 // grace has the deletion of a cluster's config committed, so that no agent

@@ -22,8 +22,13 @@ import (
 
 func registerWarmStart(m *KVStoreMesh, mesh *remote.Mesh, jobs job.Group) {
 	if mesh.Enabled() {
-		jobs.Add(job.OneShot("adopt-leases", func(ctx context.Context, _ cell.Health) error {
-			return m.adoptLeases(ctx)
+		jobs.Add(job.OneShot("adopt-leases", func(ctx context.Context, health cell.Health) error {
+			health.OK("Looking for the leases of what an earlier process has written")
+			if err := m.adoptLeases(ctx); err != nil {
+				return err
+			}
+			health.OK("The leases of what an earlier process has written are kept alive")
+			return nil
 		}, job.WithRetry(-1, &job.ExponentialBackoff{Min: time.Second, Max: time.Minute})))
 	}
 }

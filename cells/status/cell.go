@@ -24,9 +24,26 @@ import (
 const Command = "waggle/status"
 
 // Cell provides the command. It is for any hive with the tables of cells/state.
-var Cell = cell.Provide(func(parts Parts) hive.ScriptCmdsOut {
-	return hive.NewScriptCmds(map[string]script.Cmd{Command: command(parts)})
-})
+var Cell = cell.Module(
+	"status",
+	"How this process is and why what is not well is not",
+
+	// Since when it isn't.
+	cell.ProvidePrivate(newSince),
+	// waggle/status.
+	cell.Provide(func(parts Parts) hive.ScriptCmdsOut {
+		return hive.NewScriptCmds(map[string]script.Cmd{Command: command(parts)})
+	}),
+)
+
+// Host is provided by a hive that isn't ours alone.
+type Host struct {
+	// Module has all of our cells in it. What other modules say of themselves is told by
+	// the host, and doesn't make us unhealthy.
+	Module string
+	// Off says that none of our cells has anything to do.
+	Off bool
+}
 
 // Parts are what a report is made of.
 type Parts struct {
@@ -37,6 +54,9 @@ type Parts struct {
 	Clusters  statedb.Table[*state.RemoteCluster]
 	Datastore statedb.Table[*state.Datastore]
 	Exports   statedb.Table[*state.Export]
+
+	Since *since
+	Host  Host `optional:"true"`
 
 	Cluster  wire.ClusterInfo `optional:"true"`
 	Writer   *etcd.Writer     `optional:"true"`

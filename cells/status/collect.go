@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cilium/cilium/pkg/hive/health/types"
+	"github.com/cilium/hive/cell"
 	"github.com/cilium/statedb"
 
 	"github.com/waggle-mesh/waggle/cells/state"
@@ -20,7 +20,7 @@ import (
 func (p Parts) Report() *Report {
 	txn := p.DB.ReadTxn()
 	r := &Report{Cluster: p.Cluster.Name, Problems: []Problem{}}
-	r.addHealth(txn, p.Health)
+	r.addHealth(txn, p)
 	for row := range p.Clusters.All(txn) {
 		r.addCluster(row)
 	}
@@ -47,26 +47,38 @@ func (p Parts) Report() *Report {
 	return r
 }
 
-// problem adds one, unless health has told of it with more words.
 func (r *Report) problem(subject, reason string, since time.Time) {
-	if slices.ContainsFunc(r.Problems, func(p Problem) bool { return strings.Contains(p.Reason, reason) }) {
-		return
-	}
 	r.Problems = append(r.Problems, Problem{Subject: subject, Reason: reason, Since: when(since)})
 }
 
-// addHealth takes over what modules say of themselves, the host's own included.
-func (r *Report) addHealth(txn statedb.ReadTxn, table statedb.Table[types.Status]) {
-	for row := range table.All(txn) {
-		if row.Level != types.LevelDegraded {
+// untold adds a problem unless the health of the job that deals with it has told of it,
+// with more words.
+func (r *Report) untold(job, subject, reason string, since time.Time) {
+	if slices.ContainsFunc(r.Problems, func(p Problem) bool {
+		return strings.HasSuffix(p.Subject, job) && strings.Contains(p.Reason, reason)
+	}) {
+		return
+	}
+	r.problem(subject, reason, since)
+}
+
+// addHealth takes over what our modules say of themselves.
+func (r *Report) addHealth(txn statedb.ReadTxn, p Parts) {
+	for row := range p.Health.All(txn) {
+		if !unwell(&row) || !p.Host.has(row.ID.Module) {
 			continue
 		}
 		reason := row.Message
 		if row.Error != "" && row.Error != reason {
 			reason += ": " + row.Error
 		}
-		r.problem(row.ID.String(), reason, row.LastOK)
+		r.problem(row.ID.String(), reason, p.Since.of(&row))
 	}
+}
+
+// has says whether a module is ours.
+func (h Host) has(module cell.FullModuleID) bool {
+	return h.Module == "" || slices.Contains(module, h.Module)
 }
 
 func newSource(row *state.RemoteCluster) Source {
@@ -112,7 +124,7 @@ func (r *Report) addCluster(row *state.RemoteCluster) {
 	}
 	r.Clusters = append(r.Clusters, c)
 	if reason := c.unwell(); reason != "" {
-		r.problem("cluster "+c.Name, reason, c.unwellSince())
+		r.untold("job-remote-"+c.Name+"_etcd", "cluster "+c.Name, reason, c.unwellSince())
 	}
 }
 
@@ -131,7 +143,7 @@ func (r *Report) addDatastore(row *state.Datastore) {
 	d := &Datastore{Source: newSource(&row.RemoteCluster), Kind: row.Kind, Backend: row.Backend}
 	r.Datastore = d
 	if reason := d.unwell(); reason != "" {
-		r.problem("datastore", reason, d.unwellSince())
+		r.untold("job-follow-cache", "datastore", reason, d.unwellSince())
 	}
 }
 
@@ -168,7 +180,7 @@ func (r *Report) addEtcd(p Parts) {
 	}
 	r.Etcd = e
 	if stats.LastError != "" {
-		r.problem("etcd", stats.LastError, time.Time{})
+		r.untold("timer-job-etcd-writer-health", "etcd", stats.LastError, time.Time{})
 	}
 }
 

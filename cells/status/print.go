@@ -99,7 +99,11 @@ func (s *Source) print(w io.Writer, name string, now time.Time) {
 	}
 	fmt.Fprintf(w, "%s\t%s\t%s", name, state, yes(s.Synced))
 	for _, resource := range []wire.Resource{wire.Nodes, wire.Identities, wire.Endpoints, wire.Services} {
-		fmt.Fprintf(w, "\t%s", s.Resources[resource])
+		text := "-" // it isn't read of this source
+		if of, read := s.Resources[resource]; read {
+			text = of.String()
+		}
+		fmt.Fprintf(w, "\t%s", text)
 	}
 	last := "-"
 	if s.LastEvent != nil {

@@ -8,6 +8,7 @@
 //	types.go    the report
 //	collect.go  how it is made, of tables and counters
 //	print.go    the report as text
+//	since.go    since when what isn't well isn't
 //	cell.go     the command
 package status
 
@@ -40,7 +41,7 @@ type Problem struct {
 	// of the report.
 	Subject string `json:"subject"`
 	Reason  string `json:"reason"`
-	// Since is when it was well the last time; nil if that isn't known.
+	// Since is when it began; nil if that isn't known.
 	Since *time.Time `json:"since,omitempty"`
 }
 

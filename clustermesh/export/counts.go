@@ -20,7 +20,8 @@ const countInterval = 250 * time.Millisecond
 
 // keepCounts keeps the table "exports".
 func keepCounts(jobs job.Group, exporter *Exporter, writer *state.Writer) {
-	jobs.Add(job.OneShot("count-exports", func(ctx context.Context, _ cell.Health) error {
+	jobs.Add(job.OneShot("count-exports", func(ctx context.Context, health cell.Health) error {
+		health.OK("Counting what is exported")
 		return exporter.keepCounts(ctx, writer)
 	}))
 }

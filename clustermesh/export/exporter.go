@@ -326,6 +326,7 @@ func (e *Exporter) readNews(r *round) {
 
 // awaitSync closes synced once etcd has all that the cluster had at start.
 func (e *Exporter) awaitSync(ctx context.Context, health cell.Health) error {
+	health.OK("Waiting for all that the cluster has")
 	select {
 	case <-ctx.Done():
 		return nil
@@ -340,6 +341,7 @@ func (e *Exporter) awaitSync(ctx context.Context, health cell.Health) error {
 		}
 	}
 	e.log.Info("All that the cluster has is in etcd")
+	health.OK("All that the cluster had at the start is in etcd")
 	close(e.synced)
 	return nil
 }

@@ -34,6 +34,7 @@ func (h *Heartbeat) Job() job.Job { return job.OneShot("heartbeat", h.Run) }
 
 // Run writes until ctx ends. What etcd loses is written again at once.
 func (h *Heartbeat) Run(ctx context.Context, health cell.Health) error {
+	health.OK("Waiting for the first write")
 	lost := make(chan struct{}, 1)
 	scope := h.writer.Scope(etcd.ScopeConfig{
 		// The key is all that this Scope ever holds below the root of the

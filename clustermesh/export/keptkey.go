@@ -53,6 +53,7 @@ func (k *KeptKey) ask() {
 // write puts the key into etcd at start and each time that it is asked to,
 // until ctx ends.
 func (k *KeptKey) write(ctx context.Context, health cell.Health) error {
+	health.OK("Waiting for the first write")
 	for {
 		// A new Scope knows nothing of what etcd holds, so it writes in any case;
 		// one that has written the key before would take it for a no-op.
@@ -82,12 +83,14 @@ func (k *KeptKey) write(ctx context.Context, health cell.Health) error {
 
 // watch looks for changes that somebody else makes, from the first time on that
 // the key was written, until ctx ends.
-func (k *KeptKey) watch(ctx context.Context, _ cell.Health) error {
+func (k *KeptKey) watch(ctx context.Context, health cell.Health) error {
+	health.OK("Waiting for the first write")
 	select {
 	case <-ctx.Done():
 		return nil
 	case <-k.written:
 	}
+	health.OK("Watching for changes by others")
 	return etcd.NewReader(etcd.ReaderConfig{Log: k.log, Prefix: k.prefix}, k).Run(ctx, k.client)
 }
 

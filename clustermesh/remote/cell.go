@@ -133,8 +133,8 @@ func (m *Mesh) register(lifecycle cell.Lifecycle) {
 			m.follow(ctx, health, directory)
 			return nil
 		}),
-		job.OneShot("readmit-removed", func(ctx context.Context, _ cell.Health) error {
-			m.readmit(ctx)
+		job.OneShot("readmit-removed", func(ctx context.Context, health cell.Health) error {
+			m.readmit(ctx, health)
 			return nil
 		}),
 	)

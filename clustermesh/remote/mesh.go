@@ -10,6 +10,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -189,7 +190,8 @@ func (m *Mesh) leave(name string) {
 
 // readmit is the job that adds the clusters again which came back while they
 // were being removed.
-func (m *Mesh) readmit(ctx context.Context) {
+func (m *Mesh) readmit(ctx context.Context, health cell.Health) {
+	health.OK("No cluster was removed yet")
 	for {
 		select {
 		case <-ctx.Done():
@@ -205,7 +207,13 @@ func (m *Mesh) readmit(ctx context.Context) {
 			}
 		}
 		m.left = nil
+		waiting := slices.Sorted(maps.Keys(m.leaving))
 		m.cfg.metrics.TotalRemoteClusters.Set(float64(len(m.clusters)))
 		m.mu.Unlock()
+		if len(waiting) > 0 {
+			health.OK(fmt.Sprintf("Clusters whose removal has not ended: %s", strings.Join(waiting, ", ")))
+		} else {
+			health.OK("All clusters that were removed are gone, or are back")
+		}
 	}
 }
