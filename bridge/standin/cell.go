@@ -11,6 +11,7 @@ import (
 	identitycell "github.com/cilium/cilium/pkg/identity/cache/cell"
 	ciliumv2 "github.com/cilium/cilium/pkg/k8s/apis/cilium.io/v2"
 	ciliumv2alpha1 "github.com/cilium/cilium/pkg/k8s/apis/cilium.io/v2alpha1"
+	"github.com/cilium/cilium/pkg/k8s/client"
 	"github.com/cilium/cilium/pkg/k8s/resource"
 	k8stypes "github.com/cilium/cilium/pkg/k8s/types"
 	"github.com/cilium/cilium/pkg/k8s/watchers"
@@ -64,6 +65,12 @@ var Cell = cell.Module(
 		}
 		return s.allocator(a)
 	}),
+	cell.DecorateAll(func(upstream client.Clientset, s *standins) client.Clientset {
+		if !s.enabled {
+			return upstream
+		}
+		return s.client(upstream)
+	}),
 	// It deletes endpoints by their UID, which the tables don't have.
 	cell.DecorateAll(func(cfg endpointcleanup.Config, s *standins) endpointcleanup.Config {
 		cfg.EnableStaleCiliumEndpointCleanup = cfg.EnableStaleCiliumEndpointCleanup && !s.enabled
@@ -94,6 +101,8 @@ type standins struct {
 	jobs   job.Group
 	log    *slog.Logger
 	stop   context.Context
+	// written is what the agent itself has of endpoints.
+	written *written
 
 	endpoints resource.Resource[*k8stypes.CiliumEndpoint]
 	slices    resource.Resource[*ciliumv2alpha1.CiliumEndpointSlice]
@@ -111,7 +120,9 @@ func newStandins(p params) *standins {
 		return nil
 	}})
 	s := &standins{enabled: true, db: p.DB, tables: p.Writer.Tables(), jobs: p.Jobs, log: p.Log, stop: stop}
-	local := newLocalPods(s.db, s.tables.Endpoints)
+	p.Jobs.Add(job.OneShot("await-cluster", s.awaitAll))
+	s.written = newWritten(s.db, s.tables.Endpoints)
+	local := newLocalPods(s.db, s.tables.Endpoints, s.written)
 	p.Jobs.Add(job.OneShot("follow-local-endpoints", local.follow))
 	s.endpoints = newEndpointResource(s, &p, ciliumEndpoints, local)
 	s.slices = newEndpointResource(s, &p, ciliumEndpointSlices, local)

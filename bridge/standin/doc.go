@@ -25,6 +25,8 @@
 //	local.go       the endpoints of one node
 //	resource.go    upstream's Resource of endpoints
 //	identities.go  identities as CiliumIdentities
+//	written.go     endpoints that this agent has written, whether or not the table has them
+//	endpointclient.go  upstream's client that notes them
 //	created.go     those that this agent has created
 //	clientset.go   upstream's client with them in it
 //

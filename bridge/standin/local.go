@@ -5,6 +5,7 @@ package standin
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -16,13 +17,15 @@ import (
 	"github.com/waggle-mesh/waggle/cells/state"
 )
 
-// localPods knows the pods whose endpoints name the address of a node as theirs, for
+// localPods knows the pods, of the table and of what this agent has written, whose endpoints name the address of a node as theirs, for
 // the nodes that were asked for, of which there is one. Upstream asks every ten seconds
 // for each pod of its node, so that a walk through all of the cluster won't do, and an
 // index in the table would cost as much for each endpoint of the cluster.
 type localPods struct {
 	db    *statedb.DB
 	table statedb.Table[*state.Endpoint]
+	// written has those that aren't in the table.
+	written *written
 
 	mu sync.Mutex
 	// pods are by node and prefix.
@@ -31,20 +34,24 @@ type localPods struct {
 
 type pod struct{ namespace, name string }
 
-func newLocalPods(db *statedb.DB, table statedb.Table[*state.Endpoint]) *localPods {
-	return &localPods{db: db, table: table, pods: map[netip.Addr]map[netip.Prefix]pod{}}
+func newLocalPods(db *statedb.DB, table statedb.Table[*state.Endpoint], written *written) *localPods {
+	return &localPods{db: db, table: table, written: written, pods: map[netip.Addr]map[netip.Prefix]pod{}}
 }
 
 // follow is a job.
-func (l *localPods) follow(ctx context.Context, _ cell.Health) error {
+func (l *localPods) follow(ctx context.Context, health cell.Health) error {
 	iterator, err := follow(l.db, l.table)
 	if err != nil {
 		return err
 	}
+	last := -1
 	for {
 		changes, more := iterator.Next(l.db.ReadTxn())
 		l.mu.Lock()
 		for change := range changes {
+			if change.Deleted && podOfRow(change.Object) != "" {
+				l.written.gone(pod{namespace: change.Object.Namespace(), name: change.Object.Pod()})
+			}
 			for node, pods := range l.pods {
 				if change.Deleted {
 					delete(pods, change.Object.Prefix())
@@ -53,7 +60,15 @@ func (l *localPods) follow(ctx context.Context, _ cell.Health) error {
 				}
 			}
 		}
+		addresses := 0
+		for _, pods := range l.pods {
+			addresses += len(pods)
+		}
 		l.mu.Unlock()
+		if addresses != last {
+			health.OK(fmt.Sprintf("Following endpoints, %d addresses of this node", addresses))
+			last = addresses
+		}
 		select {
 		case <-more:
 		case <-ctx.Done():
@@ -88,5 +103,6 @@ func (l *localPods) on(node netip.Addr) []pod {
 	for _, p := range pods {
 		found[p] = struct{}{}
 	}
+	l.written.on(node, found)
 	return slices.Collect(maps.Keys(found))
 }

@@ -27,7 +27,8 @@ var errNoIndex = errors.New("no such index")
 // endpointResource is upstream's Resource of endpoints. Its events are those of
 // upstream's own implementation on a list and a watch that are served; it keeps a copy
 // of all endpoints, but only once somebody asks for events (ztunnel and the egress
-// gateway do). Its store reads the table, and keeps nothing.
+// gateway do). Its store reads the table, and keeps nothing; by node it also gives what
+// this agent has written.
 type endpointResource[T runtime.Object] struct {
 	resource.Resource[T]
 	store endpointStore[T]
@@ -114,7 +115,8 @@ func (s *endpointStore[T]) GetByKey(key resource.Key) (item T, exists bool, err 
 	return s.form.of(endpoint), true, nil
 }
 
-// podsByIndex are the pods of the node with that address.
+// podsByIndex are the pods of the node with that address, those included that only this
+// agent knows of.
 func (s *endpointStore[T]) podsByIndex(index, value string) ([]pod, error) {
 	if index != localNodeIndex {
 		return nil, fmt.Errorf("%s by %q: %w", s.form.what, index, errNoIndex)
@@ -140,8 +142,12 @@ func (s *endpointStore[T]) ByIndex(index, value string) ([]T, error) {
 	txn := s.db.ReadTxn()
 	objects := make([]T, 0, len(pods))
 	for _, pod := range pods {
+		endpoint, ok := endpointOf(txn, s.table, pod.namespace, pod.name)
+		if !ok {
+			endpoint, ok = s.local.written.get(pod)
+		}
 		// One that has just gone isn't given.
-		if endpoint, ok := endpointOf(txn, s.table, pod.namespace, pod.name); ok {
+		if ok {
 			objects = append(objects, s.form.of(endpoint))
 		}
 	}

@@ -104,7 +104,8 @@ func (s *served) watch(opts metav1.ListOptions) (watch.Interface, error) {
 
 	ctx, cancel := context.WithCancel(s.stop)
 	w := &watching{source: s.source, feed: feed, revision: opts.ResourceVersion, cancel: cancel, events: make(chan watch.Event)}
-	s.jobs.Add(job.OneShot("serve-"+s.source.name(), func(jobCtx context.Context, _ cell.Health) error {
+	s.jobs.Add(job.OneShot("serve-"+s.source.name(), func(jobCtx context.Context, health cell.Health) error {
+		health.OK(fmt.Sprintf("Serving %s from list %s", s.source.name(), opts.ResourceVersion))
 		defer context.AfterFunc(jobCtx, cancel)()
 		w.run(ctx)
 		return nil
