@@ -45,7 +45,10 @@ type replica struct {
 // Shutdown implements hive.Shutdowner.
 func (r *replica) Shutdown(...hive.ShutdownOption) { r.once.Do(func() { close(r.ended) }) }
 
-func newReplica(t *testing.T, name string, id uint32, local string, remotes *mesh.Directory) *replica {
+// newReplica makes one whose lock lives for ttl, or as long as upstream's if that is 0. A
+// short one is for tests that wait for its end: a machine that stalls for so long moves
+// the leadership.
+func newReplica(t *testing.T, name string, id uint32, local string, remotes *mesh.Directory, ttl time.Duration) *replica {
 	r := &replica{ended: make(chan struct{})}
 	r.Hive = mesh.NewHive(t, mesh.Flags{
 		"cluster-name": name, "cluster-id": fmt.Sprint(id),
@@ -58,7 +61,7 @@ func newReplica(t *testing.T, name string, id uint32, local string, remotes *mes
 		"enable-gops":        "false",
 		"shell-sock-path":    filepath.Join(t.TempDir(), "shell.sock"),
 	}, KVStoreMesh,
-		cell.Provide(func() lockTTL { return lockTTL(5 * time.Second) }),
+		cell.Provide(func() lockTTL { return lockTTL(ttl) }),
 		cell.DecorateAll(func(hive.Shutdowner) hive.Shutdowner { return r }),
 		cell.Invoke(func(m upstream.Metrics, s syncstate.SyncState, h cluster.GetClusterHandler) {
 			r.metrics, r.state, r.clusters = m, s, h
@@ -103,8 +106,8 @@ func TestTakeOver(t *testing.T) {
 	north, west := mesh.NewCluster(t, "north", 1), mesh.NewCluster(t, "west", 2)
 	fill(t, north, endpoints)
 	remotes := mesh.NewDirectory(t).Add("north", north.Etcd)
-	a := newReplica(t, "west", 2, west.Etcd.URL(), remotes)
-	b := newReplica(t, "west", 2, west.Etcd.URL(), remotes)
+	a := newReplica(t, "west", 2, west.Etcd.URL(), remotes, 0)
+	b := newReplica(t, "west", 2, west.Etcd.URL(), remotes, 0)
 
 	a.Start()
 	cached := func(c *assert.CollectT) {
@@ -159,8 +162,9 @@ func TestLeaderCutOff(t *testing.T) {
 	t.Cleanup(way.Close)
 	there := strings.TrimPrefix(west.Etcd.URL(), "http://")
 	way.Aim(there)
-	a := newReplica(t, "west", 2, "http://"+way.Address(), remotes)
-	b := newReplica(t, "west", 2, west.Etcd.URL(), remotes)
+	const ttl = 5 * time.Second
+	a := newReplica(t, "west", 2, "http://"+way.Address(), remotes, ttl)
+	b := newReplica(t, "west", 2, west.Etcd.URL(), remotes, ttl)
 	a.Start()
 	require.Eventually(t, a.state.Complete, patience, tick)
 	b.Start()
