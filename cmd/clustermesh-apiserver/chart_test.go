@@ -24,6 +24,7 @@ import (
 	"time"
 
 	ciliumv2 "github.com/cilium/cilium/pkg/k8s/apis/cilium.io/v2"
+	"github.com/cilium/cilium/pkg/metrics"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -57,11 +58,11 @@ clustermesh:
 
 // TestChart runs the Deployment of upstream's chart with this program in its image.
 func TestChart(t *testing.T) {
-	if _, err := os.Stat(chartBinary); err != nil {
+	if failure := os.Getenv(chartErrorEnv); failure != "" {
 		if os.Getenv("CI") != "" {
-			t.Fatal("the program that renders charts isn't built: ", err)
+			t.Fatal("building the program that renders charts: ", failure)
 		}
-		t.Skip("no program to render charts with, building it failed: ", err)
+		t.Skip("no program to render charts with, building it failed: ", failure)
 	}
 	api := kubeapi.Start(t)
 	createEndpoint(t, api)
@@ -69,9 +70,11 @@ func TestChart(t *testing.T) {
 	p.startNorth()
 
 	run(t, p.command(p.container("etcd-init")))
-	for _, name := range []string{"etcd", "apiserver", "kvstoremesh"} {
+	for _, name := range []string{"etcd", "apiserver"} {
 		p.start(name, p.command(p.container(name)))
 	}
+	kvstoremesh := p.command(p.container("kvstoremesh"))
+	p.start("kvstoremesh", kvstoremesh)
 	for _, name := range []string{"apiserver", "kvstoremesh"} {
 		c := p.container(name)
 		require.EventuallyWithT(t, func(col *assert.CollectT) {
@@ -106,14 +109,12 @@ func TestChart(t *testing.T) {
 		require.NoError(c, err)
 		require.Equal(c, []string{"remote"}, user.Roles)
 	}, patience, 50*time.Millisecond)
-	for _, name := range []string{"apiserver", "kvstoremesh"} {
-		c := p.container(name)
-		for _, p := range c.Ports {
-			if strings.HasSuffix(p.Name, "metrics") {
-				require.Equal(t, http.StatusOK, status(fmt.Sprintf("http://127.0.0.1:%d/metrics", p.ContainerPort)))
-			}
-		}
+	for name, namespace := range map[string]string{
+		"apiserver": metrics.CiliumClusterMeshAPIServerNamespace, "kvstoremesh": metrics.CiliumKVStoreMeshNamespace,
+	} {
+		checkFed(t, p.container(name), namespace)
 	}
+	checkTakeOver(t, p, client, kvstoremesh)
 }
 
 // createEndpoint has one pod in the cluster.

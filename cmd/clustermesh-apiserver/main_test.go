@@ -50,12 +50,16 @@ func TestMain(m *testing.M) {
 // chartBinary renders the chart.
 const chartBinary = "../../bin/chart"
 
+// chartErrorEnv has why that couldn't be built; one that is there is then an old one.
+const chartErrorEnv = "WAGGLE_TEST_CHART_ERROR"
+
 // buildForTests builds what the tests run while there is still a network. What is
 // missing then is reported by the test that needs it.
 func buildForTests() {
+	// The same as "make bin/chart", and nothing to do after it.
 	cmd := exec.Command("go", "build", "-C", "../../testing/chart", "-o", "../../bin/chart", ".")
 	if output, err := cmd.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building the program that renders charts: %v\n%s", err, output)
+		os.Setenv(chartErrorEnv, fmt.Sprintf("%v: %v\n%s", cmd.Args, err, output))
 	}
 	if dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/cilium/cilium").Output(); err == nil {
 		os.Setenv(upstreamEnv, string(dir[:len(dir)-1]))

@@ -27,6 +27,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// neverFed begins a metric that upstream's metrics.Cell registers outside of the hive,
+// and that has no values here: TestChart of cmd/clustermesh-apiserver scrapes them.
+const neverFed = "0metric "
+
 // TestSameAsUpstream compares commands, flags and metrics with those of upstream's
 // program. Each difference is in testdata/differences.txt with its reason; one that
 // isn't there fails, and so does a line there that is no difference.
@@ -58,7 +62,7 @@ func TestSameAsUpstream(t *testing.T) {
 		}
 	}
 	for _, line := range slices.Sorted(maps.Keys(reviewed)) {
-		if !seen[line] && !strings.HasPrefix(reviewed[line], mayEnd) {
+		if !seen[line] && !strings.HasPrefix(reviewed[line], mayEnd) && !strings.HasPrefix(line, neverFed) {
 			t.Errorf("is in testdata/differences.txt, and doesn't differ from upstream: %s", line)
 		}
 	}
