@@ -141,8 +141,11 @@ func (p *datastoreParams) registerEtcd() {
 			s.restore() // before anything else has a look at the tables
 			p.Jobs.Add(
 				job.OneShot("snapshot", s.run),
-				job.OneShot("expire-restored", func(ctx context.Context, _ cell.Health) error {
-					f.local.ExpireRestored(ctx)
+				job.OneShot("expire-restored", func(ctx context.Context, health cell.Health) error {
+					health.OK("Waiting for the identities of what was restored")
+					if f.local.ExpireRestored(ctx); ctx.Err() == nil {
+						health.OK("What was restored waits for nothing any more")
+					}
 					return nil
 				}),
 			)

@@ -140,6 +140,7 @@ func (s *snapshots) apply(loaded *loadedSnapshot) (entries int, err error) {
 func (s *snapshots) run(ctx context.Context, health cell.Health) error {
 	timer := time.NewTimer(s.interval)
 	defer timer.Stop()
+	health.OK(fmt.Sprintf("The first snapshot is in %v, if anything has changed by then", s.interval))
 	ready := s.local.Ready()
 	for {
 		select {

@@ -95,7 +95,10 @@ func newLocalWriter(p writerParams) *Writer {
 		return nil
 	}})
 	p.Jobs.Add(
-		job.OneShot("etcd-writer", func(ctx context.Context, _ cell.Health) error { return w.Run(ctx) }),
+		job.OneShot("etcd-writer", func(ctx context.Context, health cell.Health) error {
+			health.OK("Writing; what fails is told by etcd-writer-health")
+			return w.Run(ctx)
+		}),
 		job.Timer("etcd-writer-health", w.reportHealth(), time.Second),
 	)
 	return w

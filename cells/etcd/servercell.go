@@ -230,10 +230,15 @@ func (r *runningServer) start(ctx cell.HookContext) (err error) {
 		r.Log.Warn("Embedded etcd can be read, and written to, by everyone who reaches its address",
 			"url", r.server.URL(), "missing", missing)
 	}
-	r.Jobs.Add(job.OneShot("etcd-server", func(ctx context.Context, _ cell.Health) error {
+	r.Jobs.Add(job.OneShot("etcd-server", func(ctx context.Context, health cell.Health) error {
+		health.OK("Serves at " + r.server.URL())
 		select {
 		case <-ctx.Done():
-		case err := <-r.server.Err():
+		case err, failed := <-r.server.Err():
+			if !failed {
+				return nil // it was closed by us
+			}
+			health.Degraded("The embedded etcd has ended", err)
 			// Without it there is nothing that this process is for.
 			r.Stopper.Shutdown(hive.ShutdownWithError(fmt.Errorf("embedded etcd: %w", err)))
 		}

@@ -85,16 +85,21 @@ type startupParams struct {
 // initializeTables registers the initializer, and the job that marks it done.
 func initializeTables(p startupParams) {
 	done := p.Writer.RegisterInitializer(initializer, wire.Resources...)
-	p.Jobs.Add(job.OneShot("initial-sync", func(ctx context.Context, _ cell.Health) error {
+	p.Jobs.Add(job.OneShot("initial-sync", func(ctx context.Context, health cell.Health) error {
+		health.OK("Waiting for the remote clusters that are configured")
+		outcome := "The remote clusters that were configured at the start are taken in"
 		if err := p.await(ctx); err != nil {
 			if ctx.Err() != nil {
 				return nil // the process stops
 			}
 			p.Log.Warn("Going on without remote clusters: connections to them may be disrupted", "error", err)
+			// What is wrong with them is told of each.
+			outcome = "Went on without remote clusters: " + err.Error()
 		}
 		tx := p.Writer.Begin()
 		done(tx)
 		tx.Commit()
+		health.OK(outcome)
 		return nil
 	}))
 }

@@ -191,7 +191,8 @@ func wake(ch chan struct{}) {
 }
 
 // run commits answers until ctx ends, and waits for the lookups that are under way.
-func (e *Engine) run(ctx context.Context, _ cell.Health) error {
+func (e *Engine) run(ctx context.Context, health cell.Health) error {
+	health.OK("Looking up what is missed")
 	e.mu.Lock()
 	e.ctx, e.lookups = ctx, &errgroup.Group{}
 	e.pump()

@@ -139,6 +139,7 @@ func (o *openedKernel) run(ctx context.Context, fn func(context.Context, Opened)
 
 // Interfaces is the job that has programs on the interfaces.
 func (k *kernelSwitch) Interfaces(ctx context.Context, health cell.Health) error {
+	health.OK("Waiting for the programs")
 	return k.while(ctx, func(ctx context.Context, opened Opened) error { return opened.Interfaces(ctx, health) })
 }
 

@@ -114,8 +114,9 @@ func (s *Service) remove() error {
 // keepOpen is the job that opens the kernel's side where that couldn't be done at first,
 // and opens it anew for another map. A kernel that can't isn't asked again; another
 // process may end, and a map come up.
-func (s *Service) keepOpen(ctx context.Context, _ cell.Health) error {
+func (s *Service) keepOpen(ctx context.Context, health cell.Health) error {
 	defer s.ready()
+	health.OK("Looking after the kernel's side; how that is, is told by kernel")
 	for pause(ctx, s.retry) {
 		chosen, err := s.choose()
 		switch {

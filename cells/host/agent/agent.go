@@ -23,13 +23,13 @@ import (
 // Cells are for the hive of upstream's agent (daemon/cmd.Agent). With none of our flags
 // set they leave it as it is.
 var Cells = cell.Module(
-	"waggle",
+	moduleID,
 	"State of clusters in tables and from there to the agent",
 
 	// --datastore, --clustermesh-ingest and others of ours.
 	cell.Config(defaultConfig),
 	// What is asked for, for all others.
-	cell.Provide(options),
+	cell.Provide(options, statusHost),
 	// cilium-agent has tables named "services" and others of its own.
 	cell.Provide(func() state.TablePrefix { return tablePrefix }),
 	// The configuration of our cells, as far as cilium-agent has the flags.
@@ -51,6 +51,9 @@ var Cells = cell.Module(
 	// What all of them say, in the agent's registry.
 	metrics.Agent,
 )
+
+// moduleID is the module that has all of our cells.
+const moduleID = "waggle"
 
 // tablePrefix is what `db/show` has before the names of our tables.
 const tablePrefix state.TablePrefix = "waggle-"

@@ -25,6 +25,7 @@ import (
 	"github.com/waggle-mesh/waggle/bridge"
 	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/cells/status"
 	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
@@ -83,6 +84,11 @@ func options(c config) (bridge.Options, error) {
 		Local:  c.Datastore == inclustercache.DatastoreEtcd,
 		Remote: c.Ingest == ingestWaggle,
 	}, nil
+}
+
+// statusHost has the status tell of our cells alone, and of nothing while they are off.
+func statusHost(o bridge.Options, c config) status.Host {
+	return status.Host{Module: moduleID, Off: !o.Remote && c.Datastore == inclustercache.DatastoreNone}
 }
 
 // etcdConfig has the address only where it is the in-cluster cache's: --kvstore-opt may
