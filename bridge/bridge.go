@@ -12,6 +12,8 @@
 //	bridge.go     what is brought, and the wiring
 //	endpoints.go  endpoints → the agent's ipcache
 //	entry.go      what an endpoint is there; pure
+//	handover.go   an address from a stronger source of ours to a weaker one
+//	delays.go     how long the pods of this node take to come back
 //	listener.go   what others do in that ipcache, and how much is in it
 //	nodes.go      this cluster's nodes → the agent's nodes
 //	feed.go       one table → those who follow a cluster in it
@@ -38,6 +40,7 @@ import (
 	"github.com/cilium/statedb"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/cells/status"
 	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -63,6 +66,9 @@ var Cell = cell.Module(
 	cell.DecorateAll(func(upstream common.RemoteClientFactoryFn, c *clusters) common.RemoteClientFactoryFn {
 		return c.factory(upstream)
 	}),
+	// What fills the ipcache, and how full that is.
+	cell.ProvidePrivate(provideEndpoints),
+	cell.Provide(ipcacheStatus),
 	// How many endpoints a cluster has is ours to say.
 	cell.DecorateAll(countEndpoints),
 	cell.Invoke(registerEndpoints, registerNodes),
@@ -89,22 +95,36 @@ type agentParts struct {
 	IPCache   *ipcache.IPCache
 	Policy    *policy.Updater
 	Endpoints endpointmanager.EndpointManager
-	Nodes     manager.NodeManager
-	Fence     regeneration.Fence
 }
 
-// registerEndpoints adds what brings endpoints, if any are to be brought.
-func registerEndpoints(p params, agent agentParts, c *clusters) {
+// provideEndpoints makes what brings endpoints; nil if none are to be brought.
+func provideEndpoints(p params, agent agentParts) *endpoints {
 	if !p.Options.Local && !p.Options.Remote {
-		return
+		return nil
 	}
 	e := newEndpoints(p.Log, p.DB, p.Writer.Tables().Endpoints, p.Options, agent.IPCache, agent.Policy, agent.Endpoints)
 	e.capacity = p.Health.NewScope("capacity")
+	return e
+}
+
+// ipcacheStatus is the map's part of a process's status; nil where we don't fill it.
+func ipcacheStatus(e *endpoints) status.IPCacheFunc {
+	if e == nil {
+		return nil
+	}
+	return e.status
+}
+
+// registerEndpoints adds what brings endpoints, if any are to be brought.
+func registerEndpoints(p params, fence regeneration.Fence, e *endpoints, c *clusters) {
+	if e == nil {
+		return
+	}
 	c.endpoints = e
 	if p.Options.Local {
 		// Endpoints of the node come back into the datapath once the entries are in the
 		// map that it will read. Those of remote clusters ClusterMesh waits for.
-		agent.Fence.Add("waggle-endpoints", e.WaitSynced)
+		fence.Add("waggle-endpoints", e.waitSynced)
 	}
 	p.Jobs.Add(
 		job.OneShot("endpoints", e.run),
@@ -113,11 +133,11 @@ func registerEndpoints(p params, agent agentParts, c *clusters) {
 }
 
 // registerNodes adds what brings this cluster's nodes, if they are to be brought.
-func registerNodes(p params, agent agentParts) {
+func registerNodes(p params, fence regeneration.Fence, manager manager.NodeManager) {
 	if !p.Options.Local {
 		return
 	}
-	n := newNodes(p.DB, p.Writer.Tables().Nodes, agent.Nodes)
-	agent.Fence.Add("waggle-nodes", n.WaitSynced)
+	n := newNodes(p.DB, p.Writer.Tables().Nodes, manager)
+	fence.Add("waggle-nodes", n.waitSynced)
 	p.Jobs.Add(job.OneShot("nodes", n.run))
 }

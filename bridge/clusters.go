@@ -44,7 +44,7 @@ type clusters struct {
 	identities *feed[*state.Identity]
 	services   *feed[*state.Service]
 	// endpoints is nil where none are brought.
-	endpoints *Endpoints
+	endpoints *endpoints
 }
 
 func newClusters(p params) *clusters {
@@ -85,7 +85,7 @@ func (c *clusters) factory(upstream common.RemoteClientFactoryFn) common.RemoteC
 		v := &view{log: log, of: c, cluster: filepath.Base(path), failed: make(chan error, 1)}
 		v.ctx, v.close = context.WithCancel(ctx)
 		ready := make(chan error, 1)
-		v.streams.Go(func() { v.live(ready) })
+		v.begin(func() { v.live(ready) })
 		return v, ready
 	}
 }

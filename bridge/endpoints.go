@@ -12,15 +12,14 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cilium/cilium/pkg/endpoint"
 	"github.com/cilium/cilium/pkg/ipcache"
 	ipcachemap "github.com/cilium/cilium/pkg/maps/ipcache"
-	"github.com/cilium/cilium/pkg/metrics"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/statedb"
 	"golang.org/x/time/rate"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 )
 
 // complaintInterval bounds how often endpoints that are not quite right are logged.
@@ -29,51 +28,49 @@ const complaintInterval = 10 * time.Second
 // policyUpdater has policies computed anew; it is upstream's policy.Updater.
 type policyUpdater interface{ TriggerPolicyUpdates(reason string) }
 
-// localEndpoints are those of this node; it is upstream's endpoint manager.
-type localEndpoints interface {
-	LookupCEPName(namespacedName string) *endpoint.Endpoint
-}
-
-// Endpoints brings the table of endpoints into the agent's ipcache, in its one job. It
+// endpoints brings the table of endpoints into the agent's ipcache, in its one job. It
 // remembers nothing of what it has written: which entries are ours the ipcache says.
 //
 // It is guarded by BenchmarkEndpoints: 500,000 of them.
-type Endpoints struct {
+type endpoints struct {
 	log     *slog.Logger
 	db      *statedb.DB
 	table   statedb.Table[*state.Endpoint]
 	options Options
 	ipcache *ipcache.IPCache
 	policy  policyUpdater
-	local   localEndpoints
 	// capacity is the health of the map's size.
 	capacity cell.Health
 	// room is how many entries that map has, of all sources.
 	room     int
 	listener *listener
 	limit    *rate.Limiter
+	// delays is the job's own.
+	delays delays
 
 	mu sync.Mutex
 	// done is the revision of the table up to which all is in the ipcache, and advanced
 	// is closed with the next one.
 	done     statedb.Revision
 	advanced chan struct{}
-	// synced is closed when all that the table had when it was initialized is in.
+	// synced is closed when all is in that the table had when it was complete as to this
+	// cluster. Remote ones, of which any may be away, are waitFor's.
 	synced chan struct{}
 }
 
 func newEndpoints(log *slog.Logger, db *statedb.DB, table statedb.Table[*state.Endpoint], options Options,
-	ipc *ipcache.IPCache, policy policyUpdater, local localEndpoints) *Endpoints {
-	return &Endpoints{
-		log: log, db: db, table: table, options: options, ipcache: ipc, policy: policy, local: local,
+	ipc *ipcache.IPCache, policy policyUpdater, local localEndpoints) *endpoints {
+	return &endpoints{
+		log: log, db: db, table: table, options: options, ipcache: ipc, policy: policy,
 		listener: newListener(), limit: rate.NewLimiter(rate.Every(complaintInterval), 1),
 		room:     ipcachemap.MaxEntries,
+		delays:   delays{local: local, seen: map[netip.Prefix]appearance{}},
 		advanced: make(chan struct{}), synced: make(chan struct{}),
 	}
 }
 
-// WaitSynced waits until what the tables had at first is in the ipcache.
-func (e *Endpoints) WaitSynced(ctx context.Context) error {
+// waitSynced waits until what the tables had of this cluster at first is in the ipcache.
+func (e *endpoints) waitSynced(ctx context.Context) error {
 	select {
 	case <-e.synced:
 		return nil
@@ -83,7 +80,7 @@ func (e *Endpoints) WaitSynced(ctx context.Context) error {
 }
 
 // waitFor waits until what the table has at a revision is in the ipcache.
-func (e *Endpoints) waitFor(ctx context.Context, revision statedb.Revision) error {
+func (e *endpoints) waitFor(ctx context.Context, revision statedb.Revision) error {
 	for {
 		e.mu.Lock()
 		done, advanced := e.done, e.advanced
@@ -100,7 +97,7 @@ func (e *Endpoints) waitFor(ctx context.Context, revision statedb.Revision) erro
 }
 
 // run follows the table until ctx ends. One transaction of it is one batch.
-func (e *Endpoints) run(ctx context.Context, health cell.Health) error {
+func (e *endpoints) run(ctx context.Context, health cell.Health) error {
 	wtxn := e.db.WriteTxn(e.table)
 	changes, err := e.table.Changes(wtxn)
 	wtxn.Commit()
@@ -108,6 +105,8 @@ func (e *Endpoints) run(ctx context.Context, health cell.Health) error {
 		return fmt.Errorf("watching endpoints: %w", err)
 	}
 	e.ipcache.AddListener(e.listener)
+	looks := time.NewTicker(ingest.CompleteInterval)
+	defer looks.Stop()
 	health.OK("Waiting for endpoints")
 	for said := ""; ; {
 		txn := e.db.ReadTxn()
@@ -131,13 +130,17 @@ func (e *Endpoints) run(ctx context.Context, health cell.Health) error {
 		close(e.advanced)
 		e.advanced = make(chan struct{})
 		e.mu.Unlock()
-		initialized, whenInitialized := e.table.Initialized(txn)
-		if initialized {
+		look := looks.C
+		if ingest.LocalComplete(txn, e.table) {
+			look = nil
 			select {
 			case <-e.synced:
 			default:
 				close(e.synced)
 			}
+		}
+		initialized, whenInitialized := e.table.Initialized(txn)
+		if initialized {
 			whenInitialized = nil
 		}
 		if text := e.say(txn, initialized); text != said {
@@ -149,13 +152,14 @@ func (e *Endpoints) run(ctx context.Context, health cell.Health) error {
 			return nil
 		case <-changed:
 		case <-whenInitialized:
+		case <-look:
 		case <-e.listener.wake:
 		}
 	}
 }
 
 // say is what health says.
-func (e *Endpoints) say(txn statedb.ReadTxn, initialized bool) string {
+func (e *endpoints) say(txn statedb.ReadTxn, initialized bool) string {
 	text := "Endpoints are in the ipcache"
 	if !initialized {
 		text = fmt.Sprintf("Endpoints are in the ipcache as far as they are known; waiting for %v", e.table.PendingInitializers(txn))
@@ -168,7 +172,7 @@ func (e *Endpoints) say(txn statedb.ReadTxn, initialized bool) string {
 
 // batch is one round of changes.
 type batch struct {
-	*Endpoints
+	*endpoints
 	// ports: named ports have changed that policies refer to.
 	ports bool
 	// problems are of entries that aren't quite right, the first few of them.
@@ -178,15 +182,16 @@ type batch struct {
 
 const maxProblems = 3
 
-func newBatch(e *Endpoints) *batch { return &batch{Endpoints: e} }
+func newBatch(e *endpoints) *batch { return &batch{endpoints: e} }
 
 func (b *batch) apply(row *state.Endpoint, deleted bool) {
 	if deleted || !b.options.wants(row.Origin()) {
+		b.delays.gone(row.Prefix())
 		b.remove(row.Prefix())
 		return
 	}
 	b.put(row)
-	b.observe(row)
+	b.delays.observe(row)
 }
 
 // put writes an entry. One that a stronger source holds is written when that lets go:
@@ -212,8 +217,7 @@ func (b *batch) put(row *state.Endpoint) {
 	ports, err := b.upsert(entry)
 	if held := (*ipcache.ErrOverwrite)(nil); errors.As(err, &held) && b.options.writes(held.ExistingSrc) {
 		// It was a stronger source's of ours, as an address is that leaves this cluster.
-		b.delete(entry.ip)
-		ports, err = b.upsert(entry)
+		ports, err = b.handOver(prefix, entry, held.ExistingSrc)
 	}
 	b.ports = b.ports || ports
 	b.listener.contest(prefix, err != nil)
@@ -238,17 +242,6 @@ func (b *batch) delete(ip string) {
 	if id, ok := b.ipcache.LookupByIP(ip); ok && b.options.writes(id.Source) {
 		ports := b.ipcache.Delete(ip, id.Source) //nolint:staticcheck // see upsert
 		b.ports = b.ports || ports
-	}
-}
-
-// observe is upstream's metric of how long a pod of this node takes on its way through
-// the API server and back.
-func (b *batch) observe(row *state.Endpoint) {
-	if row.Origin().Source != state.SourceLocal || b.local == nil {
-		return
-	}
-	if of := b.local.LookupCEPName(row.Namespace() + "/" + row.Pod()); of != nil {
-		metrics.EndpointPropagationDelay.WithLabelValues().Observe(time.Since(of.GetCreatedAt()).Seconds())
 	}
 }
 

@@ -33,7 +33,7 @@ func (noPolicy) TriggerPolicyUpdates(string) {}
 
 // rig has tables and upstream's ipcache, without an agent around it.
 type rig struct {
-	*Endpoints
+	*endpoints
 	db     *statedb.DB
 	writer *state.Writer
 }
@@ -48,7 +48,7 @@ func newRig(t testing.TB, options Options) *rig {
 	return &rig{newEndpoints(log, db, writer.Tables().Endpoints, options, ipc, noPolicy{}, nil), db, writer}
 }
 
-// run runs the job until the test ends.
+// start runs the job until the test ends.
 func (r *rig) start(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -192,9 +192,9 @@ func TestOverflow(t *testing.T) {
 	r.room = 1000
 	r.start(t)
 	r.write(t, manyEndpoints(origin, 1088))
-	require.Equal(t, 88, r.Overflow())
+	require.Equal(t, 88, r.overflow())
 	r.write(t, func(tx *state.Txn) { tx.DeleteOrigin(origin, wire.Endpoints) })
-	require.Zero(t, r.Overflow())
+	require.Zero(t, r.overflow())
 }
 
 // BenchmarkEndpoints is 500,000 endpoints from the table to upstream's ipcache.
@@ -214,7 +214,7 @@ func BenchmarkEndpoints(b *testing.B) {
 		_, health := cell.NewSimpleHealth()
 		b.StartTimer()
 		go func() { ended <- r.run(ctx, health) }()
-		require.NoError(b, r.WaitSynced(b.Context()))
+		require.NoError(b, r.waitSynced(b.Context()))
 		b.StopTimer()
 		runtime.GC()
 		runtime.ReadMemStats(&after)

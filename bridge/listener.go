@@ -13,7 +13,10 @@ import (
 
 	cmtypes "github.com/cilium/cilium/pkg/clustermesh/types"
 	"github.com/cilium/cilium/pkg/ipcache"
+	ipcachemap "github.com/cilium/cilium/pkg/maps/ipcache"
 	"github.com/cilium/hive/cell"
+
+	"github.com/waggle-mesh/waggle/cells/status"
 )
 
 // capacityInterval is how often it is looked whether all fits into the map.
@@ -109,17 +112,26 @@ func (l *listener) size() int {
 	return l.entries
 }
 
-// Overflow is how many entries of the agent's ipcache, whoever wrote them, don't fit into
+// overflow is how many entries of the agent's ipcache, whoever wrote them, don't fit into
 // the datapath's map: upstream's has one size.
-func (e *Endpoints) Overflow() int { return max(0, e.listener.size()-e.room) }
+func (e *endpoints) overflow() int { return max(0, e.listener.size()-e.room) }
+
+// status is the agent's map as a process's status tells of it. What upstream fails to write
+// for another reason than its size isn't known here: its own metrics count that.
+func (e *endpoints) status() status.IPCache {
+	wanted := e.listener.size()
+	return status.IPCache{
+		Map: ipcachemap.Name + " of cilium-agent", Capacity: e.room, Wanted: wanted, Overflow: max(0, wanted-e.room),
+	}
+}
 
 // reportCapacity is the job that says so in health.
-func (e *Endpoints) reportCapacity(ctx context.Context, _ cell.Health) error {
+func (e *endpoints) reportCapacity(ctx context.Context, _ cell.Health) error {
 	tick := time.NewTicker(capacityInterval)
 	defer tick.Stop()
 	full := false
 	for {
-		if over := e.Overflow(); over > 0 {
+		if over := e.overflow(); over > 0 {
 			e.capacity.Degraded("The ipcache is larger than its map",
 				fmt.Errorf("%d of %d entries don't fit into a map of %d", over, e.listener.size(), e.room))
 			if !full {

@@ -6,6 +6,7 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"time"
 
 	nodetypes "github.com/cilium/cilium/pkg/node/types"
 	"github.com/cilium/cilium/pkg/source"
@@ -13,6 +14,7 @@ import (
 	"github.com/cilium/statedb"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -36,8 +38,9 @@ func newNodes(db *statedb.DB, table statedb.Table[*state.Node], manager nodeMana
 	return &nodes{db: db, table: table, manager: manager, synced: make(chan struct{})}
 }
 
-// WaitSynced waits until the agent knows the nodes that the table had at first.
-func (n *nodes) WaitSynced(ctx context.Context) error {
+// waitSynced waits until the agent knows the nodes that the table had of this cluster at
+// first.
+func (n *nodes) waitSynced(ctx context.Context) error {
 	select {
 	case <-n.synced:
 		return nil
@@ -55,6 +58,8 @@ func (n *nodes) run(ctx context.Context, health cell.Health) error {
 		return fmt.Errorf("watching nodes: %w", err)
 	}
 	health.OK("Waiting for nodes")
+	looks := time.NewTicker(ingest.CompleteInterval)
+	defer looks.Stop()
 	for {
 		txn := n.db.ReadTxn()
 		batch, changed := changes.Next(txn)
@@ -69,9 +74,10 @@ func (n *nodes) run(ctx context.Context, health cell.Health) error {
 				n.manager.NodeUpdated(node)
 			}
 		}
-		initialized, whenInitialized := n.table.Initialized(txn)
-		if initialized {
-			whenInitialized = nil
+		// Remote clusters, of which any may be away, are none of its.
+		look := looks.C
+		if ingest.LocalComplete(txn, n.table) {
+			look = nil
 			select {
 			case <-n.synced:
 			default:
@@ -84,7 +90,7 @@ func (n *nodes) run(ctx context.Context, health cell.Health) error {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-		case <-whenInitialized:
+		case <-look:
 		}
 	}
 }

@@ -39,6 +39,9 @@ type view struct {
 
 	ctx   context.Context
 	close context.CancelFunc
+	// mu guards closed: nothing begins once it is set.
+	mu     sync.Mutex
+	closed bool
 	// streams are those who tell of prefixes.
 	streams sync.WaitGroup
 }
@@ -47,8 +50,22 @@ var _ kvstore.BackendOperations = (*view)(nil)
 
 // Close ends what was begun, and waits for it.
 func (v *view) Close() {
+	v.mu.Lock()
+	v.closed = true
+	v.mu.Unlock()
 	v.close()
 	v.streams.Wait()
+}
+
+// begin runs what ends with the view; false if that has ended.
+func (v *view) begin(stream func()) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		return false
+	}
+	v.streams.Go(stream)
+	return true
 }
 
 // Status says what our own connection says.
@@ -76,7 +93,8 @@ func (v *view) Get(_ context.Context, key string) ([]byte, error) {
 	return nil, fmt.Errorf("reading %q: the tables have no such key", key)
 }
 
-// ListAndWatch tells of a resource of the cluster, or of its canaries.
+// ListAndWatch tells of a resource of the cluster, or of its canaries. Of a view that is
+// closed the channel is, too.
 func (v *view) ListAndWatch(ctx context.Context, prefix string) kvstore.EventChan {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(v.ctx, cancel)
@@ -88,13 +106,19 @@ func (v *view) ListAndWatch(ctx context.Context, prefix string) kvstore.EventCha
 		tell = func(s *stream) { s.done() }
 	}
 	// As upstream's own client does it: no job, since who reads ends it.
-	v.streams.Go(func() {
-		defer close(events)
-		defer stop()
-		defer cancel()
+	end := func() {
+		cancel()
+		stop()
+		close(events)
+	}
+	begun := v.begin(func() {
+		defer end()
 		tell(to)
 		<-ctx.Done()
 	})
+	if !begun {
+		end()
+	}
 	return events
 }
 

@@ -17,5 +17,5 @@ import (
 var datapath = cell.Group(
 	ipcache.InMemoryCell,
 	misses(ondemand.NotInKernel{}),
-	cell.Provide(ipcacheStatus, onDemandStatus),
+	cell.Provide(ipcacheStatus, OnDemandStatus),
 )

@@ -17,8 +17,8 @@ func ipcacheStatus(d *ipcache.Datapath) status.IPCacheFunc {
 	}
 }
 
-// onDemandStatus is that of on-demand resolution.
-func onDemandStatus(s *ondemand.Service) status.OnDemandFunc {
+// OnDemandStatus is that of on-demand resolution, in a host's hive as in ours.
+func OnDemandStatus(s *ondemand.Service) status.OnDemandFunc {
 	return func() status.OnDemand {
 		list, err := s.List()
 		if err != nil {

@@ -21,7 +21,8 @@ import (
 )
 
 const (
-	flagSnapshotInterval = "datastore-snapshot-interval"
+	// FlagSnapshotInterval is SnapshotConfig's flag.
+	FlagSnapshotInterval = "datastore-snapshot-interval"
 	// snapshotRest is how many times as long as writing the last snapshot has taken
 	// the pause to the next one is at least: it takes a hundredth of a core at most.
 	snapshotRest = 100
@@ -42,13 +43,13 @@ var DefaultSnapshotConfig = SnapshotConfig{Interval: time.Minute}
 
 // Flags registers the flags.
 func (def SnapshotConfig) Flags(flags *pflag.FlagSet) {
-	flags.Duration(flagSnapshotInterval, def.Interval,
+	flags.Duration(FlagSnapshotInterval, def.Interval,
 		"Time between two writes of this cluster's state to the state directory, with --datastore="+DatastoreEtcd+", for the next start; it is written at the stop as well (0 for never)")
 }
 
 func (def SnapshotConfig) validate() error {
 	if def.Interval < 0 {
-		return fmt.Errorf("--%s=%v: must not be negative", flagSnapshotInterval, def.Interval)
+		return fmt.Errorf("--%s=%v: must not be negative", FlagSnapshotInterval, def.Interval)
 	}
 	return nil
 }

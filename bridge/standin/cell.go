@@ -72,10 +72,7 @@ var Cell = cell.Module(
 		return s.client(upstream)
 	}),
 	// It deletes endpoints by their UID, which the tables don't have.
-	cell.DecorateAll(func(cfg endpointcleanup.Config, s *standins) endpointcleanup.Config {
-		cfg.EnableStaleCiliumEndpointCleanup = cfg.EnableStaleCiliumEndpointCleanup && !s.enabled
-		return cfg
-	}),
+	cell.DecorateAll(withoutCleanup),
 )
 
 type params struct {
@@ -129,6 +126,20 @@ func newStandins(p params) *standins {
 	s.nodes = resource.New[*ciliumv2.CiliumNode](p.Lifecycle, s.serve(nodeRows(s.db, s.tables.Nodes, p.Cluster.Name)), p.Metrics,
 		resource.WithMetric("CiliumNode"))
 	return s
+}
+
+// withoutCleanup says at start what it takes away.
+func withoutCleanup(cfg endpointcleanup.Config, s *standins, lc cell.Lifecycle) endpointcleanup.Config {
+	if !s.enabled || !cfg.EnableStaleCiliumEndpointCleanup {
+		return cfg
+	}
+	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error {
+		s.log.Info("A flag is set that has no effect", "flag", "--enable-stale-cilium-endpoint-cleanup",
+			"reason", "it deletes endpoints by their UID, which the in-cluster cache doesn't have")
+		return nil
+	}})
+	cfg.EnableStaleCiliumEndpointCleanup = false
+	return cfg
 }
 
 func newEndpointResource[T runtime.Object](s *standins, p *params, f form[T], local *localPods) resource.Resource[T] {

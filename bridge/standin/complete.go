@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/cilium/hive/cell"
@@ -15,11 +14,6 @@ import (
 
 	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 )
-
-// completeInterval is the pause between two looks whether a table is complete: statedb
-// tells when the last source of a table is, remote clusters included, and of one only
-// when it is asked.
-const completeInterval = 20 * time.Millisecond
 
 // completeGrace is how long an agent that starts may be without all of its cluster until
 // that is a problem: one whose cache is there needs a fraction of it.
@@ -34,11 +28,11 @@ func (s *standins) awaitAll(ctx context.Context, health cell.Health) error {
 		waiting := fmt.Sprintf("Waiting for all %s of this cluster since %s", table.Name(), begun.UTC().Format(time.RFC3339))
 		health.OK(waiting)
 		graceCtx, cancel := context.WithDeadline(ctx, begun.Add(completeGrace))
-		err := awaitComplete(graceCtx, s.db, table)
+		err := ingest.AwaitLocal(graceCtx, s.db, table)
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			health.Degraded(waiting, errIncomplete)
-			err = awaitComplete(ctx, s.db, table)
+			err = ingest.AwaitLocal(ctx, s.db, table)
 		}
 		if err != nil {
 			return nil //nolint:nilerr // the hive stops
@@ -46,24 +40,4 @@ func (s *standins) awaitAll(ctx context.Context, health cell.Health) error {
 	}
 	health.OK("All of this cluster was there at " + time.Now().UTC().Format(time.RFC3339))
 	return nil
-}
-
-// awaitComplete waits until a table has had all of this cluster once. What a list would
-// give before that is less than there is, and upstream would take the rest for deleted.
-func awaitComplete(ctx context.Context, db *statedb.DB, table statedb.TableMeta) error {
-	ticker := time.NewTicker(completeInterval)
-	defer ticker.Stop()
-	for {
-		txn := db.ReadTxn()
-		if !slices.Contains(table.PendingInitializers(txn), ingest.LocalInitializer) {
-			return nil
-		}
-		_, all := table.Initialized(txn)
-		select {
-		case <-all:
-		case <-ticker.C:
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for the table %q to have all of this cluster: %w", table.Name(), ctx.Err())
-		}
-	}
 }

@@ -16,7 +16,6 @@
 // watch on its own CiliumNode stays.
 //
 //	cell.go        what is decorated, and when
-//	complete.go    from when the tables have all of the cluster
 //	groups.go      the watches that aren't started
 //	served.go      List and Watch of objects that are in no API server
 //	feed.go        the changes of a table as those of objects

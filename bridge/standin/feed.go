@@ -10,6 +10,8 @@ import (
 	"github.com/cilium/statedb"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 )
 
 // rows is the source of objects that are made of the rows of a table.
@@ -32,7 +34,7 @@ func (r *rows[Row]) name() string { return r.what }
 
 func (r *rows[Row]) readTxn() statedb.ReadTxn { return r.db.ReadTxn() }
 
-func (r *rows[Row]) await(ctx context.Context) error { return awaitComplete(ctx, r.db, r.table) }
+func (r *rows[Row]) await(ctx context.Context) error { return ingest.AwaitLocal(ctx, r.db, r.table) }
 
 func (r *rows[Row]) open() (feed, error) {
 	changes, err := follow(r.db, r.table)

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 )
 
 // identities are this cluster's CiliumIdentities: those in the table, and those that
@@ -42,7 +43,7 @@ func (i *identities) name() string { return "ciliumidentities" }
 
 func (i *identities) readTxn() statedb.ReadTxn { return i.db.ReadTxn() }
 
-func (i *identities) await(ctx context.Context) error { return awaitComplete(ctx, i.db, i.table) }
+func (i *identities) await(ctx context.Context) error { return ingest.AwaitLocal(ctx, i.db, i.table) }
 
 func (i *identities) open() (feed, error) {
 	changes, err := follow(i.db, i.table)

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 )
 
 // localNodeIndex is the one index that upstream's Resources of endpoints have: those of
@@ -36,7 +37,7 @@ type endpointResource[T runtime.Object] struct {
 
 // Store waits until the table has all of this cluster, as upstream's waits for a list.
 func (r *endpointResource[T]) Store(ctx context.Context) (resource.Store[T], error) {
-	if err := awaitComplete(ctx, r.store.db, r.store.table); err != nil {
+	if err := ingest.AwaitLocal(ctx, r.store.db, r.store.table); err != nil {
 		return nil, err
 	}
 	return &r.store, nil

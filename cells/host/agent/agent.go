@@ -6,6 +6,7 @@
 //
 //	agent.go   the cells
 //	config.go  what they take from the flags of cilium-agent, and the flags they add
+//	unused.go  which of these mean nothing
 package agent
 
 import (
@@ -35,6 +36,8 @@ var Cells = cell.Module(
 	// The configuration of our cells, as far as cilium-agent has the flags.
 	cell.Provide(etcdConfig, datastoreConfig, kubernetesConfig, ingestConfig, mapConfig, dialer),
 	cell.Invoke(validateOnDemand),
+	// What of that means nothing.
+	cell.Invoke(reportUnused),
 
 	// The directory of remote clusters is read by one of both.
 	cell.Decorate(meshConfig, cells.AgentHostTables),
@@ -47,6 +50,7 @@ var Cells = cell.Module(
 	ipcache.ReadOnlyCell,
 	cell.Provide(func() ondemand.InAgent { return true }),
 	ondemand.NewCell(ondemand.InKernel{}),
+	cell.Provide(cells.OnDemandStatus),
 
 	// What all of them say, in the agent's registry.
 	metrics.Agent,
