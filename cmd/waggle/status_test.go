@@ -30,7 +30,7 @@ func TestStatusOfBadCluster(t *testing.T) {
 		"--k8s-manifests="+filepath.Join("..", "..", "testdata", "meshes", "meadow", "amber"), "--kvstore-opt=etcd.address="+source)
 	configs := filepath.Join(dir, "clusters")
 	require.NoError(t, os.Mkdir(configs, 0o755))
-	for name, url := range map[string]string{"amber": source, "ghost": "http://" + freeAddress(t)} {
+	for name, url := range map[string]string{"amber": source, "ghost": "unix://" + filepath.Join(dir, "nobody.sock")} {
 		require.NoError(t, os.WriteFile(filepath.Join(configs, name), []byte("endpoints:\n- "+url+"\n"), 0o644))
 	}
 	mesh := startProgram(t, dir, "kvstoremesh", "--cluster-name=basil", "--cluster-id=2",
