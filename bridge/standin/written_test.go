@@ -104,11 +104,15 @@ func TestWrittenInTable(t *testing.T) {
 	stands.written.check(t.Context(), time.Now().Add(time.Second), a.get)
 	require.Empty(t, a.names)
 
+	// Who has told of another one has seen this one, and hears of its end.
+	s.commit(s.upsert(s.local, endpoint("wasp", "10.244.1.2", hereIP)))
+	require.Eventually(t, func() bool { return len(onNode(t, store, hereIP)) == 2 }, patience, time.Millisecond)
+
 	s.commit(s.remove(s.local, bee))
 	// An hour ago the API server was sure; the table's loss outweighs that.
 	require.Eventually(t, func() bool {
 		stands.written.check(t.Context(), time.Now().Add(-time.Hour), a.get)
-		return len(onNode(t, store, hereIP)) == 0
+		return len(onNode(t, store, hereIP)) == 1
 	}, patience, time.Millisecond)
 	require.Equal(t, []string{"bee"}, a.names)
 }
