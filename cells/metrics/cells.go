@@ -38,6 +38,10 @@ var (
 	// InClusterCache is for cells.InClusterCache or its parts.
 	InClusterCache = cell.Group(writer, kvstoreSync, cache)
 
+	// InClusterCacheAlone is for those beside cells.Exporter in one hive: a registry has
+	// room for the metrics of one Writer, and what the cache's does is among its own.
+	InClusterCacheAlone = cell.Group(cache)
+
 	// Agent is for cells.Agent or its parts.
 	Agent = cell.Group(kvstoreSync, clusters, datastore, ipcache, onDemand)
 )

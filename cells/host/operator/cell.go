@@ -82,7 +82,7 @@ var (
 		etcd.PrivateCell,
 		export.PrivateLocalCell,
 		export.HeartbeatCell,
-		metrics.InClusterCache,
+		metrics.InClusterCacheAlone, // the exporter has a Writer as well
 	)
 )
 
