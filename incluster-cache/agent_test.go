@@ -37,7 +37,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // before anything is started.
 func TestContradictions(t *testing.T) {
 	for _, one := range []struct{ flags, reason string }{
-		{"--datastore=consul", "must be kubernetes or etcd"},
+		{"--datastore=consul", "must be kubernetes, etcd or none"},
 		{"--datastore=etcd", "needs the address"},
 		{"--datastore=etcd --kvstore-opt=etcd.qps=7", "needs the address"},
 		{"--datastore=etcd --kvstore-opt=etcd.address=http://127.0.0.1:1 --k8s-manifests=/x", "there is one"},

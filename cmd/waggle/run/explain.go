@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/waggle-mesh/waggle/clustermesh/export"
 	"github.com/waggle-mesh/waggle/clustermesh/filter"
@@ -111,7 +112,11 @@ func identify(sockets []string) (all []filterProcess, err error) {
 
 // askJSON runs a command that answers with one JSON value.
 func askJSON(socket, command string, into any) error {
-	out, err := ask(socket, command)
+	return askJSONWithin(askTimeout, socket, command, into)
+}
+
+func askJSONWithin(timeout time.Duration, socket, command string, into any) error {
+	out, err := askWithin(timeout, socket, command)
 	if err != nil {
 		return err
 	}
@@ -156,7 +161,7 @@ func explain(processes []filterProcess, name PodName) (*Explanation, error) {
 	}
 	answer := &Explanation{}
 	source := &answer.Source
-	if err := askJSON(processes[at].socket, "filter/explain -o json "+name.Namespace+"/"+name.Pod, source); err != nil {
+	if err := askJSONWithin(explainTimeout, processes[at].socket, "filter/explain -o json "+name.Namespace+"/"+name.Pod, source); err != nil {
 		return nil, fmt.Errorf("%w: %s's exporter: %w", ErrCantTell, name.Cluster, err)
 	}
 	switch {
@@ -203,7 +208,7 @@ func askReader(p filterProcess, source *export.Explanation) Reader {
 		command += " " + wire.EndpointKey(e.Address)
 	}
 	var says kvstoremesh.Explanation
-	if err := askJSON(p.socket, command, &says); err != nil {
+	if err := askJSONWithin(explainTimeout, p.socket, command, &says); err != nil {
 		reader.Problem = "its KVStoreMesh: " + shorten(err)
 		return reader
 	}

@@ -31,8 +31,14 @@ var errSilent = errors.New("no answer")
 // million rows.
 const askTimeout = 5 * time.Second
 
+// explainTimeout is that of what asks etcds in its turn, of which each may be away.
+const explainTimeout = time.Minute
+
 // ask runs one command in the shell of a process and gives its output.
-func ask(socket, command string) (string, error) {
+func ask(socket, command string) (string, error) { return askWithin(askTimeout, socket, command) }
+
+// askWithin is ask for a command that takes another time.
+func askWithin(timeout time.Duration, socket, command string) (string, error) {
 	// The shell's client waits for a server that isn't there; we want to know.
 	conn, err := net.Dial("unix", socket)
 	if err != nil {
@@ -57,8 +63,8 @@ func ask(socket, command string) (string, error) {
 			return "", fmt.Errorf("%s: %w", command, a.err)
 		}
 		return a.out, nil
-	case <-time.After(askTimeout):
-		return "", fmt.Errorf("%s: %w within %v", command, errSilent, askTimeout)
+	case <-time.After(timeout):
+		return "", fmt.Errorf("%s: %w within %v", command, errSilent, timeout)
 	}
 }
 
