@@ -222,7 +222,7 @@ func TestClosedViewBeginsNothing(t *testing.T) {
 		var asks sync.WaitGroup
 		for range 4 {
 			asks.Go(func() {
-				for range v.ListAndWatch(t.Context(), wire.SyncedPrefix("north")) { //nolint:revive // to its end
+				for range v.ListAndWatch(t.Context(), wire.SyncedPrefix("north")) {
 				}
 			})
 		}

@@ -200,7 +200,7 @@ func TestPositions(t *testing.T) {
 	_, err = served.Watch(metav1.ListOptions{ResourceVersion: second})
 	require.True(t, k8serrors.IsResourceExpired(err), "it is taken: %v", err)
 	watching.Stop()
-	for range watching.ResultChan() { //nolint:revive // until it is closed
+	for range watching.ResultChan() {
 	}
 }
 

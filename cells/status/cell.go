@@ -65,11 +65,11 @@ type Parts struct {
 	IPCache  IPCacheFunc      `optional:"true"`
 }
 
-// OnDemandFunc and IPCacheFunc are provided where there is such a thing: programs
-// without it don't link it.
 type (
+	// OnDemandFunc is provided where misses are resolved: programs without it don't link it.
 	OnDemandFunc func() OnDemand
-	IPCacheFunc  func() IPCache
+	// IPCacheFunc is provided where there is an ipcache, likewise.
+	IPCacheFunc func() IPCache
 )
 
 func command(parts Parts) script.Cmd {

@@ -4,16 +4,13 @@
 package run
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/cilium/cilium/pkg/hive"
@@ -153,5 +150,3 @@ func (w wanted) matches(entry mapEntry) bool {
 	}
 	return entry.identity == w.identity && (w.tunnel == "" || entry.tunnel == w.tunnel)
 }
-
-func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
