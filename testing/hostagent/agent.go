@@ -194,9 +194,9 @@ func (a *Agent) configure(h *hive.Hive) {
 		"direct-routing-device": "test0",
 		"state-dir":             a.dir,
 		// What is looked for below it isn't the host's.
-		"bpf-root": a.dir,
-		"endpoint-gc-interval":  "0",
-		"ipam":                  ipamoption.IPAMKubernetes,
+		"bpf-root":             a.dir,
+		"endpoint-gc-interval": "0",
+		"ipam":                 ipamoption.IPAMKubernetes,
 	}
 	for name, value := range a.config.Flags {
 		flags[name] = value
