@@ -35,18 +35,18 @@ var (
 	errSpent          = errors.New("a session has one connection")
 )
 
-// RefusedError says that a replica answers, and isn't read: it isn't the cache of
+// refusedError says that a replica answers, and isn't read: it isn't the cache of
 // this cluster, or has less than what is in force.
-type RefusedError struct {
+type refusedError struct {
 	Backend string
 	Err     error
 }
 
 // Error names the replica and the reason.
-func (e *RefusedError) Error() string { return fmt.Sprintf("refusing %s: %v", e.Backend, e.Err) }
+func (e *refusedError) Error() string { return fmt.Sprintf("refusing %s: %v", e.Backend, e.Err) }
 
 // Unwrap gives the reason.
-func (e *RefusedError) Unwrap() error { return e.Err }
+func (e *refusedError) Unwrap() error { return e.Err }
 
 // connection is a connection to a replica that may be read.
 type connection struct {
@@ -75,7 +75,7 @@ func (f *follower) connect(ctx context.Context, r replica) (*connection, error) 
 	}
 	config, err := f.admit(seen)
 	if err != nil {
-		return nil, errors.Join(&RefusedError{Backend: r.address, Err: err}, client.Close())
+		return nil, errors.Join(&refusedError{Backend: r.address, Err: err}, client.Close())
 	}
 	return &connection{replica: r, client: client, seen: seen, config: config}, nil
 }

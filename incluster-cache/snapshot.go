@@ -82,12 +82,12 @@ type snapshotHeader struct {
 
 // Reasons why a snapshot isn't used; errors.Is tells them. They are metric labels.
 var (
-	// ErrSnapshotTorn says that a snapshot isn't what was written.
-	ErrSnapshotTorn = errors.New("torn")
-	// ErrSnapshotVersion says that it isn't one that this program reads.
-	ErrSnapshotVersion = errors.New("another version")
-	// ErrSnapshotForeign says that it is another cluster's.
-	ErrSnapshotForeign = errors.New("another cluster's")
+	// errSnapshotTorn says that a snapshot isn't what was written.
+	errSnapshotTorn = errors.New("torn")
+	// errSnapshotVersion says that it isn't one that this program reads.
+	errSnapshotVersion = errors.New("another version")
+	// errSnapshotForeign says that it is another cluster's.
+	errSnapshotForeign = errors.New("another cluster's")
 )
 
 // writeSnapshot writes a snapshot in one pass, and keeps nothing of it: its memory is
@@ -152,9 +152,9 @@ func readSnapshot(r io.Reader, cluster wire.ClusterInfo, take func(wire.Resource
 	}
 	if string(magic) != snapshotMagic {
 		if !bytes.HasPrefix(magic, []byte(snapshotName)) {
-			return header, fmt.Errorf("%w: it doesn't begin as a snapshot does", ErrSnapshotTorn)
+			return header, fmt.Errorf("%w: it doesn't begin as a snapshot does", errSnapshotTorn)
 		}
-		return header, fmt.Errorf("%w: %q, and this program reads %q", ErrSnapshotVersion,
+		return header, fmt.Errorf("%w: %q, and this program reads %q", errSnapshotVersion,
 			bytes.TrimSpace(magic[len(snapshotName):]), snapshotVersion)
 	}
 	decompressed, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxSnapshotWindow),
@@ -168,13 +168,13 @@ func readSnapshot(r io.Reader, cluster wire.ClusterInfo, take func(wire.Resource
 		return header, err
 	}
 	if header.Cluster != cluster.Name || header.ClusterID != cluster.ID {
-		return header, fmt.Errorf("%w: it is of cluster %q, ID %d, and this is %q, ID %d", ErrSnapshotForeign,
+		return header, fmt.Errorf("%w: it is of cluster %q, ID %d, and this is %q, ID %d", errSnapshotForeign,
 			header.Cluster, header.ClusterID, cluster.Name, cluster.ID)
 	}
 	seen := map[wire.Resource]bool{}
 	for _, resource := range header.Resources {
 		if !slices.Contains(wire.CacheResources, resource.Resource) || seen[resource.Resource] {
-			return header, fmt.Errorf("%w: %.64q is nothing that an agent reads, or is there twice", ErrSnapshotTorn, resource.Resource)
+			return header, fmt.Errorf("%w: %.64q is nothing that an agent reads, or is there twice", errSnapshotTorn, resource.Resource)
 		}
 		seen[resource.Resource] = true
 		if err := in.entries(resource.Resource, take); err != nil {
@@ -189,7 +189,7 @@ func torn(doing string, err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = errors.New("it ends too early")
 	}
-	return fmt.Errorf("%w: %s: %w", ErrSnapshotTorn, doing, err)
+	return fmt.Errorf("%w: %s: %w", errSnapshotTorn, doing, err)
 }
 
 // snapshotReader reads what was compressed.
@@ -215,7 +215,7 @@ func (s *snapshotReader) header() (header snapshotHeader, err error) {
 		part, err := s.in.ReadSlice('\n')
 		line = append(line, part...)
 		if len(line) > maxSnapshotHeader {
-			return header, fmt.Errorf("%w: its header doesn't end", ErrSnapshotTorn)
+			return header, fmt.Errorf("%w: its header doesn't end", errSnapshotTorn)
 		}
 		if err == nil {
 			break
@@ -251,12 +251,12 @@ func (s *snapshotReader) entries(resource wire.Resource, take func(wire.Resource
 			if want, err := binary.ReadUvarint(s); err != nil {
 				return torn("reading "+string(resource), err)
 			} else if want != count {
-				return fmt.Errorf("%w: it has %d %s of %d", ErrSnapshotTorn, count, resource, want)
+				return fmt.Errorf("%w: it has %d %s of %d", errSnapshotTorn, count, resource, want)
 			}
 			return flush()
 		}
 		if kind > entryWaiting {
-			return fmt.Errorf("%w: an entry of %s is of no kind (%d)", ErrSnapshotTorn, resource, kind)
+			return fmt.Errorf("%w: an entry of %s is of no kind (%d)", errSnapshotTorn, resource, kind)
 		}
 		key, value, err := s.entry(take != nil)
 		if err != nil {
@@ -317,11 +317,11 @@ func (s *snapshotReader) end() error {
 		return torn("reading its checksum", err)
 	}
 	if got := binary.LittleEndian.Uint64(hash[:]); got != s.hash.Sum64() {
-		return fmt.Errorf("%w: its checksum is %x, and that of what it holds %x", ErrSnapshotTorn, got, s.hash.Sum64())
+		return fmt.Errorf("%w: its checksum is %x, and that of what it holds %x", errSnapshotTorn, got, s.hash.Sum64())
 	}
 	switch _, err := s.in.ReadByte(); {
 	case err == nil:
-		return fmt.Errorf("%w: something follows its checksum", ErrSnapshotTorn)
+		return fmt.Errorf("%w: something follows its checksum", errSnapshotTorn)
 	case !errors.Is(err, io.EOF):
 		return torn("reading its end", err)
 	}

@@ -84,7 +84,7 @@ type loadedSnapshot struct {
 }
 
 // open checks the snapshot; the error is fs.ErrNotExist if there is none, and one of
-// ErrSnapshotTorn and its like if it isn't one to use.
+// errSnapshotTorn and its like if it isn't one to use.
 func (f snapshotFile) open(cluster wire.ClusterInfo) (*loadedSnapshot, error) {
 	file, err := os.Open(f.path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -82,12 +82,12 @@ func (s *snapshots) restore() {
 	case errors.Is(err, fs.ErrNotExist):
 		s.log.Info("No snapshot to start from", "path", s.file.path)
 		return
-	case errors.Is(err, ErrSnapshotTorn), errors.Is(err, ErrSnapshotVersion), errors.Is(err, ErrSnapshotForeign):
+	case errors.Is(err, errSnapshotTorn), errors.Is(err, errSnapshotVersion), errors.Is(err, errSnapshotForeign):
 		s.log.Warn("Discarding the snapshot, this cluster's state will be listed", "path", s.file.path, "error", err)
 		// One that is torn is of no use to anybody. Others are whole, and may be somebody's:
 		// of an agent that was given this directory, or whose cluster's name this one was
 		// given, by mistake. They stay until there is something to put in their place.
-		if errors.Is(err, ErrSnapshotTorn) {
+		if errors.Is(err, errSnapshotTorn) {
 			if err := s.file.discard(); err != nil {
 				s.log.Warn("Removing the snapshot failed", "error", err)
 			}

@@ -108,10 +108,10 @@ func TestSnapshotTorn(t *testing.T) {
 	raw := sample(t)
 	for length := range raw {
 		_, err := readSnapshot(bytes.NewReader(raw[:length]), hive, nil)
-		require.ErrorIs(t, err, ErrSnapshotTorn, "of %d bytes %d", len(raw), length)
+		require.ErrorIs(t, err, errSnapshotTorn, "of %d bytes %d", len(raw), length)
 	}
 	_, err := readSnapshot(bytes.NewReader(append(slices.Clone(raw), 0)), hive, nil)
-	require.ErrorIs(t, err, ErrSnapshotTorn)
+	require.ErrorIs(t, err, errSnapshotTorn)
 	for at := range raw {
 		for bit := range 8 {
 			flipped := slices.Clone(raw)
@@ -126,7 +126,7 @@ func TestSnapshotTorn(t *testing.T) {
 				require.Len(t, content[wire.Endpoints], sampled)
 				continue
 			}
-			require.True(t, errors.Is(err, ErrSnapshotTorn) || errors.Is(err, ErrSnapshotVersion), "byte %d, bit %d: %v", at, bit, err)
+			require.True(t, errors.Is(err, errSnapshotTorn) || errors.Is(err, errSnapshotVersion), "byte %d, bit %d: %v", at, bit, err)
 		}
 	}
 }
@@ -137,13 +137,13 @@ func TestSnapshotForeign(t *testing.T) {
 		want error
 		text string
 	}{
-		"another name":        {encoded(t, func() snapshotHeader { h := headerOf(); h.Cluster = "swarm"; return h }(), nil), ErrSnapshotForeign, `"swarm", ID 7`},
-		"another ID":          {encoded(t, func() snapshotHeader { h := headerOf(); h.ClusterID = 8; return h }(), nil), ErrSnapshotForeign, `"hive", ID 8`},
-		"another version":     {[]byte("waggle snapshot 2\nwhatever follows"), ErrSnapshotVersion, `"2"`},
-		"something else":      {[]byte("#!/bin/sh\necho none of ours\n"), ErrSnapshotTorn, "begin"},
-		"nothing":             {nil, ErrSnapshotTorn, "too early"},
-		"an unknown resource": {encoded(t, headerOf("serviceexports"), nil), ErrSnapshotTorn, "serviceexports"},
-		"a resource twice":    {encoded(t, headerOf(wire.Nodes, wire.Nodes), nil), ErrSnapshotTorn, "twice"},
+		"another name":        {encoded(t, func() snapshotHeader { h := headerOf(); h.Cluster = "swarm"; return h }(), nil), errSnapshotForeign, `"swarm", ID 7`},
+		"another ID":          {encoded(t, func() snapshotHeader { h := headerOf(); h.ClusterID = 8; return h }(), nil), errSnapshotForeign, `"hive", ID 8`},
+		"another version":     {[]byte("waggle snapshot 2\nwhatever follows"), errSnapshotVersion, `"2"`},
+		"something else":      {[]byte("#!/bin/sh\necho none of ours\n"), errSnapshotTorn, "begin"},
+		"nothing":             {nil, errSnapshotTorn, "too early"},
+		"an unknown resource": {encoded(t, headerOf("serviceexports"), nil), errSnapshotTorn, "serviceexports"},
+		"a resource twice":    {encoded(t, headerOf(wire.Nodes, wire.Nodes), nil), errSnapshotTorn, "twice"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := readSnapshot(bytes.NewReader(test.raw), hive, nil)
@@ -169,7 +169,7 @@ func FuzzSnapshot(f *testing.F) {
 		_, again := readSnapshot(bytes.NewReader(raw), hive, held{}.take)
 		require.Equal(t, err == nil, again == nil, "%v, %v", err, again)
 		if err != nil {
-			known := errors.Is(err, ErrSnapshotTorn) || errors.Is(err, ErrSnapshotVersion) || errors.Is(err, ErrSnapshotForeign)
+			known := errors.Is(err, errSnapshotTorn) || errors.Is(err, errSnapshotVersion) || errors.Is(err, errSnapshotForeign)
 			require.True(t, known, "%v", err)
 		}
 	})

@@ -93,7 +93,7 @@ func (s *source) lost(err error) {
 // tell logs why nothing is read: what is new at once, and what is known once in a
 // while. That a connection was refused is the same whichever ports were tried.
 func (s *source) tell(err error) {
-	refused, kind := new(RefusedError), "connection"
+	refused, kind := new(refusedError), "connection"
 	if errors.As(err, &refused) {
 		kind = refused.Error()
 	}

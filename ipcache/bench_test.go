@@ -26,7 +26,7 @@ func BenchmarkPipeline(b *testing.B) {
 				if backend == BackendBPF {
 					cfg = bpfConfig(b, n+1)
 				}
-				r := newRunning(b, OpenByFlag, cfg)
+				r := newRunning(b, openByFlag, cfg)
 				r.start(b)
 				r.committed(b, "0.0.0.0/0", identityWorld)
 				b.StartTimer()
@@ -54,7 +54,7 @@ func BenchmarkPipeline(b *testing.B) {
 func BenchmarkLookup(b *testing.B) {
 	const n = 100_000
 	entries := numbered(b, n)
-	for _, m := range []Map{NewMemoryMap(n), tempBPF(b, n)} {
+	for _, m := range []Map{newMemoryMap(n), tempBPF(b, n)} {
 		require.Nil(b, m.Update(entries))
 		b.Run(fmt.Sprintf("%T", m), func(b *testing.B) {
 			i := 0

@@ -22,13 +22,13 @@ import (
 // Cell writes the tables of endpoints and nodes into the map that
 // --ipcache-backend names.
 //
-// It provides *Datapath, for lookups, and *Reconciler; it needs the tables of
-// endpoints and nodes and wire.ClusterInfo.
-var Cell = NewCell(OpenByFlag)
+// It provides *Datapath, for lookups; it needs the tables of endpoints and nodes and
+// wire.ClusterInfo.
+var Cell = NewCell(openByFlag)
 
 // InMemoryCell is Cell for a build without BPF: whatever the flags say, the map
 // is in memory.
-var InMemoryCell = NewCell(OpenInMemory)
+var InMemoryCell = NewCell(openInMemory)
 
 // NewCell is Cell with another way to open the map.
 func NewCell(open Opener) cell.Cell {
@@ -41,7 +41,7 @@ func NewCell(open Opener) cell.Cell {
 
 		// It works whether anybody asks for it or not.
 		cell.Provide(register),
-		cell.Invoke(func(*Reconciler) {}),
+		cell.Invoke(func(*reconciler) {}),
 
 		cell.Provide(scriptCommands),
 	)
@@ -129,7 +129,7 @@ func (c Config) validate() error {
 	return nil
 }
 
-// params are what a Reconciler takes.
+// params are what a reconciler takes.
 type params struct {
 	cell.In
 
@@ -145,7 +145,7 @@ type params struct {
 	Target    *Datapath
 }
 
-func register(p params) *Reconciler {
+func register(p params) *reconciler {
 	r := newReconciler(p.Log, p.Health, p.DB, rules{
 		clusterName:  p.Cluster.Name,
 		ipv4:         p.Config.EnableIPv4,

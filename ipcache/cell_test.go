@@ -39,7 +39,7 @@ type running struct {
 	log      *slog.Logger
 	db       *statedb.DB
 	writer   *state.Writer
-	prune    *Reconciler
+	prune    *reconciler
 	health   statedb.Table[types.Status]
 	datapath *Datapath
 	there    *state.Origin
@@ -51,7 +51,7 @@ func newRunning(t testing.TB, open Opener, cfg Config, extra ...cell.Cell) *runn
 		state.Cell,
 		NewCell(open),
 		cell.Provide(func() wire.ClusterInfo { return wire.ClusterInfo{ID: 1, Name: "here"} }),
-		cell.Invoke(func(db *statedb.DB, w *state.Writer, c *Reconciler, health statedb.Table[types.Status], d *Datapath) {
+		cell.Invoke(func(db *statedb.DB, w *state.Writer, c *reconciler, health statedb.Table[types.Status], d *Datapath) {
 			r.db, r.writer, r.prune, r.health, r.datapath = db, w, c, health, d
 			r.there = w.Origin("there", 2, state.SourceClusterMesh)
 		}),
@@ -141,23 +141,23 @@ func bpfConfig(t testing.TB, capacity int) Config {
 }
 
 func eachBackend(t *testing.T, capacity int, test func(t *testing.T, open Opener, cfg Config)) {
-	t.Run("memory", func(t *testing.T) { test(t, OpenByFlag, memoryConfig(capacity)) })
-	t.Run("bpf", func(t *testing.T) { test(t, OpenByFlag, bpfConfig(t, capacity)) })
+	t.Run("memory", func(t *testing.T) { test(t, openByFlag, memoryConfig(capacity)) })
+	t.Run("bpf", func(t *testing.T) { test(t, openByFlag, bpfConfig(t, capacity)) })
 	t.Run("faulty", func(t *testing.T) {
 		test(t, func(_ *slog.Logger, cfg Config) (Map, error) {
-			return &faultyMap{MemoryMap: NewMemoryMap(cfg.Capacity)}, nil
+			return &faultyMap{memoryMap: newMemoryMap(cfg.Capacity)}, nil
 		}, memoryConfig(capacity))
 	})
 }
 
 // faultyMap fails a tenth of what it is asked to do.
-type faultyMap struct{ *MemoryMap }
+type faultyMap struct{ *memoryMap }
 
 func (f *faultyMap) Update(entries []Entry) []error {
 	errs := make([]error, len(entries))
 	for i := range entries {
 		if errs[i] = fault(); errs[i] == nil {
-			for _, err := range f.MemoryMap.Update(entries[i : i+1]) {
+			for _, err := range f.memoryMap.Update(entries[i : i+1]) {
 				errs[i] = err
 			}
 		}
@@ -169,7 +169,7 @@ func (f *faultyMap) Delete(keys []Key) []error {
 	errs := make([]error, len(keys))
 	for i := range keys {
 		if errs[i] = fault(); errs[i] == nil {
-			f.MemoryMap.Delete(keys[i : i+1])
+			f.memoryMap.Delete(keys[i : i+1])
 		}
 	}
 	return errs
@@ -222,7 +222,7 @@ func TestCellFollowsTheTables(t *testing.T) {
 // are complete, and only then what is gone is removed.
 func TestCellRestart(t *testing.T) {
 	cfg := bpfConfig(t, 1000)
-	r := newRunning(t, OpenByFlag, cfg)
+	r := newRunning(t, openByFlag, cfg)
 	r.start(t)
 	r.do(func(tx *state.Txn) {
 		tx.UpsertEndpoint(r.there, state.Owner{}, claimOn("10.0.1.7/32", "192.168.0.1", 70000))
@@ -234,7 +234,7 @@ func TestCellRestart(t *testing.T) {
 	require.Empty(t, r.lookup(t, "10.0.1.7"), "a stopped datapath finds nothing")
 
 	var synced func(*state.Txn)
-	r = start(t, OpenByFlag, cfg, cell.Invoke(func(w *state.Writer) {
+	r = start(t, openByFlag, cfg, cell.Invoke(func(w *state.Writer) {
 		synced = w.RegisterInitializer("test", wire.Endpoints)
 	}))
 	require.True(t, r.datapath.Restored())
@@ -279,7 +279,7 @@ func TestCellPruneRepairs(t *testing.T) {
 		} {
 			require.Eventually(t, func() bool { return errors.Join(damage()...) == nil }, patience, time.Millisecond)
 			require.Eventually(t, func() bool {
-				r.prune.Prune()
+				r.prune.pruneSoon()
 				return maps.Equal(want, content(t, r.datapath))
 			}, patience, 10*time.Millisecond)
 		}
@@ -360,8 +360,8 @@ func TestCellFallsBackToMemory(t *testing.T) {
 func TestCellKeepsOffOtherErrors(t *testing.T) {
 	cfg := bpfConfig(t, 100)
 	cfg.Backend = BackendAuto
-	start(t, OpenByFlag, cfg)
-	second := newRunning(t, OpenByFlag, cfg)
+	start(t, openByFlag, cfg)
+	second := newRunning(t, openByFlag, cfg)
 	require.ErrorIs(t, second.hive.Start(second.log, context.Background()), ErrInUse)
 	second.stop(t)
 }
@@ -391,7 +391,7 @@ func TestScripts(t *testing.T) {
 	scripttest.Test(t, t.Context(), func(t testing.TB, _ []string) *script.Engine {
 		cfg := memoryConfig(1000)
 		cfg.EnableIPv6 = true
-		r := newRunning(t, OpenByFlag, cfg, cell.Invoke(func(w *state.Writer) {
+		r := newRunning(t, openByFlag, cfg, cell.Invoke(func(w *state.Writer) {
 			there := w.Origin("there", 2, state.SourceClusterMesh)
 			tx := w.Begin()
 			defer tx.Commit()

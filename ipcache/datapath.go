@@ -30,11 +30,11 @@ const (
 // [ErrBPFNotPermitted]; any other stops the start.
 type Opener func(log *slog.Logger, cfg Config) (Map, error)
 
-// OpenByFlag opens the map that --ipcache-backend names. For "auto" it tries the
+// openByFlag opens the map that --ipcache-backend names. For "auto" it tries the
 // kernel, and leaves it to the Datapath to fall back.
-func OpenByFlag(log *slog.Logger, cfg Config) (Map, error) {
+func openByFlag(log *slog.Logger, cfg Config) (Map, error) {
 	if cfg.Backend == BackendMemory {
-		return OpenInMemory(log, cfg)
+		return openInMemory(log, cfg)
 	}
 	m, err := OpenBPF(log, BPFConfig{Root: cfg.BPFRoot, Dir: cfg.BPFMapDir, Capacity: cfg.Capacity})
 	if err != nil {
@@ -43,9 +43,9 @@ func OpenByFlag(log *slog.Logger, cfg Config) (Map, error) {
 	return m, nil
 }
 
-// OpenInMemory opens the map in memory, whatever the flags say.
-func OpenInMemory(_ *slog.Logger, cfg Config) (Map, error) {
-	return NewMemoryMap(cfg.Capacity), nil
+// openInMemory opens the map in memory, whatever the flags say.
+func openInMemory(_ *slog.Logger, cfg Config) (Map, error) {
+	return newMemoryMap(cfg.Capacity), nil
 }
 
 // Datapath is the map that this process has, from its start to its stop; at
@@ -61,7 +61,7 @@ type Datapath struct {
 	target   Map // nil when not open
 	fallback error
 
-	// Of the Reconciler, for Stats.
+	// Of the reconciler, for Stats.
 	wanted, failed, overflow atomic.Int64
 }
 
@@ -84,7 +84,7 @@ func (d *Datapath) Start(cell.HookContext) error {
 	var fallback error
 	if d.cfg.Backend == BackendAuto && errors.Is(err, ErrBPFNotPermitted) {
 		fallback = err
-		target, err = OpenInMemory(d.log, d.cfg)
+		target, err = openInMemory(d.log, d.cfg)
 	}
 	if err != nil {
 		return fmt.Errorf("opening the ipcache map: %w", err)

@@ -27,20 +27,20 @@ var ReadOnlyCell = cell.Module(
 )
 
 func openReadOnly(log *slog.Logger, cfg Config) (Map, error) {
-	return &ReadOnlyMap{log: log, path: filepath.Join(cfg.BPFRoot, AgentMap), capacity: cfg.Capacity}, nil
+	return &readOnlyMap{log: log, path: filepath.Join(cfg.BPFRoot, AgentMap), capacity: cfg.Capacity}, nil
 }
 
-// ReadOnlyMap is a map in the kernel that is another program's. It is opened for each use:
+// readOnlyMap is a map in the kernel that is another program's. It is opened for each use:
 // its owner may make it late, and anew.
-type ReadOnlyMap struct {
+type readOnlyMap struct {
 	log      *slog.Logger
 	path     string
 	capacity int
 }
 
-var _ Map = (*ReadOnlyMap)(nil)
+var _ Map = (*readOnlyMap)(nil)
 
-func (r *ReadOnlyMap) open() (*BPFMap, error) {
+func (r *readOnlyMap) open() (*BPFMap, error) {
 	m, err := ebpf.LoadPinnedMap(r.path, &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", r.path, err)
@@ -53,10 +53,10 @@ func (r *ReadOnlyMap) open() (*BPFMap, error) {
 }
 
 // Update implements Map: it can't.
-func (r *ReadOnlyMap) Update(entries []Entry) []error { return allForeign(len(entries)) }
+func (r *readOnlyMap) Update(entries []Entry) []error { return allForeign(len(entries)) }
 
 // Delete implements Map: it can't.
-func (r *ReadOnlyMap) Delete(keys []Key) []error { return allForeign(len(keys)) }
+func (r *readOnlyMap) Delete(keys []Key) []error { return allForeign(len(keys)) }
 
 func allForeign(n int) []error {
 	errs := make([]error, n)
@@ -67,7 +67,7 @@ func allForeign(n int) []error {
 }
 
 // Lookup implements Map.
-func (r *ReadOnlyMap) Lookup(addr netip.Addr) (Entry, bool) {
+func (r *readOnlyMap) Lookup(addr netip.Addr) (Entry, bool) {
 	m, err := r.open()
 	if err != nil {
 		return Entry{}, false
@@ -77,7 +77,7 @@ func (r *ReadOnlyMap) Lookup(addr netip.Addr) (Entry, bool) {
 }
 
 // All implements Map.
-func (r *ReadOnlyMap) All() iter.Seq2[Entry, error] {
+func (r *readOnlyMap) All() iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		m, err := r.open()
 		if err != nil {
@@ -90,12 +90,12 @@ func (r *ReadOnlyMap) All() iter.Seq2[Entry, error] {
 }
 
 // Capacity implements Map.
-func (r *ReadOnlyMap) Capacity() int { return r.capacity }
+func (r *readOnlyMap) Capacity() int { return r.capacity }
 
 // Restored implements Map.
-func (r *ReadOnlyMap) Restored() bool { return true }
+func (r *readOnlyMap) Restored() bool { return true }
 
-func (r *ReadOnlyMap) String() string { return "map of cilium-agent at " + r.path }
+func (r *readOnlyMap) String() string { return "map of cilium-agent at " + r.path }
 
 // Close implements Map.
-func (r *ReadOnlyMap) Close() error { return nil }
+func (r *readOnlyMap) Close() error { return nil }

@@ -18,7 +18,7 @@ func TestReadOnlyMap(t *testing.T) {
 	entry := Entry{key, NewValue(4711, netip.MustParseAddr("172.18.0.2"), 0, 0)}
 	require.Empty(t, owner.Update([]Entry{entry}))
 
-	m := &ReadOnlyMap{log: hivetest.Logger(t), path: owner.Path(), capacity: 16}
+	m := &readOnlyMap{log: hivetest.Logger(t), path: owner.Path(), capacity: 16}
 	found, ok := m.Lookup(netip.MustParseAddr("10.0.0.1"))
 	require.True(t, ok)
 	require.Equal(t, entry, found)

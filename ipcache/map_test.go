@@ -60,7 +60,7 @@ func content(t testing.TB, m Map) map[Key]Value {
 
 // eachMap runs a test on both kinds, and on the kernel's without batches.
 func eachMap(t *testing.T, capacity int, test func(t *testing.T, m Map)) {
-	t.Run("memory", func(t *testing.T) { test(t, NewMemoryMap(capacity)) })
+	t.Run("memory", func(t *testing.T) { test(t, newMemoryMap(capacity)) })
 	t.Run("bpf", func(t *testing.T) { test(t, tempBPF(t, capacity)) })
 	t.Run("bpf-single", func(t *testing.T) {
 		b := tempBPF(t, capacity)
@@ -196,7 +196,7 @@ func TestMapsAgree(t *testing.T) {
 			all = append(all, entry.Key)
 		}
 		kernel.Delete(all)
-		memory := NewMemoryMap(capacity)
+		memory := newMemoryMap(capacity)
 
 		t.Repeat(map[string]func(*rapid.T){
 			"update": func(t *rapid.T) {

@@ -10,9 +10,9 @@ import (
 	"sync"
 )
 
-// MemoryMap is a Map in the memory of this process, for where BPF isn't
+// memoryMap is a Map in the memory of this process, for where BPF isn't
 // permitted. No datapath reads it.
-type MemoryMap struct {
+type memoryMap struct {
 	capacity int
 
 	mu      sync.RWMutex
@@ -22,20 +22,20 @@ type MemoryMap struct {
 	lengths [2][129]int
 }
 
-var _ Map = (*MemoryMap)(nil)
+var _ Map = (*memoryMap)(nil)
 
-// NewMemoryMap makes an empty map for so many entries.
-func NewMemoryMap(capacity int) *MemoryMap {
-	return &MemoryMap{capacity: capacity, entries: map[Key]Value{}}
+// newMemoryMap makes an empty map for so many entries.
+func newMemoryMap(capacity int) *memoryMap {
+	return &memoryMap{capacity: capacity, entries: map[Key]Value{}}
 }
 
 // length is the counter of the key's family and length.
-func (m *MemoryMap) length(k Key) *int {
+func (m *memoryMap) length(k Key) *int {
 	return &m.lengths[k.Family-familyIPv4][k.PrefixLen-staticPrefixBits]
 }
 
 // Update implements Map.
-func (m *MemoryMap) Update(entries []Entry) []error {
+func (m *memoryMap) Update(entries []Entry) []error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var errs []error
@@ -53,7 +53,7 @@ func (m *MemoryMap) Update(entries []Entry) []error {
 }
 
 // Delete implements Map.
-func (m *MemoryMap) Delete(keys []Key) []error {
+func (m *memoryMap) Delete(keys []Key) []error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, key := range keys {
@@ -66,7 +66,7 @@ func (m *MemoryMap) Delete(keys []Key) []error {
 }
 
 // Lookup implements Map.
-func (m *MemoryMap) Lookup(addr netip.Addr) (Entry, bool) {
+func (m *memoryMap) Lookup(addr netip.Addr) (Entry, bool) {
 	full, ok := NewKey(single(addr))
 	if !ok {
 		return Entry{}, false
@@ -87,7 +87,7 @@ func (m *MemoryMap) Lookup(addr netip.Addr) (Entry, bool) {
 }
 
 // All implements Map. It works on a copy, so that the map isn't locked meanwhile.
-func (m *MemoryMap) All() iter.Seq2[Entry, error] {
+func (m *memoryMap) All() iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		m.mu.RLock()
 		entries := make([]Entry, 0, len(m.entries))
@@ -104,18 +104,18 @@ func (m *MemoryMap) All() iter.Seq2[Entry, error] {
 }
 
 // Capacity implements Map.
-func (m *MemoryMap) Capacity() int { return m.capacity }
+func (m *memoryMap) Capacity() int { return m.capacity }
 
 // Restored implements Map; it never is.
-func (m *MemoryMap) Restored() bool { return false }
+func (m *memoryMap) Restored() bool { return false }
 
 // String implements Map.
-func (m *MemoryMap) String() string {
+func (m *memoryMap) String() string {
 	return fmt.Sprintf("in-memory map for %d entries", m.capacity)
 }
 
 // Close implements Map.
-func (m *MemoryMap) Close() error { return nil }
+func (m *memoryMap) Close() error { return nil }
 
 // setError stores the error of entry i of n, making room at the first one.
 func setError(errs []error, n, i int, err error) []error {

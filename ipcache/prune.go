@@ -16,7 +16,7 @@ import (
 //
 // It is called when all of the tables was taken in. It reads the whole map: about
 // 1 µs an entry (BenchmarkBPFAll).
-func (r *Reconciler) prune(txn statedb.ReadTxn) error {
+func (r *reconciler) prune(txn statedb.ReadTxn) error {
 	if !r.compared && !r.target.Restored() {
 		// A map that began empty has nothing but what we wrote.
 		r.compared = true

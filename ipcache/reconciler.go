@@ -39,10 +39,10 @@ const (
 	overflowLogInterval = 10 * time.Second
 )
 
-// Reconciler brings what the tables of endpoints and nodes want into the map, in
+// reconciler brings what the tables of endpoints and nodes want into the map, in
 // its one job, in rounds. It keeps no status of single entries, only of those
 // that failed: statedb's reconciler, which does, writes each row a second time.
-type Reconciler struct {
+type reconciler struct {
 	log    *slog.Logger
 	db     *statedb.DB
 	nodes  statedb.Table[*state.Node]
@@ -76,8 +76,8 @@ type Reconciler struct {
 }
 
 func newReconciler(log *slog.Logger, health cell.Health, db *statedb.DB, rules rules,
-	endpoints statedb.Table[*state.Endpoint], nodes statedb.Table[*state.Node], target *Datapath) *Reconciler {
-	return &Reconciler{
+	endpoints statedb.Table[*state.Endpoint], nodes statedb.Table[*state.Node], target *Datapath) *reconciler {
+	return &reconciler{
 		log: log, db: db, nodes: nodes, target: target, health: health.NewScope("capacity"),
 		wanted: newWanted(rules, endpoints),
 		failed: map[Key]error{}, overflow: map[Key]struct{}{},
@@ -91,9 +91,9 @@ func newBackoff() wait.Backoff {
 	return wait.Backoff{Duration: retryMin, Factor: 2, Jitter: 0.1, Steps: 20, Cap: retryMax}
 }
 
-// Prune has the map compared in full with what is wanted, soon, once the tables
+// pruneSoon has the map compared in full with what is wanted, soon, once the tables
 // are initialized. It returns at once, and may be called by several goroutines.
-func (r *Reconciler) Prune() {
+func (r *reconciler) pruneSoon() {
 	select {
 	case r.pruneNow <- struct{}{}:
 	default: // it is asked for already
@@ -101,7 +101,7 @@ func (r *Reconciler) Prune() {
 }
 
 // run reconciles until ctx ends.
-func (r *Reconciler) run(ctx context.Context, health cell.Health) error {
+func (r *reconciler) run(ctx context.Context, health cell.Health) error {
 	if err := r.watch(); err != nil {
 		return err
 	}
@@ -156,7 +156,7 @@ func (r *Reconciler) run(ctx context.Context, health cell.Health) error {
 }
 
 // watch begins to follow the sources.
-func (r *Reconciler) watch() (err error) {
+func (r *reconciler) watch() (err error) {
 	wtxn := r.db.WriteTxn(r.wanted.endpoints, r.nodes)
 	defer wtxn.Commit()
 	if r.endpointChanges, err = r.wanted.endpoints.Changes(wtxn); err != nil {
@@ -169,7 +169,7 @@ func (r *Reconciler) watch() (err error) {
 }
 
 // start writes what depends on nothing.
-func (r *Reconciler) start() {
+func (r *reconciler) start() {
 	for key, c := range r.wanted.claims.strongest {
 		r.updates = append(r.updates, Entry{key, c.value})
 	}
@@ -189,7 +189,7 @@ type next struct {
 // step takes one snapshot of the sources and brings what changed into the map,
 // roundSize changes at most. Nodes come first: an endpoint without its node
 // can't be reached.
-func (r *Reconciler) step() (next next) {
+func (r *reconciler) step() (next next) {
 	txn := r.db.ReadTxn()
 	nodes, nodesWatch := r.nodeChanges.Next(txn)
 	endpoints, endpointsWatch := r.endpointChanges.Next(txn)
@@ -242,7 +242,7 @@ func (r *Reconciler) step() (next next) {
 }
 
 // queue has the map made as wanted at one key.
-func (r *Reconciler) queue(txn statedb.ReadTxn, key Key) {
+func (r *reconciler) queue(txn statedb.ReadTxn, key Key) {
 	if c, ok := r.wanted.at(txn, key); ok {
 		r.updates = append(r.updates, Entry{key, c.value})
 	} else {
@@ -251,7 +251,7 @@ func (r *Reconciler) queue(txn statedb.ReadTxn, key Key) {
 }
 
 // queueEndpoint is queue for a changed endpoint, without looking it up.
-func (r *Reconciler) queueEndpoint(change statedb.Change[*state.Endpoint]) {
+func (r *reconciler) queueEndpoint(change statedb.Change[*state.Endpoint]) {
 	entry, ok := r.wanted.rules.endpoint(change.Object)
 	switch {
 	case !ok: // no such prefix can be in the map
@@ -270,7 +270,7 @@ func (r *Reconciler) queueEndpoint(change statedb.Change[*state.Endpoint]) {
 // write brings what is queued into the map, in one batch of deletions and one of
 // updates. What doesn't fit, fails or is in order again is noted. Into the room
 // that deletions made goes what didn't fit before.
-func (r *Reconciler) write(txn statedb.ReadTxn) {
+func (r *reconciler) write(txn statedb.ReadTxn) {
 	before := len(r.overflow)
 	if len(r.deletes) > 0 {
 		errs := r.target.Delete(r.deletes)
@@ -294,7 +294,7 @@ func (r *Reconciler) write(txn statedb.ReadTxn) {
 }
 
 // admit queues entries that didn't fit, as many as there may be room for.
-func (r *Reconciler) admit(txn statedb.ReadTxn, room int) {
+func (r *reconciler) admit(txn statedb.ReadTxn, room int) {
 	for key := range r.overflow {
 		if room--; room < 0 {
 			return
@@ -306,7 +306,7 @@ func (r *Reconciler) admit(txn statedb.ReadTxn, room int) {
 }
 
 // outcome notes how writing or deleting a key went.
-func (r *Reconciler) outcome(key Key, err error) {
+func (r *reconciler) outcome(key Key, err error) {
 	switch {
 	case errors.Is(err, ErrFull):
 		delete(r.failed, key)

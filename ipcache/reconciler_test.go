@@ -20,9 +20,9 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
-// fixture drives a Reconciler round by round, without its job.
+// fixture drives a reconciler round by round, without its job.
 type fixture struct {
-	*Reconciler
+	*reconciler
 	writer                 *state.Writer
 	here, there, elsewhere *state.Origin
 }
@@ -38,14 +38,14 @@ func newFixture(t require.TestingT, target Map) *fixture {
 	require.NoError(t, r.watch())
 	r.start()
 	return &fixture{
-		Reconciler: r, writer: writer,
+		reconciler: r, writer: writer,
 		here:      writer.Origin(local.Cluster, local.ClusterID, local.Source),
 		there:     writer.Origin(remote.Cluster, remote.ClusterID, remote.Source),
 		elsewhere: writer.Origin(other.Cluster, other.ClusterID, other.Source),
 	}
 }
 
-// do makes one transaction and lets the Reconciler follow.
+// do makes one transaction and lets the reconciler follow.
 func (f *fixture) do(change func(tx *state.Txn)) {
 	tx := f.writer.Begin()
 	defer tx.Abort() // a draw of change may end it
@@ -91,7 +91,7 @@ func simpleNode(cluster, name, ip string, cidrs ...string) wire.Node {
 	return n
 }
 
-func newMemoryFixture(t require.TestingT) *fixture { return newFixture(t, NewMemoryMap(1000)) }
+func newMemoryFixture(t require.TestingT) *fixture { return newFixture(t, newMemoryMap(1000)) }
 
 func TestNodeDifference(t *testing.T) {
 	f := newMemoryFixture(t)
@@ -165,19 +165,19 @@ func TestPrecedence(t *testing.T) {
 
 // countingMap counts the entries that are written.
 type countingMap struct {
-	*MemoryMap
+	*memoryMap
 	updated int
 }
 
 func (m *countingMap) Update(entries []Entry) []error {
 	m.updated += len(entries)
-	return m.MemoryMap.Update(entries)
+	return m.memoryMap.Update(entries)
 }
 
 // TestUnchangedNodeWritesNothing: nodes are updated often, and what they give
 // hardly ever changes.
 func TestUnchangedNodeWritesNothing(t *testing.T) {
-	target := &countingMap{MemoryMap: NewMemoryMap(100)}
+	target := &countingMap{memoryMap: newMemoryMap(100)}
 	f := newFixture(t, target)
 	node := simpleNode("there", "n1", "192.168.0.1", "10.0.1.0/24")
 	f.do(func(tx *state.Txn) { tx.UpsertNode(f.there, node) })
@@ -212,7 +212,7 @@ func TestSyncedAfterBothSources(t *testing.T) {
 // don't count as synced before.
 func TestRounds(t *testing.T) {
 	const n = roundSize + 10
-	f := newFixture(t, NewMemoryMap(n+1))
+	f := newFixture(t, newMemoryMap(n+1))
 	tx := f.writer.Begin()
 	for _, entry := range numbered(t, n) {
 		tx.UpsertEndpoint(f.there, state.Owner{}, wire.Endpoint{Prefix: entry.Prefix(), Identity: entry.Identity})
@@ -230,7 +230,7 @@ func TestRounds(t *testing.T) {
 
 // failingMap fails at the keys of a set.
 type failingMap struct {
-	*MemoryMap
+	*memoryMap
 	at map[Key]bool
 }
 
@@ -238,7 +238,7 @@ func (m *failingMap) Update(entries []Entry) (errs []error) {
 	for i, entry := range entries {
 		err := errInjected
 		if !m.at[entry.Key] {
-			err = errors.Join(m.MemoryMap.Update([]Entry{entry})...)
+			err = errors.Join(m.memoryMap.Update([]Entry{entry})...)
 		}
 		if err != nil {
 			errs = setError(errs, len(entries), i, err)
@@ -252,7 +252,7 @@ func (m *failingMap) Delete(keys []Key) (errs []error) {
 		if m.at[key] {
 			errs = setError(errs, len(keys), i, errInjected)
 		} else {
-			m.MemoryMap.Delete([]Key{key})
+			m.memoryMap.Delete([]Key{key})
 		}
 	}
 	return errs
@@ -263,7 +263,7 @@ var errInjected = errors.New("injected")
 // TestFailedAreTriedAgain: a key that fails doesn't keep others out, and gets
 // what is wanted by then, which may be nothing.
 func TestFailedAreTriedAgain(t *testing.T) {
-	target := &failingMap{MemoryMap: NewMemoryMap(100), at: map[Key]bool{}}
+	target := &failingMap{memoryMap: newMemoryMap(100), at: map[Key]bool{}}
 	f := newFixture(t, target)
 	put := func(ip string, identity uint32) {
 		f.do(func(tx *state.Txn) { tx.UpsertEndpoint(f.there, state.Owner{}, claimOn(ip, "", identity)) })
@@ -304,7 +304,7 @@ func TestFailedAreTriedAgain(t *testing.T) {
 func TestReconcileProperty(t *testing.T) {
 	prefixes := []string{"10.0.0.1/32", "10.0.0.2/32", "10.0.0.0/24", "0.0.0.0/0"}
 	rapid.Check(t, func(t *rapid.T) {
-		target := &failingMap{MemoryMap: NewMemoryMap(rapid.IntRange(2, 5).Draw(t, "capacity")), at: map[Key]bool{}}
+		target := &failingMap{memoryMap: newMemoryMap(rapid.IntRange(2, 5).Draw(t, "capacity")), at: map[Key]bool{}}
 		f := newFixture(t, target)
 		origins := []*state.Origin{f.here, f.there, f.elsewhere}
 		genOrigin := rapid.SampledFrom(origins)
@@ -339,7 +339,7 @@ func TestReconcileProperty(t *testing.T) {
 				f.retry = true
 				f.step()
 			},
-			"": func(t *rapid.T) { f.check(t, target.MemoryMap) },
+			"": func(t *rapid.T) { f.check(t, target.memoryMap) },
 		})
 		clear(target.at)
 		target.capacity = 100
@@ -349,11 +349,11 @@ func TestReconcileProperty(t *testing.T) {
 		require.NoError(t, f.prune(f.db.ReadTxn()))
 		require.Empty(t, f.failed)
 		require.Empty(t, f.overflow)
-		f.check(t, target.MemoryMap)
+		f.check(t, target.memoryMap)
 	})
 }
 
-func (f *fixture) check(t require.TestingT, target *MemoryMap) {
+func (f *fixture) check(t require.TestingT, target *memoryMap) {
 	txn := f.db.ReadTxn()
 	all := map[Key][]claim{}
 	add := func(entry Entry, source state.Source, kind kind) {

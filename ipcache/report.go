@@ -11,7 +11,7 @@ import (
 
 // report tells health how it stands, and gives what it told. Health is a table
 // too: it isn't written for each change of an endpoint.
-func (r *Reconciler) report(health cell.Health, said string) string {
+func (r *reconciler) report(health cell.Health, said string) string {
 	claims := r.wanted.claims
 	now := fmt.Sprintf("%d nodes, %d prefixes with several owners", len(claims.nodes), len(claims.contested))
 	if n := len(r.failed); n > 0 {
@@ -36,7 +36,7 @@ func (r *Reconciler) report(health cell.Health, said string) string {
 }
 
 // reportOverflow tells of overflow when its count isn't what it was before.
-func (r *Reconciler) reportOverflow(before int) {
+func (r *reconciler) reportOverflow(before int) {
 	now := len(r.overflow)
 	if now == before {
 		return

@@ -6,7 +6,7 @@
 // which node it is.
 //
 //	Table "endpoints" ──────────┐
-//	                            ├─ wanted ─▶ Reconciler, in batches ─▶ Map: BPF LPM trie, or in memory
+//	                            ├─ wanted ─▶ reconciler, in batches ─▶ Map: BPF LPM trie, or in memory
 //	Table "nodes" ──▶ claims ───┘
 //
 //	types.go        the contract of a Map, and its errors

@@ -27,7 +27,7 @@ var Cell = cell.Module(
 	cell.Config(DefaultConfig),
 	cell.Provide(
 		newKVStoreMesh,
-		(*KVStoreMesh).factory,
+		(*kvStoreMesh).factory,
 		newReadiness,
 	),
 	// Both need to know which clusters are configured.
@@ -45,8 +45,8 @@ var Cell = cell.Module(
 	cell.Provide(filterCommands),
 )
 
-// KVStoreMesh replicates all remote clusters.
-type KVStoreMesh struct {
+// kvStoreMesh replicates all remote clusters.
+type kvStoreMesh struct {
 	log    *slog.Logger
 	config Config
 	local  wire.ClusterInfo
@@ -68,15 +68,15 @@ type KVStoreMesh struct {
 const concurrentLists = 2
 
 func newKVStoreMesh(log *slog.Logger, config Config, local wire.ClusterInfo,
-	client *etcd.Client, writer *etcd.Writer, stateWriter *state.Writer) *KVStoreMesh {
-	m := &KVStoreMesh{log: log, config: config, local: local, client: client, writer: writer, state: stateWriter,
+	client *etcd.Client, writer *etcd.Writer, stateWriter *state.Writer) *kvStoreMesh {
+	m := &kvStoreMesh{log: log, config: config, local: local, client: client, writer: writer, state: stateWriter,
 		lists: semaphore.NewWeighted(concurrentLists)}
 	m.configs = writer.Scope(etcd.ScopeConfig{Prefix: wire.ClusterConfigPrefix, Lease: true, Refill: m.refillConfigs})
 	return m
 }
 
 // factory gives what makes the Handler of each cluster.
-func (m *KVStoreMesh) factory() remote.Factory {
+func (m *kvStoreMesh) factory() remote.Factory {
 	return func(name string) remote.Handler { return newCluster(m, name) }
 }
 

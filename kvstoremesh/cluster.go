@@ -21,7 +21,7 @@ import (
 // cluster replicates one remote cluster, as its remote.Handler. Readers outlive
 // connections, so that a reconnect brings the difference only.
 type cluster struct {
-	mesh *KVStoreMesh
+	mesh *kvStoreMesh
 	name string
 	log  *slog.Logger
 
@@ -47,7 +47,7 @@ type layout struct {
 	canaries  bool
 }
 
-func newCluster(mesh *KVStoreMesh, name string) *cluster {
+func newCluster(mesh *kvStoreMesh, name string) *cluster {
 	c := &cluster{mesh: mesh, name: name, log: mesh.log.With("cluster", name),
 		status: status{Refusals: remote.NewRefusals()}, dirty: make(chan struct{}, 1)}
 	return c

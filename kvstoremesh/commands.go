@@ -50,7 +50,7 @@ func explainCommand(x *explainer, db *statedb.DB, client *etcd.Client) script.Cm
 			if err := answer.look(s.Context(), client); err != nil {
 				answer.EtcdError = err.Error()
 			}
-			return export.PrintAs(s.Flags, answer, func(out *bytes.Buffer) error { return answer.Print(out) })
+			return export.PrintAs(s.Flags, answer, func(out *bytes.Buffer) error { return answer.print(out) })
 		},
 	)
 }

@@ -17,7 +17,7 @@ type rawConfigs struct {
 }
 
 // setConfig writes a cluster's config; nil deletes it.
-func (m *KVStoreMesh) setConfig(name string, raw []byte) {
+func (m *kvStoreMesh) setConfig(name string, raw []byte) {
 	m.rawConfigs.mu.Lock()
 	defer m.rawConfigs.mu.Unlock()
 	if m.rawConfigs.byName == nil {
@@ -34,7 +34,7 @@ func (m *KVStoreMesh) setConfig(name string, raw []byte) {
 
 // deleteOrphanConfig deletes a config that an earlier process wrote, unless the
 // cluster has been connected to in the meantime.
-func (m *KVStoreMesh) deleteOrphanConfig(name string) (deleted bool) {
+func (m *kvStoreMesh) deleteOrphanConfig(name string) (deleted bool) {
 	m.rawConfigs.mu.Lock()
 	defer m.rawConfigs.mu.Unlock()
 	if _, ours := m.rawConfigs.byName[name]; ours {
@@ -45,7 +45,7 @@ func (m *KVStoreMesh) deleteOrphanConfig(name string) (deleted bool) {
 }
 
 // refillConfigs writes again what the local etcd has lost.
-func (m *KVStoreMesh) refillConfigs([]string) {
+func (m *kvStoreMesh) refillConfigs([]string) {
 	m.rawConfigs.mu.Lock()
 	defer m.rawConfigs.mu.Unlock()
 	ops := make([]etcd.Op, 0, len(m.rawConfigs.byName))

@@ -129,8 +129,8 @@ func PrintFilterStatus(w io.Writer, status []FilterStatus, all bool) error {
 	return table.Flush()
 }
 
-// Print writes the facts, one a line.
-func (e *Explanation) Print(w io.Writer) error {
+// print writes the facts, one a line.
+func (e *Explanation) print(w io.Writer) error {
 	fmt.Fprintf(w, "%s (region %s) has of %s (region %s):\n", e.Cluster, export.OrDash(e.Region), e.Source, export.OrDash(e.SourceRegion))
 	fmt.Fprintf(w, "  known %t, connected %t, endpoints synced %t, values refused %d\n", e.Known, e.Connected, e.Synced, e.Refused)
 	if e.Trouble != "" {

@@ -38,7 +38,7 @@ type fixture struct {
 	t             testing.TB
 	source, local *etcd.Client
 	server        *etcd.Server
-	mesh          *KVStoreMesh
+	mesh          *kvStoreMesh
 	db            *statedb.DB
 	rows          statedb.Table[*state.RemoteCluster]
 	stop          func()

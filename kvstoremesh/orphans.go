@@ -27,7 +27,7 @@ import (
 // with those of other clusters, which we keep alive. Canaries go last, so that
 // each cluster of which something is left has one.
 
-func registerOrphans(m *KVStoreMesh, mesh *remote.Mesh, jobs job.Group) {
+func registerOrphans(m *kvStoreMesh, mesh *remote.Mesh, jobs job.Group) {
 	if !mesh.Enabled() || m.config.DisableDrainOnDisconnection {
 		return
 	}
@@ -44,7 +44,7 @@ func registerOrphans(m *KVStoreMesh, mesh *remote.Mesh, jobs job.Group) {
 
 // drainOrphans removes the data of every cluster that configured doesn't name. How it
 // goes with each is in health, in a scope of its own.
-func (m *KVStoreMesh) drainOrphans(ctx context.Context, health cell.Health, configured func() []string) error {
+func (m *kvStoreMesh) drainOrphans(ctx context.Context, health cell.Health, configured func() []string) error {
 	health.OK("Looking for data of clusters that are no longer configured")
 	names, err := m.cachedClusters(ctx)
 	if err != nil {
@@ -75,7 +75,7 @@ func (m *KVStoreMesh) drainOrphans(ctx context.Context, health cell.Health, conf
 }
 
 // cachedClusters lists the clusters of which there is cached data.
-func (m *KVStoreMesh) cachedClusters(ctx context.Context) ([]string, error) {
+func (m *kvStoreMesh) cachedClusters(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	resp, err := m.client.Etcd().Get(ctx, wire.SyncedRoot, clientv3.WithPrefix(), clientv3.WithKeysOnly())
@@ -93,7 +93,7 @@ func (m *KVStoreMesh) cachedClusters(ctx context.Context) ([]string, error) {
 }
 
 // drainOrphan removes a cluster's data unless it is configured by then.
-func (m *KVStoreMesh) drainOrphan(ctx context.Context, health cell.Health, configured func() []string, name string) {
+func (m *kvStoreMesh) drainOrphan(ctx context.Context, health cell.Health, configured func() []string, name string) {
 	defer health.Stopped("the drain has ended")
 	log := m.log.With("cluster", name)
 	insist := func(ctx context.Context, log *slog.Logger, ask func(context.Context) error) error {
@@ -143,7 +143,7 @@ func (m *KVStoreMesh) drainOrphan(ctx context.Context, health cell.Health, confi
 
 // grace has the deletion of a cluster's config committed, so that no agent
 // connects anew, and waits for those that are connected to leave.
-func (m *KVStoreMesh) grace(ctx context.Context, name string) error {
+func (m *kvStoreMesh) grace(ctx context.Context, name string) error {
 	if err := m.configs.Barrier(ctx); err != nil {
 		return err
 	}

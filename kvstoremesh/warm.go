@@ -20,7 +20,7 @@ import (
 // cluster which is away may be connected after they ran out, and until then its
 // last known state is to stay in force.
 
-func registerWarmStart(m *KVStoreMesh, mesh *remote.Mesh, jobs job.Group) {
+func registerWarmStart(m *kvStoreMesh, mesh *remote.Mesh, jobs job.Group) {
 	if mesh.Enabled() {
 		jobs.Add(job.OneShot("adopt-leases", func(ctx context.Context, health cell.Health) error {
 			health.OK("Looking for the leases of what an earlier process has written")
@@ -35,7 +35,7 @@ func registerWarmStart(m *KVStoreMesh, mesh *remote.Mesh, jobs job.Group) {
 
 // adoptLeases leaves alone what the local cluster's exporter wrote: if that has
 // died, its keys are to go.
-func (m *KVStoreMesh) adoptLeases(ctx context.Context) error {
+func (m *kvStoreMesh) adoptLeases(ctx context.Context) error {
 	all := func(string) bool { return true }
 	canary := func(key string) bool { return strings.Contains(key, "/"+wire.CacheRoot) }
 	config := func(key string) bool { return key != wire.ClusterConfigKey(m.local.Name) }

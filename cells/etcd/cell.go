@@ -54,7 +54,7 @@ func newLocalClient(p clientParams) *Client {
 	p.Lifecycle.Append(cell.Hook{
 		OnStart: func(ctx cell.HookContext) error {
 			cfg := p.Config
-			if p.Own != nil && p.Own.Runs() {
+			if p.Own != nil && p.Own.runs() {
 				cfg = cfg.at(p.Own.LocalURL())
 			}
 			var err error

@@ -37,9 +37,9 @@ type ServerConfig struct {
 	// and faster under TLS: where etcd serves both at one address, gRPC goes through
 	// Go's HTTP server.
 	LocalDir string
-	// QuotaBytes bounds the database; 0 is DefaultQuotaBytes.
+	// QuotaBytes bounds the database; 0 is 4 GiB.
 	QuotaBytes int64
-	// Compaction is how much history is kept; 0 is DefaultCompaction.
+	// Compaction is how much history is kept; 0 is ten minutes.
 	Compaction time.Duration
 	// Token replaces the random cluster token, for tests that need an etcd which
 	// can't be told from another by its cluster ID.
@@ -51,11 +51,11 @@ type ServerConfig struct {
 }
 
 const (
-	// DefaultQuotaBytes holds 500,000 endpoints several times over.
-	DefaultQuotaBytes = 4 << 30
-	// DefaultCompaction keeps enough history for a reader to come back after a
+	// defaultQuotaBytes holds 500,000 endpoints several times over.
+	defaultQuotaBytes = 4 << 30
+	// defaultCompaction keeps enough history for a reader to come back after a
 	// short interruption without a list.
-	DefaultCompaction = 10 * time.Minute
+	defaultCompaction = 10 * time.Minute
 	// serverMaxTxnOps is far beyond etcd's default of 128: a transaction of 5,000
 	// puts takes 27 ms.
 	serverMaxTxnOps = 8192
@@ -146,12 +146,12 @@ func serverConfig(cfg ServerConfig) (*embed.Config, error) {
 	// ones: 188 MiB after 600,000 keys.
 	config.SnapshotCatchUpEntries = 1
 	config.MaxTxnOps = cmp.Or(cfg.maxTxnOps, serverMaxTxnOps)
-	config.QuotaBackendBytes = cmp.Or(cfg.QuotaBytes, DefaultQuotaBytes)
+	config.QuotaBackendBytes = cmp.Or(cfg.QuotaBytes, defaultQuotaBytes)
 	// The default is in etcd's main program only. With 0, which embed has, every
 	// request counts as slow, and is turned into text for a warning.
 	config.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
 	config.AutoCompactionMode = embed.CompactorModePeriodic
-	config.AutoCompactionRetention = cmp.Or(cfg.Compaction, DefaultCompaction).String()
+	config.AutoCompactionRetention = cmp.Or(cfg.Compaction, defaultCompaction).String()
 	config.ClientTLSInfo.CertFile = cfg.CertFile
 	config.ClientTLSInfo.KeyFile = cfg.KeyFile
 	config.ClientTLSInfo.TrustedCAFile = cfg.TrustedCAFile
@@ -193,9 +193,6 @@ func (s *Server) LocalURL() string { return cmp.Or(s.local, s.url) }
 
 // Err delivers the error that ends the server, if one does.
 func (s *Server) Err() <-chan error { return s.etcd.Err() }
-
-// Etcd gives the server itself.
-func (s *Server) Etcd() *embed.Etcd { return s.etcd }
 
 // Close stops the server. Its data stay in the directory.
 func (s *Server) Close() { s.etcd.Close() }

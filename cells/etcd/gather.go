@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// GatherConfig says how a Gather asks.
-type GatherConfig[V any] struct {
+// gatherConfig says how a Gather asks.
+type gatherConfig[V any] struct {
 	// Read reads keys, of which none is there twice, and gives a value for each, in their
 	// order. It is called by up to Flights goroutines at a time.
 	Read    func(ctx context.Context, keys []string) ([]V, error)
@@ -34,7 +34,7 @@ type GatherConfig[V any] struct {
 // There is no goroutine for it: of those who wait for a request one makes it. Its methods
 // are safe for concurrent use.
 type Gather[V any] struct {
-	config GatherConfig[V]
+	config gatherConfig[V]
 	// free tells one of those who wait that it may make a request.
 	free chan struct{}
 
@@ -65,8 +65,8 @@ type call[V any] struct {
 	left          bool          // nobody waits for an answer
 }
 
-// NewGather makes a Gather.
-func NewGather[V any](config GatherConfig[V]) *Gather[V] {
+// newGather makes a Gather.
+func newGather[V any](config gatherConfig[V]) *Gather[V] {
 	return &Gather[V]{config: config, free: make(chan struct{}, 1)}
 }
 

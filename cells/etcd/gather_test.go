@@ -43,7 +43,7 @@ var errOneKey = errors.New("one key")
 
 func newGatherSource(flights, maxKeys int) (*gatherSource, *Gather[string]) {
 	s := &gatherSource{asked: make(chan []string, 64), reply: make(chan error)}
-	return s, NewGather(GatherConfig[string]{Read: s.read, Flights: flights, MaxKeys: maxKeys, Timeout: time.Minute,
+	return s, newGather(gatherConfig[string]{Read: s.read, Flights: flights, MaxKeys: maxKeys, Timeout: time.Minute,
 		Alone: func(err error) bool { return errors.Is(err, errOneKey) }})
 }
 
@@ -162,7 +162,7 @@ func TestGatherLeaves(t *testing.T) {
 func TestGatherMany(t *testing.T) {
 	var mu sync.Mutex
 	underWay, most := 0, 0
-	g := NewGather(GatherConfig[string]{Flights: 2, MaxKeys: 16, Timeout: time.Minute,
+	g := newGather(gatherConfig[string]{Flights: 2, MaxKeys: 16, Timeout: time.Minute,
 		Alone: func(err error) bool { return errors.Is(err, errOneKey) },
 		Read: func(_ context.Context, keys []string) ([]string, error) {
 			mu.Lock()
@@ -215,7 +215,7 @@ func BenchmarkGather(b *testing.B) {
 		get  func(ctx context.Context, key string) error
 	}{
 		{"alone", func(ctx context.Context, key string) error {
-			_, err := client.GetTogether(ctx, 1<<20, key)
+			_, err := client.getTogether(ctx, 1<<20, key)
 			return err
 		}},
 		{"gathered", func(ctx context.Context, key string) error {

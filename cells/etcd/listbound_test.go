@@ -199,7 +199,7 @@ func TestPostponedListGoesOn(t *testing.T) {
 	require.Equal(t, []string{"p/a", "p/b", "p/c"}, keys)
 	require.Equal(t, []string{"p/@0", "p/@0", "p/@0", "p/a\x00@103", "p/a\x00@103", "p/a\x00@103",
 		"p/b\x00@103", "p/b\x00@103", "p/b\x00@103"}, etcd.asked)
-	require.EqualValues(t, 6, reader.Postponed())
+	require.EqualValues(t, 6, reader.postponements.Load())
 
 	ctx, cancel := context.WithCancel(t.Context())
 	l.postponed = func(ctx context.Context, _ bool, reason error, _ time.Duration) error {
@@ -285,7 +285,7 @@ func TestHerdOfReaders(t *testing.T) {
 	for range readers {
 		select {
 		case reader := <-followed:
-			postponed += reader.Postponed()
+			postponed += reader.postponements.Load()
 		case <-ctx.Done():
 			t.Fatalf("not all readers have listed: %+v", bound.Stats())
 		}

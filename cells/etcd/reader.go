@@ -84,7 +84,6 @@ type Reader struct {
 	confirmPatience time.Duration
 
 	synced        atomic.Bool
-	entries       atomic.Int64
 	lists         atomic.Uint64
 	postponements atomic.Uint64 // times that the server put a list off
 
@@ -127,19 +126,12 @@ func NewReader(cfg ReaderConfig, observer Observer) *Reader {
 	return r
 }
 
-// Len is the number of keys the Observer was told of and that aren't deleted.
-func (r *Reader) Len() int { return int(r.entries.Load()) }
-
 // Synced says whether the source was complete once. It stays true while the
 // source is away.
 func (r *Reader) Synced() bool { return r.synced.Load() }
 
 // Lists is the number of lists made so far, for metrics and tests.
 func (r *Reader) Lists() uint64 { return r.lists.Load() }
-
-// Postponed is how often the server put off a list, or a page of one, because it
-// had enough to do with those of others; see ListBound.
-func (r *Reader) Postponed() uint64 { return r.postponements.Load() }
 
 // LastError is why the source isn't being followed, or nil while it is. A list
 // that the server has put off is such a reason, and no failure.
@@ -523,7 +515,6 @@ func (r *Reader) emitStale(ctx context.Context) {
 }
 
 func (r *Reader) emit(ctx context.Context, batch Batch) {
-	r.entries.Store(int64(r.memory.size()))
 	if len(batch.Events) > 0 || batch.Synced || batch.First || batch.Position != nil {
 		r.observer.OnBatch(ctx, batch)
 		// Else the values of each Reader's last batch would stay in memory.

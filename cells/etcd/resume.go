@@ -117,7 +117,6 @@ func (r *Reader) Seed(at Position) {
 // of value is kept. A Reader with Passthrough remembers nothing.
 func (r *Reader) Remember(key string, value []byte) {
 	r.memory.remember(key, value)
-	r.entries.Store(int64(r.memory.size()))
 }
 
 // Start says how a Reader that was seeded began.

@@ -135,7 +135,7 @@ func TestResume(t *testing.T) {
 			r, second := resumed(cfg, first)
 			require.Equal(t, Start{Pending: true}, r.Start())
 			require.False(t, r.Synced())
-			require.Equal(t, 3, r.Len())
+			require.Equal(t, 3, r.memory.size())
 			startReader(t, r, client)
 			require.Eventually(t, r.Synced, patience, tick)
 			require.Eventually(t, func() bool { return r.Start() == test.want }, patience, tick, "%+v", r.Start())

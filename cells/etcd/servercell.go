@@ -37,8 +37,8 @@ type ServerFlags struct {
 // DefaultServerFlags serve on etcd's usual port, on loopback, in plain text.
 var DefaultServerFlags = ServerFlags{
 	ListenClientURLs: "http://127.0.0.1:2379",
-	QuotaBytes:       DefaultQuotaBytes,
-	Compaction:       DefaultCompaction,
+	QuotaBytes:       defaultQuotaBytes,
+	Compaction:       defaultCompaction,
 }
 
 // Flags registers the flags.
@@ -165,8 +165,8 @@ func (p *serverParams) named(err error) error {
 // hive's start.
 type OwnServer struct{ *runningServer }
 
-// Runs says whether there is an embedded server; there is none for an external etcd.
-func (o *OwnServer) Runs() bool { return o.runningServer != nil }
+// runs says whether there is an embedded server; there is none for an external etcd.
+func (o *OwnServer) runs() bool { return o.runningServer != nil }
 
 func newOwnServer(p serverParams, cfg Config) (*OwnServer, error) {
 	if !cfg.external() {

@@ -113,7 +113,7 @@ func TestOwnServerWithTLS(t *testing.T) {
 		"--listen-client-urls=https://127.0.0.1:0", "--trusted-ca-file="+ours.file("ca.crt"),
 		"--cert-file="+ours.file("server.crt"), "--key-file="+ours.file("server.key"),
 		"--client-cert-allowed-hostname=agent")
-	require.True(t, server.Runs())
+	require.True(t, server.runs())
 	put(t, client, "p/a", "1")
 
 	reaches := func(config string) error {
@@ -138,7 +138,7 @@ func TestOwnServerWithTLS(t *testing.T) {
 func TestOwnServerElsewhere(t *testing.T) {
 	external := startServer(t, ServerConfig{})
 	client, server := runOwnServer(t, "--kvstore-opt=etcd.address="+external.URL())
-	require.False(t, server.Runs())
+	require.False(t, server.runs())
 	put(t, client, "p/a", "1")
 	require.Equal(t, map[string]string{"a": "1"}, content(t, newTestClient(t, ClientConfig{Endpoints: []string{external.URL()}}), "p/"))
 

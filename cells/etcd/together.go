@@ -22,27 +22,27 @@ import (
 // it was asked, or more than would be read.
 var ErrBadAnswer = errors.New("not an answer to what was asked")
 
-// Together is what an etcd has at several keys, all at one revision.
-type Together struct {
+// atRevision is what an etcd has at several keys, all at one revision.
+type atRevision struct {
 	Header *pb.ResponseHeader
 	// KVs are in the order of the keys; nil where there is none.
 	KVs []*mvccpb.KeyValue
 }
 
-// GetTogether reads several keys at one revision and in one round trip, until ctx ends.
+// getTogether reads several keys at one revision and in one round trip, until ctx ends.
 // It is linearizable: what was written before is seen. Of an answer of more than
 // maxBytes nothing is read: an etcd that can't be trusted can't fill our memory. It fails
 // at once while there is no connection.
 //
 // The error wraps ErrBadAnswer, or is the etcd's, for status.Code or CodeOf.
-func (c *Client) GetTogether(ctx context.Context, maxBytes int, keys ...string) (Together, error) {
+func (c *Client) getTogether(ctx context.Context, maxBytes int, keys ...string) (atRevision, error) {
 	txn := &pb.TxnRequest{Success: make([]*pb.RequestOp, len(keys))}
 	for i, key := range keys {
 		txn.Success[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte(key)}}}
 	}
 	resp, err := c.kv.Txn(ctx, txn, grpc.MaxCallRecvMsgSize(maxBytes))
 	if err == nil {
-		var read Together
+		var read atRevision
 		if read, err = together(resp, keys); err == nil {
 			return read, nil
 		}
@@ -52,16 +52,16 @@ func (c *Client) GetTogether(ctx context.Context, maxBytes int, keys ...string) 
 		err = rpctypes.Error(err)
 	}
 	if len(keys) > 4 {
-		return Together{}, fmt.Errorf("reading %s and %d other keys: %w", keys[0], len(keys)-1, err)
+		return atRevision{}, fmt.Errorf("reading %s and %d other keys: %w", keys[0], len(keys)-1, err)
 	}
-	return Together{}, fmt.Errorf("reading %s: %w", strings.Join(keys, ", "), err)
+	return atRevision{}, fmt.Errorf("reading %s: %w", strings.Join(keys, ", "), err)
 }
 
 // Lookup reads what each of asks has, along with what others look up at the same time
-// (Gather): each ask at one revision, and as GetTogether reads. What one of them gets to
+// (Gather): each ask at one revision, and as getTogether reads. What one of them gets to
 // hear for a key of its own is no other's error.
 //
-// The error of an ask is GetTogether's, or that of ctx.
+// The error of an ask wraps ErrBadAnswer, or is the etcd's or ctx's.
 func (c *Client) Lookup(ctx context.Context, asks ...[]string) []Got[Found] {
 	return c.lookups.Get(ctx, asks...)
 }
@@ -101,10 +101,10 @@ const (
 // NewLookups is for who wants to wait for fewer others than Lookup has all who use the
 // client wait for. Its Get is Lookup.
 func (c *Client) NewLookups() *Gather[Found] {
-	return NewGather(GatherConfig[Found]{
+	return newGather(gatherConfig[Found]{
 		Flights: lookupFlights, MaxKeys: lookupKeys, Timeout: lookupTimeout,
 		Read: func(ctx context.Context, keys []string) ([]Found, error) {
-			read, err := c.GetTogether(ctx, min(len(keys)*lookupBytes, maxLookupBytes), keys...)
+			read, err := c.getTogether(ctx, min(len(keys)*lookupBytes, maxLookupBytes), keys...)
 			if err != nil {
 				return nil, err
 			}
@@ -126,20 +126,20 @@ func (c *Client) NewLookups() *Gather[Found] {
 	})
 }
 
-func together(resp *pb.TxnResponse, keys []string) (Together, error) {
+func together(resp *pb.TxnResponse, keys []string) (atRevision, error) {
 	if resp.Header == nil || len(resp.Responses) != len(keys) {
-		return Together{}, fmt.Errorf("%w: %d answers to %d keys", ErrBadAnswer, len(resp.Responses), len(keys))
+		return atRevision{}, fmt.Errorf("%w: %d answers to %d keys", ErrBadAnswer, len(resp.Responses), len(keys))
 	}
-	read := Together{Header: resp.Header, KVs: make([]*mvccpb.KeyValue, len(keys))}
+	read := atRevision{Header: resp.Header, KVs: make([]*mvccpb.KeyValue, len(keys))}
 	for i, one := range resp.Responses {
 		found := one.GetResponseRange()
 		switch {
 		case found == nil || len(found.Kvs) > 1:
-			return Together{}, fmt.Errorf("%w: it isn't what there is at one key", ErrBadAnswer)
+			return atRevision{}, fmt.Errorf("%w: it isn't what there is at one key", ErrBadAnswer)
 		case len(found.Kvs) == 0:
 			continue
 		case string(found.Kvs[0].Key) != keys[i]:
-			return Together{}, fmt.Errorf("%w: it is what there is at %.256q", ErrBadAnswer, found.Kvs[0].Key)
+			return atRevision{}, fmt.Errorf("%w: it is what there is at %.256q", ErrBadAnswer, found.Kvs[0].Key)
 		}
 		read.KVs[i] = found.Kvs[0]
 	}

@@ -26,7 +26,7 @@ func TestGetTogether(t *testing.T) {
 		_, err = client.Etcd().Put(t.Context(), key, value)
 		require.NoError(t, err)
 	}
-	read, err := client.GetTogether(t.Context(), 1<<20, "c", "missing", "a")
+	read, err := client.getTogether(t.Context(), 1<<20, "c", "missing", "a")
 	require.NoError(t, err)
 	require.EqualValues(t, 4, read.Header.Revision)
 	require.Len(t, read.KVs, 3)
@@ -48,7 +48,7 @@ func TestGetTogether(t *testing.T) {
 	}
 	require.Equal(t, []string{"", "1", "nothing", "1", ""}, values)
 
-	_, err = client.GetTogether(t.Context(), 16, "a", "c")
+	_, err = client.getTogether(t.Context(), 16, "a", "c")
 	require.ErrorIs(t, err, ErrBadAnswer)
 	require.ErrorContains(t, err, "reading a, c")
 
@@ -62,10 +62,10 @@ func TestGetTogether(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = client.GetTogether(ctx, 1<<20, "a")
+	_, err = client.getTogether(ctx, 1<<20, "a")
 	require.Equal(t, codes.Canceled, CodeOf(err))
 	server.Close()
-	_, err = client.GetTogether(t.Context(), 1<<20, "a") // without a deadline
+	_, err = client.getTogether(t.Context(), 1<<20, "a") // without a deadline
 	require.Equal(t, codes.Unavailable, CodeOf(err))
 }
 

@@ -115,7 +115,7 @@ var ErrClosed = errors.New("etcd client is closed")
 //	r.Drain(ctx)               emits a deletion of everything known; not while Run runs
 //	r.Resend(keys) uint64      emits these keys again at the next relist, which it triggers; nil is all;
 //	                           gives the number of this call, for Batch.Resent
-//	r.Len() int, r.Synced() bool, r.Postponed() uint64
+//	r.Synced() bool, r.Lists() uint64, r.LastError() error
 //	r.Seed(position), r.Remember(key, value)   before the first Run: where an earlier Reader was, and what it had told
 //	r.Start() Start                            whether that was of use
 //

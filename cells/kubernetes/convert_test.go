@@ -25,8 +25,8 @@ import (
 )
 
 // collectProblems is a report that keeps what it is told.
-func collectProblems(into *[]Problem) report {
-	return func(p Problem, _ error) { *into = append(*into, p) }
+func collectProblems(into *[]problem) report {
+	return func(p problem, _ error) { *into = append(*into, p) }
 }
 
 func parse[T any](t *testing.T, text string) *T {
@@ -45,7 +45,7 @@ func TestConvertIdentity(t *testing.T) {
 		object   string
 		labels   map[string]string
 		want     wire.Identity
-		problems []Problem
+		problems []problem
 	}{
 		{name: "sorted labels", object: "199472", labels: app,
 			want: wire.Identity{ID: 199472, Labels: "k8s:app=web;k8s:io.kubernetes.pod.namespace=foo;"}},
@@ -53,15 +53,15 @@ func TestConvertIdentity(t *testing.T) {
 			want: wire.Identity{ID: 256, Labels: "k8s:role=;"}},
 		{name: "largest", object: "4294967295", labels: map[string]string{"k8s:a": "b"},
 			want: wire.Identity{ID: 4294967295, Labels: "k8s:a=b;"}},
-		{name: "no number", object: "web", labels: app, problems: []Problem{ProblemName}},
-		{name: "negative", object: "-1", labels: app, problems: []Problem{ProblemName}},
-		{name: "too large", object: "4294967296", labels: app, problems: []Problem{ProblemName}},
-		{name: "leading zeros", object: "007", labels: app, problems: []Problem{ProblemName}},
-		{name: "sign", object: "+7", labels: app, problems: []Problem{ProblemName}},
-		{name: "no labels", object: "199472", problems: []Problem{ProblemLabels}},
+		{name: "no number", object: "web", labels: app, problems: []problem{problemName}},
+		{name: "negative", object: "-1", labels: app, problems: []problem{problemName}},
+		{name: "too large", object: "4294967296", labels: app, problems: []problem{problemName}},
+		{name: "leading zeros", object: "007", labels: app, problems: []problem{problemName}},
+		{name: "sign", object: "+7", labels: app, problems: []problem{problemName}},
+		{name: "no labels", object: "199472", problems: []problem{problemLabels}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var problems []Problem
+			var problems []problem
 			got, ok := convertIdentity(&ciliumv2.CiliumIdentity{
 				ObjectMeta:     metav1.ObjectMeta{Name: tt.object},
 				SecurityLabels: tt.labels,
@@ -79,7 +79,7 @@ func TestConvertEndpoint(t *testing.T) {
 		name     string
 		status   ciliumv2.EndpointStatus
 		want     []claim
-		problems []Problem
+		problems []problem
 	}{
 		{
 			name: "dual stack with everything",
@@ -118,7 +118,7 @@ func TestConvertEndpoint(t *testing.T) {
 				{IPV4: "10.0.0.256", IPV6: "fd00::1"}, {IPV6: "fe80::1%eth0"},
 			}}},
 			want:     []claim{{endpoint: wire.Endpoint{Prefix: single("fd00::1"), Namespace: "foo", Pod: "web"}}},
-			problems: []Problem{ProblemAddress, ProblemAddress, ProblemAddress},
+			problems: []problem{problemAddress, problemAddress, problemAddress},
 		},
 		{
 			name: "IPv4 in IPv6 clothes",
@@ -129,7 +129,7 @@ func TestConvertEndpoint(t *testing.T) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var problems []Problem
+			var problems []problem
 			got, ok := convertEndpoint(&ciliumv2.CiliumEndpoint{
 				ObjectMeta: metav1.ObjectMeta{Namespace: "foo", Name: "web"},
 				Status:     tt.status,
@@ -158,10 +158,10 @@ endpoints:
   id: 199475
   networking: {addressing: [{ipv4: nonsense}, {ipv4: 10.0.0.3}]}
 `)
-	var problems []Problem
+	var problems []problem
 	got, ok := convertEndpointSlice(slice, collectProblems(&problems))
 	require.True(t, ok)
-	require.Equal(t, []Problem{ProblemNetworking, ProblemAddress}, problems)
+	require.Equal(t, []problem{problemNetworking, problemAddress}, problems)
 	p1 := wire.Endpoint{HostIP: netip.MustParseAddr("172.18.0.3"), Identity: 199472, EncryptionKey: 3, Namespace: "foo",
 		Pod: "p1", ServiceAccount: "default", NamedPorts: []wire.NamedPort{{Name: "http", Port: 80, Protocol: "TCP"}}}
 	p1v6 := p1
@@ -196,10 +196,10 @@ spec:
       allocated:
       - {pool: default, cidrs: [10.244.2.0/24, "fd00:10:244:2::/64"]}
 `)
-	var problems []Problem
+	var problems []problem
 	got, ok := convertNode(wire.ClusterInfo{Name: "cluster3", ID: 3})(node, collectProblems(&problems))
 	require.True(t, ok)
-	require.Equal(t, []Problem{ProblemAddress, ProblemAddress, ProblemAddress}, problems)
+	require.Equal(t, []problem{problemAddress, problemAddress, problemAddress}, problems)
 	require.Equal(t, wire.Node{
 		Name: "worker-1", Cluster: "cluster3", ClusterID: 3,
 		Addresses: []wire.NodeAddress{
@@ -255,7 +255,7 @@ endpoints:
 - {addresses: [10.0.0.1], conditions: {ready: true}, hostname: web-0, zone: west, hints: {forZones: [{name: west}]}}
 - {addresses: [10.0.0.2], conditions: {ready: false, serving: false}}
 ports: [{name: http, port: 8080, protocol: TCP}]
-`), func(p Problem, err error) { t.Errorf("%s: %v", p, err) })
+`), func(p problem, err error) { t.Errorf("%s: %v", p, err) })
 	require.True(t, ok)
 	service := parse[slim_corev1.Service](t, `
 metadata: {name: web, namespace: foo, labels: {app: web}}
@@ -303,14 +303,14 @@ spec:
 }
 
 func TestConvertBackendsReportsMalformedAddresses(t *testing.T) {
-	var problems []Problem
+	var problems []problem
 	slice, ok := convertBackends(&slim_discoveryv1.EndpointSlice{
 		ObjectMeta:  slim_metav1.ObjectMeta{Namespace: "foo", Name: "web-1"},
 		AddressType: slim_discoveryv1.AddressTypeIPv4,
 		Endpoints:   []slim_discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1", "10.0.0"}}},
 	}, collectProblems(&problems))
 	require.True(t, ok)
-	require.Equal(t, []Problem{ProblemAddress}, problems)
+	require.Equal(t, []problem{problemAddress}, problems)
 	require.Len(t, slice.Backends, 1)
 }
 
@@ -350,8 +350,8 @@ func TestConvertExport(t *testing.T) {
 		})
 	}
 
-	var problems []Problem
+	var problems []problem
 	_, ok := convertServiceExport(&mcsapiv1alpha1.ServiceExport{}, collectProblems(&problems))
 	require.False(t, ok)
-	require.Equal(t, []Problem{ProblemTimestamp}, problems)
+	require.Equal(t, []problem{problemTimestamp}, problems)
 }

@@ -55,7 +55,7 @@ func appendClaims(claims []claim, pod string, endpoint wire.Endpoint, networking
 	if networking.NodeIP != "" {
 		host, err := parseAddress(networking.NodeIP)
 		if err != nil {
-			report(ProblemAddress, fmt.Errorf("node address of endpoint %s: %w", endpoint.Pod, err))
+			report(problemAddress, fmt.Errorf("node address of endpoint %s: %w", endpoint.Pod, err))
 		}
 		endpoint.HostIP = host
 	}
@@ -69,7 +69,7 @@ func appendClaims(claims []claim, pod string, endpoint wire.Endpoint, networking
 			}
 			ip, err := parseAddress(text)
 			if err != nil {
-				report(ProblemAddress, fmt.Errorf("address of endpoint %s: %w", endpoint.Pod, err))
+				report(problemAddress, fmt.Errorf("address of endpoint %s: %w", endpoint.Pod, err))
 				continue
 			}
 			endpoint.Prefix = state.PrefixOf(ip)

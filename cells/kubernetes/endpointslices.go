@@ -19,7 +19,7 @@ func convertEndpointSlice(obj *ciliumv2alpha1.CiliumEndpointSlice, report report
 	for i := range obj.Endpoints {
 		core := &obj.Endpoints[i]
 		if core.Networking == nil {
-			report(ProblemNetworking, fmt.Errorf("endpoint %s has no networking", objectName(obj.Namespace, core.Name)))
+			report(problemNetworking, fmt.Errorf("endpoint %s has no networking", objectName(obj.Namespace, core.Name)))
 			continue
 		}
 		claims = appendClaims(claims, core.Name, wire.Endpoint{

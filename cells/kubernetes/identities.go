@@ -23,15 +23,15 @@ import (
 func convertIdentity(obj *ciliumv2.CiliumIdentity, report report) (wire.Identity, bool) {
 	id, err := strconv.ParseUint(obj.Name, 10, 32)
 	if err != nil {
-		report(ProblemName, fmt.Errorf("parsing the name as an identity: %w", err))
+		report(problemName, fmt.Errorf("parsing the name as an identity: %w", err))
 		return wire.Identity{}, false
 	}
 	if canonical := strconv.FormatUint(id, 10); canonical != obj.Name {
-		report(ProblemName, fmt.Errorf("the name %q should be %q", obj.Name, canonical))
+		report(problemName, fmt.Errorf("the name %q should be %q", obj.Name, canonical))
 		return wire.Identity{}, false
 	}
 	if len(obj.SecurityLabels) == 0 {
-		report(ProblemLabels, errNoLabels)
+		report(problemLabels, errNoLabels)
 		return wire.Identity{}, false
 	}
 	return wire.Identity{

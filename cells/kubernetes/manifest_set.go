@@ -27,7 +27,7 @@ var (
 type manifestSet struct {
 	parser *parser
 	kinds  []*kind
-	report func(Problem, error, ...slog.Attr)
+	report func(problem, error, ...slog.Attr)
 	ignore func(schema.GroupVersionKind)
 
 	files   map[string]*manifestFile
@@ -50,7 +50,7 @@ type holder struct {
 	manifest
 }
 
-func newManifestSet(kinds []*kind, report func(Problem, error, ...slog.Attr), ignore func(schema.GroupVersionKind)) *manifestSet {
+func newManifestSet(kinds []*kind, report func(problem, error, ...slog.Attr), ignore func(schema.GroupVersionKind)) *manifestSet {
 	return &manifestSet{
 		parser:  newParser(kinds),
 		kinds:   kinds,
@@ -89,7 +89,7 @@ func (s *manifestSet) update(file string, content []byte) error {
 	}
 	if len(pieces) == 0 {
 		if len(old.objects) > 0 {
-			s.report(ProblemManifest, errEmptyFile, slog.String("file", file))
+			s.report(problemManifest, errEmptyFile, slog.String("file", file))
 		}
 		return nil
 	}
@@ -108,7 +108,7 @@ func (s *manifestSet) update(file string, content []byte) error {
 		for _, bad := range result.bad {
 			whole = false
 			if !seen {
-				s.report(ProblemManifest, bad.err, slog.String("file", file), slog.Int("document", bad.document),
+				s.report(problemManifest, bad.err, slog.String("file", file), slog.Int("document", bad.document),
 					slog.Int("line", bad.line), slog.String("of-kind", bad.kind), slog.String("object", bad.name))
 			}
 		}
@@ -208,7 +208,7 @@ func (s *manifestSet) hold(id objectID, file string, m *manifest) error {
 }
 
 func (s *manifestSet) reportDuplicate(file string, id objectID) {
-	s.report(ProblemManifest, errDuplicate, slog.String("file", file),
+	s.report(problemManifest, errDuplicate, slog.String("file", file),
 		slog.String("of-kind", id.Kind), slog.String("object", objectName(id.namespace, id.name)))
 }
 

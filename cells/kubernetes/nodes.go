@@ -78,18 +78,18 @@ func reportNodeAddresses(obj *ciliumv2.CiliumNode, report report) {
 			return
 		}
 		if _, err := parseAddress(text); err != nil {
-			report(ProblemAddress, fmt.Errorf("%s: %w", what, err))
+			report(problemAddress, fmt.Errorf("%s: %w", what, err))
 		}
 	}
 	podCIDR := func(text string) {
 		if _, _, err := net.ParseCIDR(text); err != nil {
-			report(ProblemAddress, fmt.Errorf("pod CIDR: %w", err))
+			report(problemAddress, fmt.Errorf("pod CIDR: %w", err))
 		}
 	}
 
 	for _, a := range spec.Addresses {
 		if a.IP == "" {
-			report(ProblemAddress, fmt.Errorf("%s address: it is empty", a.Type))
+			report(problemAddress, fmt.Errorf("%s address: it is empty", a.Type))
 		}
 		address(string(a.Type)+" address", a.IP)
 	}

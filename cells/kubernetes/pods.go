@@ -69,7 +69,7 @@ func applyWorkload(problems *problems) apply[state.Workload, string] {
 			return ""
 		}
 		if c.rows.Problem != "" && c.rows.Problem != old.value {
-			problems.of(c.object)(ProblemSetting, errors.New(c.rows.Problem))
+			problems.of(c.object)(problemSetting, errors.New(c.rows.Problem))
 		}
 		tx.UpsertWorkload(c.rows)
 		return c.rows.Problem

@@ -79,7 +79,7 @@ func (f *podFixture) gone() map[string]bool {
 }
 
 func (f *podFixture) problems() float64 {
-	return f.metrics.Problems.WithLabelValues("Pod", string(ProblemSetting)).Get()
+	return f.metrics.Problems.WithLabelValues("Pod", string(problemSetting)).Get()
 }
 
 func podOf(name string, labels, annotations map[string]string) *metav1.PartialObjectMetadata {

@@ -14,35 +14,35 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Problem classifies what is wrong with an object; it is a metric label, so
+// problem classifies what is wrong with an object; it is a metric label, so
 // the set is closed.
-type Problem string
+type problem string
 
 const (
-	// ProblemName means: the object's name isn't what its kind demands.
-	ProblemName Problem = "name"
-	// ProblemLabels means: an identity has no security labels.
-	ProblemLabels Problem = "labels"
-	// ProblemAddress means: an address or a CIDR can't be parsed.
-	ProblemAddress Problem = "address"
-	// ProblemNetworking means: an endpoint of a slice says nothing about its network.
-	ProblemNetworking Problem = "networking"
-	// ProblemTimestamp means: a service export has no creation timestamp.
-	ProblemTimestamp Problem = "timestamp"
-	// ProblemSetting means: what a pod says of how far it is synced is malformed.
-	ProblemSetting Problem = "setting"
-	// ProblemType means: the source delivered something else than the kind's type.
-	ProblemType Problem = "type"
-	// ProblemManifest means: a document of a manifest can't be read.
-	ProblemManifest Problem = "manifest"
+	// problemName means: the object's name isn't what its kind demands.
+	problemName problem = "name"
+	// problemLabels means: an identity has no security labels.
+	problemLabels problem = "labels"
+	// problemAddress means: an address or a CIDR can't be parsed.
+	problemAddress problem = "address"
+	// problemNetworking means: an endpoint of a slice says nothing about its network.
+	problemNetworking problem = "networking"
+	// problemTimestamp means: a service export has no creation timestamp.
+	problemTimestamp problem = "timestamp"
+	// problemSetting means: what a pod says of how far it is synced is malformed.
+	problemSetting problem = "setting"
+	// problemType means: the source delivered something else than the kind's type.
+	problemType problem = "type"
+	// problemManifest means: a document of a manifest can't be read.
+	problemManifest problem = "manifest"
 )
 
-// errNoLabels is the detail of ProblemLabels.
+// errNoLabels is the detail of problemLabels.
 var errNoLabels = errors.New("no security labels")
 
 // report takes one problem of the object being converted. The converters are
 // pure but for it.
-type report func(Problem, error)
+type report func(problem, error)
 
 // logBurst and logRate bound the lines about bad objects of one kind: the
 // first ten at once, then one a second. What is left out is counted in the
@@ -75,11 +75,11 @@ func newProblems(log *slog.Logger, kind string, metrics *Metrics) *problems {
 
 // of gives the report for one object, named as "namespace/name" or "name".
 func (p *problems) of(object string) report {
-	return func(problem Problem, err error) { p.add(problem, err, slog.String("object", object)) }
+	return func(problem problem, err error) { p.add(problem, err, slog.String("object", object)) }
 }
 
 // add records one problem; attrs say where it is.
-func (p *problems) add(problem Problem, err error, attrs ...slog.Attr) {
+func (p *problems) add(problem problem, err error, attrs ...slog.Attr) {
 	p.metrics.Problems.WithLabelValues(p.kind, string(problem)).Inc()
 
 	p.mu.Lock()
@@ -101,7 +101,7 @@ func (p *problems) add(problem Problem, err error, attrs ...slog.Attr) {
 
 // Metrics of this room.
 type Metrics struct {
-	// Problems counts what was ignored, by kind and by Problem.
+	// Problems counts what was ignored, by kind and by problem.
 	Problems metric.Vec[metric.Counter]
 	// Events counts the changes applied, by kind and action (upsert, delete).
 	Events metric.Vec[metric.Counter]
@@ -138,5 +138,5 @@ func objectName(namespace, name string) string {
 	return namespace + "/" + name
 }
 
-// unexpectedType is the detail of ProblemType.
+// unexpectedType is the detail of problemType.
 func unexpectedType(obj any) error { return fmt.Errorf("unexpected type %T", obj) }

@@ -110,7 +110,7 @@ func newReflector[O any, T, M any](
 		convert: func(obj any, report report) (T, bool) {
 			typed, ok := obj.(O)
 			if !ok {
-				report(ProblemType, unexpectedType(obj))
+				report(problemType, unexpectedType(obj))
 				var none T
 				return none, false
 			}

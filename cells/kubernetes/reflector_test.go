@@ -178,7 +178,7 @@ func TestReflectorRefusesWhatIsNoObject(t *testing.T) {
 	require.NoError(t, f.reflector.Add(&ciliumv2.CiliumNode{ObjectMeta: metav1.ObjectMeta{Name: "n"}}))
 	f.applier.applyAll()
 	require.Empty(t, f.owners())
-	require.EqualValues(t, 1, f.applier.metrics.Problems.WithLabelValues("CiliumEndpoint", string(ProblemType)).Get())
+	require.EqualValues(t, 1, f.applier.metrics.Problems.WithLabelValues("CiliumEndpoint", string(problemType)).Get())
 }
 
 func TestWithdrawn(t *testing.T) {
@@ -207,9 +207,9 @@ func TestProblemsAreLoggedAtALimitedRate(t *testing.T) {
 	metrics := NewMetrics()
 	p := newProblems(slog.New(&lines), "CiliumIdentity", metrics)
 	for range 1000 {
-		p.of("x")(ProblemName, errNoLabels)
+		p.of("x")(problemName, errNoLabels)
 	}
-	require.EqualValues(t, 1000, metrics.Problems.WithLabelValues("CiliumIdentity", string(ProblemName)).Get())
+	require.EqualValues(t, 1000, metrics.Problems.WithLabelValues("CiliumIdentity", string(problemName)).Get())
 	require.GreaterOrEqual(t, lines.n, logBurst)
 	require.Less(t, lines.n, 1000)
 }

@@ -20,7 +20,7 @@ var errNoCreationTimestamp = errors.New("metadata.creationTimestamp is missing, 
 // convertServiceExport refuses what every reader would refuse.
 func convertServiceExport(obj *mcsapiv1alpha1.ServiceExport, report report) (*mcsapiv1alpha1.ServiceExport, bool) {
 	if obj.CreationTimestamp.IsZero() {
-		report(ProblemTimestamp, errNoCreationTimestamp)
+		report(problemTimestamp, errNoCreationTimestamp)
 		return nil, false
 	}
 	return obj, true

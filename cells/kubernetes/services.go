@@ -64,7 +64,7 @@ func convertBackends(obj *slim_discoveryv1.EndpointSlice, report report) (*k8s.E
 		for _, endpoint := range obj.Endpoints {
 			for _, address := range endpoint.Addresses {
 				if _, err := cmtypes.ParseAddrCluster(address); err != nil {
-					report(ProblemAddress, fmt.Errorf("backend: %w", err))
+					report(problemAddress, fmt.Errorf("backend: %w", err))
 				}
 			}
 		}

@@ -31,7 +31,7 @@ var Cell = cell.Module(
 	// Since when it isn't.
 	cell.ProvidePrivate(newSince),
 	// waggle/status.
-	cell.Provide(func(parts Parts) hive.ScriptCmdsOut {
+	cell.Provide(func(parts params) hive.ScriptCmdsOut {
 		return hive.NewScriptCmds(map[string]script.Cmd{Command: command(parts)})
 	}),
 )
@@ -45,8 +45,8 @@ type Host struct {
 	Off bool
 }
 
-// Parts are what a report is made of.
-type Parts struct {
+// params are what a report is made of.
+type params struct {
 	cell.In
 
 	DB        *statedb.DB
@@ -72,7 +72,7 @@ type (
 	IPCacheFunc func() IPCache
 )
 
-func command(parts Parts) script.Cmd {
+func command(parts params) script.Cmd {
 	return script.Command(
 		script.CmdUsage{
 			Summary: "Show how this process is, and why whatever isn't well isn't",
@@ -89,7 +89,7 @@ func command(parts Parts) script.Cmd {
 				return nil, script.ErrUsage
 			}
 			return func(*script.State) (string, string, error) {
-				report := parts.Report()
+				report := parts.report()
 				var out strings.Builder
 				if output == "json" {
 					err := json.NewEncoder(&out).Encode(report)

@@ -16,8 +16,8 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
-// Report reads all of it. Cost: the rows of health and of remote clusters.
-func (p Parts) Report() *Report {
+// report reads all of it. Cost: the rows of health and of remote clusters.
+func (p params) report() *Report {
 	txn := p.DB.ReadTxn()
 	r := &Report{Cluster: p.Cluster.Name, Problems: []Problem{}}
 	r.addHealth(txn, p)
@@ -63,7 +63,7 @@ func (r *Report) untold(job, subject, reason string, since time.Time) {
 }
 
 // addHealth takes over what our modules say of themselves.
-func (r *Report) addHealth(txn statedb.ReadTxn, p Parts) {
+func (r *Report) addHealth(txn statedb.ReadTxn, p params) {
 	for row := range p.Health.All(txn) {
 		if !unwell(&row) || !p.Host.has(row.ID.Module) {
 			continue
@@ -162,7 +162,7 @@ func (r *Report) addExports(txn statedb.ReadTxn, table statedb.Table[*state.Expo
 	}
 }
 
-func (r *Report) addEtcd(p Parts) {
+func (r *Report) addEtcd(p params) {
 	stats := p.Writer.Stats()
 	e := &Etcd{
 		Queue: stats.Pending, Refused: stats.Refused, LagSeconds: stats.Lag.Seconds(),

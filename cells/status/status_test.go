@@ -30,7 +30,7 @@ type part struct {
 }
 
 // start makes a hive with the modules "ours" and "theirs".
-func start(t *testing.T, host Host) (parts Parts, ours, theirs *part) {
+func start(t *testing.T, host Host) (parts params, ours, theirs *part) {
 	module := func(id string, to **part) cell.Cell {
 		return cell.Module(id, "A part of the test", cell.Invoke(func(health cell.Health, jobs job.Group) {
 			*to = &part{health, jobs}
@@ -40,7 +40,7 @@ func start(t *testing.T, host Host) (parts Parts, ours, theirs *part) {
 		cell.Module("all", "All of ours", state.Cell, module("ours", &ours),
 			cell.Provide(func() Host { return host }),
 			cell.ProvidePrivate(newSince),
-			cell.Invoke(func(p Parts) { parts = p })),
+			cell.Invoke(func(p params) { parts = p })),
 		module("theirs", &theirs),
 	)
 	log := hivetest.Logger(t, hivetest.LogLevel(slog.LevelError+1)) // a job is to fail
@@ -53,7 +53,7 @@ func start(t *testing.T, host Host) (parts Parts, ours, theirs *part) {
 // until it is over.
 func TestProblemSince(t *testing.T) {
 	parts, ours, _ := start(t, Host{})
-	report := parts.Report
+	report := parts.report
 	require.True(t, report().Healthy)
 	scope := ours.health.NewScope("disk")
 	scope.OK("Empty")
@@ -92,7 +92,7 @@ func TestProblemsOfHosts(t *testing.T) {
 			host = Host{}
 		}
 		parts, ours, theirs := start(t, host)
-		report := parts.Report
+		report := parts.report
 		theirs.health.Degraded("Theirs", errors.New("broken"))
 		require.Equal(t, !alone, report().Healthy)
 		ours.health.Degraded("Ours", errors.New("broken"))
@@ -113,7 +113,7 @@ func TestProblemOfEndedJob(t *testing.T) {
 		job.OneShot("bad", func(context.Context, cell.Health) error { return errors.New("broken") }),
 	)
 	require.EventuallyWithT(t, func(collect *assert.CollectT) {
-		r := parts.Report()
+		r := parts.report()
 		if assert.Len(collect, r.Problems, 1) {
 			assert.Equal(collect, "all.ours.job-bad", r.Problems[0].Subject)
 			assert.Contains(collect, r.Problems[0].Reason, "broken")

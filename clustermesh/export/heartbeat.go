@@ -30,10 +30,10 @@ func NewHeartbeat(writer *etcd.Writer) *Heartbeat {
 }
 
 // Job is Run as a job.
-func (h *Heartbeat) Job() job.Job { return job.OneShot("heartbeat", h.Run) }
+func (h *Heartbeat) Job() job.Job { return job.OneShot("heartbeat", h.run) }
 
-// Run writes until ctx ends. What etcd loses is written again at once.
-func (h *Heartbeat) Run(ctx context.Context, health cell.Health) error {
+// run writes until ctx ends. What etcd loses is written again at once.
+func (h *Heartbeat) run(ctx context.Context, health cell.Health) error {
 	health.OK("Waiting for the first write")
 	lost := make(chan struct{}, 1)
 	scope := h.writer.Scope(etcd.ScopeConfig{

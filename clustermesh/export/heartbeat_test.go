@@ -41,7 +41,7 @@ func TestHeartbeatBeats(t *testing.T) {
 	defer jobs.Wait()
 	defer cancel()
 	jobs.Go(func() { _ = writer.Run(ctx) })
-	jobs.Go(func() { _ = heartbeat.Run(ctx, &healthRecorder{}) })
+	jobs.Go(func() { _ = heartbeat.run(ctx, &healthRecorder{}) })
 
 	var beats []time.Time
 	for resp := range client.Etcd().Watch(ctx, wire.HeartbeatKey, clientv3.WithRev(1)) {

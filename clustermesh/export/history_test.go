@@ -156,7 +156,7 @@ func (w *world) start(f flags) {
 	writes.Go(func() { _ = w.writer.Run(writing) })
 	exporting.Go(func() { _ = export.run(ctx, &healthRecorder{}) })
 	if heartbeat := NewHeartbeat(w.writer); w.heartbeat {
-		exporting.Go(func() { _ = heartbeat.Run(ctx, &healthRecorder{}) })
+		exporting.Go(func() { _ = heartbeat.run(ctx, &healthRecorder{}) })
 	}
 	w.stop = func() {
 		// What is on its way to etcd arrives: a commit that is made after its

@@ -22,7 +22,6 @@ const (
 	RulePod       Rule = "pod"
 	RuleScope     Rule = "scope"
 	RuleIdentity  Rule = "identity"
-	RuleRegion    Rule = "region"
 )
 
 // Step is one rule as it was applied.

@@ -54,15 +54,15 @@ import (
 )
 
 const (
-	// DefaultHoldTimeout bounds how long an endpoint waits for its identity. A
+	// defaultHoldTimeout bounds how long an endpoint waits for its identity. A
 	// watch that has to be made anew, with a list and its jitter of a second,
 	// takes a few seconds, so that an identity which takes longer than this is
 	// one that isn't coming.
-	DefaultHoldTimeout = 10 * time.Second
-	// DefaultHoldLimit bounds how many endpoints of one cluster wait at once. At
+	defaultHoldTimeout = 10 * time.Second
+	// defaultHoldLimit bounds how many endpoints of one cluster wait at once. At
 	// some 400 bytes each that is 3 MB, for a source that names identities which
 	// don't exist.
-	DefaultHoldLimit = 8192
+	defaultHoldLimit = 8192
 	// positionInterval is how often an etcd is asked how far a resource is of which
 	// nothing changes. An embedded etcd keeps ten minutes of history.
 	positionInterval = time.Minute
@@ -80,7 +80,8 @@ type Options struct {
 	Local wire.ClusterInfo
 	// Startup, if set, is told which clusters have been taken in.
 	Startup *Startup
-	// HoldTimeout and HoldLimit replace the defaults; 0 is the default.
+	// HoldTimeout is how long an endpoint waits for its identity, and HoldLimit how many
+	// of one cluster do at once; 0 is ten seconds, and 8192.
 	HoldTimeout time.Duration
 	HoldLimit   int
 	// RelistJitter is that of etcd.ReaderConfig.
@@ -95,10 +96,10 @@ type Options struct {
 // complete fills in what was left out.
 func (o *Options) complete() {
 	if o.HoldTimeout == 0 {
-		o.HoldTimeout = DefaultHoldTimeout
+		o.HoldTimeout = defaultHoldTimeout
 	}
 	if o.HoldLimit == 0 {
-		o.HoldLimit = DefaultHoldLimit
+		o.HoldLimit = defaultHoldLimit
 	}
 	if o.statusInterval == 0 {
 		o.statusInterval = statusInterval

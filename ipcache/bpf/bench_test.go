@@ -101,7 +101,7 @@ func BenchmarkPacket(b *testing.B) {
 		}
 		cidr := meshCIDR(v6, 1234)
 		known, followed, unknown := meshPod(cidr, 77), meshPod(cidr, 78), meshPod(cidr, 250)
-		for _, recheck := range []time.Duration{DefaultRecheck, -1} {
+		for _, recheck := range []time.Duration{defaultRecheck, -1} {
 			f := newMesh(b, v6, func(cfg *Config) { cfg.Recheck = recheck })
 			require.NoError(b, f.Follow(followed))
 			how := "kept"
@@ -250,7 +250,7 @@ func BenchmarkRead(b *testing.B) {
 // BenchmarkEachSeen reads when 65,536 addresses were used.
 func BenchmarkEachSeen(b *testing.B) {
 	f := newFixture(b, nil)
-	for i := range DefaultMaxFollowed {
+	for i := range defaultMaxFollowed {
 		require.NoError(b, f.Follow(netip.MustParseAddr(absent(i))))
 	}
 	b.Run("each", func(b *testing.B) {
@@ -258,7 +258,7 @@ func BenchmarkEachSeen(b *testing.B) {
 		for b.Loop() {
 			n := 0
 			require.NoError(b, f.EachSeen(func(netip.Addr, time.Duration) { n++ }))
-			require.Equal(b, DefaultMaxFollowed, n)
+			require.Equal(b, defaultMaxFollowed, n)
 		}
 	})
 	b.Run("map", func(b *testing.B) {
@@ -266,7 +266,7 @@ func BenchmarkEachSeen(b *testing.B) {
 		for b.Loop() {
 			seen, err := f.LastSeen()
 			require.NoError(b, err)
-			require.Len(b, seen, DefaultMaxFollowed)
+			require.Len(b, seen, defaultMaxFollowed)
 		}
 	})
 }

@@ -95,7 +95,7 @@ func TestOtherPrograms(t *testing.T) {
 	pod := ifindex(t, "pod1")
 
 	head := attachNeighbour(t, lxc, link.Head())
-	require.NoError(t, f.Attach(lxc, KindPod))
+	require.NoError(t, f.attach(lxc, KindPod))
 	tail := attachNeighbour(t, lxc, link.Tail())
 	ours := programID(t, f.programs.ethernet.Pod)
 	require.Equal(t, []ebpf.ProgramID{ours, programID(t, head.program), programID(t, tail.program)}, chain(t, lxc))
@@ -113,6 +113,6 @@ func TestOtherPrograms(t *testing.T) {
 	require.Equal(t, 2, tail.count(t))
 
 	// Ours goes, the others stay.
-	require.NoError(t, f.Detach(lxc))
+	require.NoError(t, f.detach(lxc))
 	require.Equal(t, []ebpf.ProgramID{programID(t, head.program), programID(t, tail.program)}, chain(t, lxc))
 }

@@ -14,12 +14,12 @@ import (
 
 // What a [Config] has where it says nothing.
 const (
-	DefaultInterval    = 200 * time.Millisecond
-	DefaultRecheck     = 100 * time.Millisecond
-	DefaultRate        = 1000
-	DefaultBurst       = 100
-	DefaultMaxFollowed = 65536
-	DefaultRingBytes   = 1 << 20
+	defaultInterval    = 200 * time.Millisecond
+	defaultRecheck     = 100 * time.Millisecond
+	defaultRate        = 1000
+	defaultBurst       = 100
+	defaultMaxFollowed = 65536
+	defaultRingBytes   = 1 << 20
 
 	// MaxMaxFollowed bounds [Config.MaxFollowed]: an ipcache map as Cilium makes it has
 	// room for half as many entries, and the kernel holds 100 bytes or so for each.
@@ -39,21 +39,21 @@ const stampInterval = time.Second
 // What an interface may signal in a second at the most, for all clusters together, as a
 // multiple of [Config.Rate]; at once it may signal as many times [Config.Burst].
 const (
-	// PodShare is that of a pod's interface. Three quarters are for what is signalled at
+	// podShare is that of a pod's interface. Three quarters are for what is signalled at
 	// first, with Rate for each cluster, and one for addresses that were held back before.
-	PodShare = 4
-	// DeviceShare is that of an uplink or a tunnel. Rate is for addresses that were held
+	podShare = 4
+	// deviceShare is that of an uplink or a tunnel. Rate is for addresses that were held
 	// back before, and the rest is dealt out to slices of the sources: a source's slice is
 	// a hash of its first 24 bits (IPv4) or 64 (IPv6), which are a node's pods, and has a
 	// quarter of Rate to itself.
-	DeviceShare = 1 + sourceSlices/4
+	deviceShare = 1 + sourceSlices/4
 
 	// sourceSlices is SLICES in c/maps.h.
 	sourceSlices = 60
 )
 
 // Config says where the programs find what they read, and how much they may tell.
-// What is zero has the default above.
+// What is zero has the default that stands with it.
 type Config struct {
 	// Dir is a directory on a BPF file system for our maps and links. It is made if it
 	// isn't there, and only one process at a time can have it.
@@ -64,22 +64,22 @@ type Config struct {
 	// NetNS is the network namespace of the interfaces, as a file; empty is that of the
 	// process.
 	NetNS string
-	// Interval is the least time between two signals for the same address.
+	// Interval is the least time between two signals for the same address; 200 ms.
 	Interval time.Duration
 	// Recheck is how long a CPU goes on taking an address for known, or for no remote
 	// pod's, after it was looked up: so long may the first miss of an address go unseen
 	// whose entry was deleted, or whose pod CIDR is new. A negative one has every packet
-	// looked up.
+	// looked up. 100 ms.
 	Recheck time.Duration
 	// Rate is how many signals per second a pod's interface may give for one cluster, and
-	// Burst how many at once. What an interface may give in all, and how a device of the
-	// node deals it out, is a multiple of it: see [PodShare] and [DeviceShare].
+	// Burst how many at once; 1000 and 100. What an interface may give in all, and how a device of the
+	// node deals it out, is a multiple of it.
 	Rate, Burst uint32
-	// MaxFollowed is how many addresses can be followed; there is room for somewhat more,
-	// for a while.
+	// MaxFollowed is how many addresses can be followed, 65536; there is room for somewhat
+	// more, for a while.
 	MaxFollowed int
 	// RingBytes is the size of the ring buffer, a power of two and of whole pages; a
-	// signal takes 56 bytes of it.
+	// signal takes 56 bytes of it. 1 MiB.
 	RingBytes int
 
 	// maxCIDRs is how many remote pod CIDRs there can be.
@@ -88,22 +88,22 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	if c.Interval == 0 {
-		c.Interval = DefaultInterval
+		c.Interval = defaultInterval
 	}
 	if c.Recheck == 0 {
-		c.Recheck = DefaultRecheck
+		c.Recheck = defaultRecheck
 	}
 	if c.Rate == 0 {
-		c.Rate = DefaultRate
+		c.Rate = defaultRate
 	}
 	if c.Burst == 0 {
-		c.Burst = DefaultBurst
+		c.Burst = defaultBurst
 	}
 	if c.MaxFollowed == 0 {
-		c.MaxFollowed = DefaultMaxFollowed
+		c.MaxFollowed = defaultMaxFollowed
 	}
 	if c.RingBytes == 0 {
-		c.RingBytes = DefaultRingBytes
+		c.RingBytes = defaultRingBytes
 	}
 	if c.maxCIDRs == 0 {
 		c.maxCIDRs = defaultMaxCIDRs
@@ -147,7 +147,7 @@ func (c Config) constants() map[string]any {
 		"recheck_ns":      uint64(max(c.Recheck, 0)),
 		"token_ns":        token,
 		"bucket_ns":       bucket,
-		"all_token_ns":    max(token/(PodShare-1), 1),
+		"all_token_ns":    max(token/(podShare-1), 1),
 		"slice_token_ns":  4 * token,
 		"slice_bucket_ns": max(bucket, 4*token), // one token at least
 		"seed":            rand.Uint64(),

@@ -156,7 +156,7 @@ func (i *Interfaces) list() error {
 		return fmt.Errorf("listing interfaces: %w", err)
 	}
 	clear(i.failed)
-	gone := i.kernel.Attached()
+	gone := i.kernel.kinds()
 	for _, device := range devices {
 		i.want(device)
 		delete(gone, device.Attrs().Index)
@@ -174,7 +174,7 @@ func (i *Interfaces) again() error {
 			return err
 		}
 	}
-	replaced, err := i.kernel.Refresh()
+	replaced, err := i.kernel.refresh()
 	if replaced {
 		i.log.Info("The ipcache map was replaced: the programs read the new one")
 	}
@@ -203,7 +203,7 @@ func (i *Interfaces) want(device netlink.Link) {
 		i.unwant(attrs.Index)
 		return
 	}
-	err := i.kernel.Attach(attrs.Index, kind)
+	err := i.kernel.attach(attrs.Index, kind)
 	var notFound netlink.LinkNotFoundError
 	switch {
 	case err == nil:
@@ -219,7 +219,7 @@ func (i *Interfaces) want(device netlink.Link) {
 // unwant takes the program off an interface, if it has one.
 func (i *Interfaces) unwant(index int) {
 	delete(i.failed, index)
-	if err := i.kernel.Detach(index); err != nil {
+	if err := i.kernel.detach(index); err != nil {
 		i.failed[index] = err
 	}
 }
@@ -253,7 +253,7 @@ func (i *Interfaces) kindOf(device netlink.Link) (Kind, bool) {
 // report says what there is and what there isn't.
 func (i *Interfaces) report(health cell.Health) {
 	count := map[Kind]int{}
-	for _, kind := range i.kernel.Attached() {
+	for _, kind := range i.kernel.kinds() {
 		count[kind]++
 	}
 	status := fmt.Sprintf("On %d pods' interfaces, %d uplinks, %d tunnels", count[KindPod], count[KindUplink], count[KindTunnel])

@@ -69,7 +69,7 @@ func (f *fixture) interfaces(t testing.TB, pods, devices Patterns) *Interfaces {
 // attached waits until there are programs on just these interfaces.
 func (f *fixture) attached(t testing.TB, want map[int]Kind) {
 	t.Helper()
-	require.Eventually(t, func() bool { return maps.Equal(want, f.Attached()) }, patience, 5*time.Millisecond,
+	require.Eventually(t, func() bool { return maps.Equal(want, f.kinds()) }, patience, 5*time.Millisecond,
 		"want %v", want)
 }
 

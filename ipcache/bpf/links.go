@@ -25,8 +25,8 @@ type attachment struct {
 	path string
 }
 
-// Attached is the kind of each interface that has a program of ours, by index.
-func (k *Kernel) Attached() map[int]Kind {
+// kinds are those of each interface that has a program of ours, by index.
+func (k *Kernel) kinds() map[int]Kind {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	attached := make(map[int]Kind, len(k.links))
@@ -36,18 +36,18 @@ func (k *Kernel) Attached() map[int]Kind {
 	return attached
 }
 
-// Attach puts a program in front of all others on the ingress of an interface; they all
+// attach puts a program in front of all others on the ingress of an interface; they all
 // see every packet still. It does nothing if that is so already, and replaces the
 // program in place if the interface was of another kind.
 //
 // For an interface that isn't there the error is netlink's LinkNotFoundError or ENODEV.
-func (k *Kernel) Attach(ifindex int, kind Kind) error {
+func (k *Kernel) attach(ifindex int, kind Kind) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.cfg.inNetNS(func() error { return k.attach(ifindex, kind) })
+	return k.cfg.inNetNS(func() error { return k.attachLocked(ifindex, kind) })
 }
 
-func (k *Kernel) attach(ifindex int, kind Kind) error {
+func (k *Kernel) attachLocked(ifindex int, kind Kind) error {
 	if k.programs == nil {
 		return ErrClosed
 	}
@@ -100,8 +100,8 @@ func (k *Kernel) attach(ifindex int, kind Kind) error {
 	return nil
 }
 
-// Detach takes our program off an interface, if there is one.
-func (k *Kernel) Detach(ifindex int) error {
+// detach takes our program off an interface, if there is one.
+func (k *Kernel) detach(ifindex int) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	a, ok := k.links[ifindex]

@@ -17,9 +17,9 @@ func TestAttachedProgramSeesPackets(t *testing.T) {
 	require.NoError(t, f.SetCIDRs(cidrs()))
 	lxc := addVeth(t, "lxc1", "pod1")
 
-	require.NoError(t, f.Attach(lxc, KindPod))
-	require.NoError(t, f.Attach(lxc, KindPod), "once more is nothing new")
-	require.Equal(t, map[int]Kind{lxc: KindPod}, f.Attached())
+	require.NoError(t, f.attach(lxc, KindPod))
+	require.NoError(t, f.attach(lxc, KindPod), "once more is nothing new")
+	require.Equal(t, map[int]Kind{lxc: KindPod}, f.kinds())
 
 	send(t, ifindex(t, "pod1"), frame("10.1.0.1", "10.7.0.9"))
 	f.seen(t, Stats{}, 1)
@@ -27,21 +27,21 @@ func TestAttachedProgramSeesPackets(t *testing.T) {
 	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.7.0.9")}, addrs(signals))
 	require.EqualValues(t, lxc, signals[0].Interface)
 
-	require.NoError(t, f.Detach(lxc))
-	require.NoError(t, f.Detach(lxc))
-	require.Empty(t, f.Attached())
+	require.NoError(t, f.detach(lxc))
+	require.NoError(t, f.detach(lxc))
+	require.Empty(t, f.kinds())
 	before := f.stats(t)
 	send(t, ifindex(t, "pod1"), frame("10.1.0.1", "10.7.0.10"))
 	require.Equal(t, before, f.stats(t))
 
-	require.Error(t, f.Attach(1<<20, KindPod), "an interface that isn't there")
+	require.Error(t, f.attach(1<<20, KindPod), "an interface that isn't there")
 }
 
 func TestRemove(t *testing.T) {
 	inNamespace(t)
 	f := newFixture(t, nil)
 	require.NoError(t, f.SetCIDRs(cidrs()))
-	require.NoError(t, f.Attach(addVeth(t, "lxc1", "pod1"), KindPod))
+	require.NoError(t, f.attach(addVeth(t, "lxc1", "pod1"), KindPod))
 	require.ErrorIs(t, Remove(hivetest.Logger(t), f.cfg.Dir), ErrInUse)
 
 	counters, err := f.maps.counters.Clone()
@@ -68,5 +68,5 @@ func TestRemove(t *testing.T) {
 	require.NoError(t, Remove(hivetest.Logger(t), f.cfg.Dir), "where there is nothing")
 
 	f.open(t)
-	require.Empty(t, f.Attached())
+	require.Empty(t, f.kinds())
 }

@@ -124,7 +124,7 @@ func TestFrames(t *testing.T) {
 	wanted[netip.MustParsePrefix("::/64")] = 7 // where IPv4 would be in disguise
 	require.NoError(t, f.SetCIDRs(wanted))
 	// Test runs of the kernel's refuse what ends within the IP header.
-	require.NoError(t, f.Attach(addVeth(t, "lxc1", "pod1"), KindPod))
+	require.NoError(t, f.attach(addVeth(t, "lxc1", "pod1"), KindPod))
 	pod := ifindex(t, "pod1")
 	v4, v6 := packet("10.1.0.1", "10.7.0.9"), packet("fd00:1::1", "fd00:7::9")
 
@@ -221,7 +221,7 @@ func TestBigFrameOutsideOfTheLinearPart(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, netlink.LinkSetMTU(device, 9000))
 	}
-	require.NoError(t, f.Attach(lxc, KindPod))
+	require.NoError(t, f.attach(lxc, KindPod))
 	for _, dst := range []string{"10.7.0.9", "fd00:7::9"} {
 		src := "10.1.0.1"
 		if netip.MustParseAddr(dst).Is6() {
@@ -266,7 +266,7 @@ func TestDeviceWithoutEthernet(t *testing.T) {
 	require.NoError(t, netlink.LinkSetMTU(tun, 9000))
 	require.NoError(t, netlink.LinkSetUp(tun))
 	for _, kind := range []Kind{KindPod, KindUplink, KindTunnel} {
-		require.NoError(t, f.Attach(tun.Index, kind))
+		require.NoError(t, f.attach(tun.Index, kind))
 		for i, linear := range []int{0, 1} {
 			before := f.stats(t)
 			remotes := []netip.Addr{

@@ -120,12 +120,12 @@ func openIPCache(path string) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// Refresh looks whether the ipcache map that is pinned is still the one that the
+// refresh looks whether the ipcache map that is pinned is still the one that the
 // programs read, and has them read the new one if it isn't: an agent that is started
 // with another size of its map makes a new map. It says whether that was so.
 //
 // While it gives an error, the programs read the old map.
-func (k *Kernel) Refresh() (bool, error) {
+func (k *Kernel) refresh() (bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.programs == nil {

@@ -29,7 +29,7 @@ func TestRestartLeavesNoGap(t *testing.T) {
 	})
 	require.NoError(t, f.SetCIDRs(cidrs()))
 	lxc, pod := addVeth(t, "lxc1", "pod1"), ifindex(t, "pod1")
-	require.NoError(t, f.Attach(lxc, KindPod))
+	require.NoError(t, f.attach(lxc, KindPod))
 	pinned := linkID(t, f, lxc)
 	counters, err := f.maps.counters.Clone()
 	require.NoError(t, err)
@@ -94,7 +94,7 @@ func TestRestartLeavesNoGap(t *testing.T) {
 	}
 	require.Len(t, told, sent)
 
-	require.Equal(t, map[int]Kind{lxc: KindPod}, f.Attached())
+	require.Equal(t, map[int]Kind{lxc: KindPod}, f.kinds())
 	require.Equal(t, pinned, linkID(t, f, lxc), "the link is the same")
 	require.Equal(t, []ebpf.ProgramID{programID(t, f.programs.ethernet.Pod)}, chain(t, lxc), "with a new program")
 }
@@ -117,8 +117,8 @@ func TestRestartTakesOver(t *testing.T) {
 	require.NoError(t, f.Follow(netip.MustParseAddr("10.7.0.1")))
 	f.upsert(t, "10.7.0.1/32", 458753)
 	first, second := addVeth(t, "lxc1", "pod1"), addVeth(t, "lxc2", "pod2")
-	require.NoError(t, f.Attach(first, KindPod))
-	require.NoError(t, f.Attach(second, KindPod))
+	require.NoError(t, f.attach(first, KindPod))
+	require.NoError(t, f.attach(second, KindPod))
 	f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", "10.7.0.1"))
 	f.run(t, f.programs.ethernet.Pod, frame("10.1.0.1", "10.7.0.9"))
 	seen, err := f.LastSeen()
@@ -130,7 +130,7 @@ func TestRestartTakesOver(t *testing.T) {
 	// More addresses can be followed now, and a smaller ring is another ring.
 	f.cfg.MaxFollowed = 10
 	f.open(t)
-	require.Equal(t, map[int]Kind{first: KindPod}, f.Attached())
+	require.Equal(t, map[int]Kind{first: KindPod}, f.kinds())
 	require.NoFileExists(t, filepath.Join(f.linksDir(), pinName(KindPod, second)))
 	require.Equal(t, stats, f.stats(t))
 	again, err := f.LastSeen()
@@ -142,11 +142,11 @@ func TestRestartTakesOver(t *testing.T) {
 
 	// A kind that changed is replaced in place.
 	id := linkID(t, f, first)
-	require.NoError(t, f.Attach(first, KindUplink))
+	require.NoError(t, f.attach(first, KindUplink))
 	require.Equal(t, id, linkID(t, f, first))
 	require.NoError(t, f.Close())
 	f.open(t)
-	require.Equal(t, map[int]Kind{first: KindUplink}, f.Attached())
+	require.Equal(t, map[int]Kind{first: KindUplink}, f.kinds())
 	require.Equal(t, []ebpf.ProgramID{programID(t, f.programs.ethernet.Uplink)}, chain(t, first))
 }
 
@@ -177,20 +177,20 @@ func TestReplacedIPCache(t *testing.T) {
 	require.NoError(t, f.SetCIDRs(cidrs()))
 	f.upsert(t, "10.7.0.1/32", 458753)
 	lxc, pod := addVeth(t, "lxc1", "pod1"), ifindex(t, "pod1")
-	require.NoError(t, f.Attach(lxc, KindPod))
-	replaced, err := f.Refresh()
+	require.NoError(t, f.attach(lxc, KindPod))
+	replaced, err := f.refresh()
 	require.NoError(t, err)
 	require.False(t, replaced)
 
 	require.NoError(t, os.Remove(f.cfg.IPCacheMap))
-	_, err = f.Refresh()
+	_, err = f.refresh()
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	newIPCache(t, f.cfg.IPCacheMap, 100)
 	send(t, pod, frame("10.1.0.1", "10.7.0.1"))
 	f.seen(t, Stats{}, 1)
 	require.Empty(t, f.signals(t))
 
-	replaced, err = f.Refresh()
+	replaced, err = f.refresh()
 	require.NoError(t, err)
 	require.True(t, replaced)
 	send(t, pod, frame("10.1.0.1", "10.7.0.1"))
@@ -259,8 +259,8 @@ func TestClosed(t *testing.T) {
 	f := newFixture(t, nil)
 	require.NoError(t, f.Close())
 	require.NoError(t, f.Close())
-	require.ErrorIs(t, f.Attach(1, KindPod), ErrClosed)
-	_, err := f.Refresh()
+	require.ErrorIs(t, f.attach(1, KindPod), ErrClosed)
+	_, err := f.refresh()
 	require.ErrorIs(t, err, ErrClosed)
 	_, err = f.Measure(KindPod, frame("10.1.0.1", "10.7.0.1"), 1)
 	require.ErrorIs(t, err, ErrClosed)
@@ -274,8 +274,8 @@ func TestClosed(t *testing.T) {
 	_, err = f.Stats()
 	require.ErrorIs(t, err, ErrClosed)
 	require.ErrorIs(t, f.Read(t.Context(), nil), ErrClosed)
-	require.Empty(t, f.Attached())
-	require.NoError(t, f.Detach(1))
+	require.Empty(t, f.kinds())
+	require.NoError(t, f.detach(1))
 }
 
 func TestConfig(t *testing.T) {

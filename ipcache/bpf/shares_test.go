@@ -85,10 +85,10 @@ func TestTokensOfAPod(t *testing.T) {
 		}
 	}
 	scan()
-	require.GreaterOrEqual(t, f.stats(t).Signals, uint64((PodShare-1)*10))
+	require.GreaterOrEqual(t, f.stats(t).Signals, uint64((podShare-1)*10))
 	// Who comes back to all of them has no more either.
 	scan()
-	require.LessOrEqual(t, f.stats(t).Signals, f.atMost(PodShare, monotonic(t)-began))
+	require.LessOrEqual(t, f.stats(t).Signals, f.atMost(podShare, monotonic(t)-began))
 	buckets := f.buckets(t)
 	require.Len(t, buckets[bucketCluster], clusters)
 	require.Len(t, buckets[bucketAll], 1)
@@ -108,9 +108,9 @@ func TestTokensOfADevice(t *testing.T) {
 		}
 	}
 	scan()
-	require.GreaterOrEqual(t, f.stats(t).Signals, uint64((DeviceShare-1)*8))
+	require.GreaterOrEqual(t, f.stats(t).Signals, uint64((deviceShare-1)*8))
 	scan()
-	require.LessOrEqual(t, f.stats(t).Signals, f.atMost(DeviceShare, monotonic(t)-began))
+	require.LessOrEqual(t, f.stats(t).Signals, f.atMost(deviceShare, monotonic(t)-began))
 	buckets := f.buckets(t)
 	require.Len(t, buckets[bucketSlice], sourceSlices, "as many as Go believes")
 	require.Len(t, buckets[bucketHeldBack], 1)

@@ -166,8 +166,8 @@ func TestCIDRsAndInterfaces(t *testing.T) {
 	lxc := addVeth(t, "lxc1", "pod1")
 	f.cidrsMu.Lock()
 	defer f.cidrsMu.Unlock()
-	require.NoError(t, f.Attach(lxc, KindPod))
-	require.Equal(t, map[int]Kind{lxc: KindPod}, f.Attached())
+	require.NoError(t, f.attach(lxc, KindPod))
+	require.Equal(t, map[int]Kind{lxc: KindPod}, f.kinds())
 }
 
 // TestSetCIDRsProperty has the kernel with what was asked for last, whatever came before.

@@ -52,7 +52,7 @@ func TestTunnelIdentity(t *testing.T) {
 	f.upsert(t, "10.7.0.1/32", 0x70001)
 	f.upsert(t, "10.7.0.2/32", 0x70001)
 	tun := newTunnel(t)
-	require.NoError(t, f.Attach(tun.index, KindTunnel))
+	require.NoError(t, f.attach(tun.index, KindTunnel))
 
 	unknown := func(addr string, identity uint32) []Miss {
 		return []Miss{{Addr: netip.MustParseAddr(addr), Identity: identity, ClusterID: 7, Side: SideSource, Interface: uint32(tun.index)}}
@@ -98,7 +98,7 @@ func TestTunnelIdentityDespiteAVerdict(t *testing.T) {
 	require.NoError(t, f.SetCIDRs(cidrs()))
 	f.upsert(t, "10.7.0.1/32", 0x70001)
 	tun := newTunnel(t)
-	require.NoError(t, f.Attach(tun.index, KindTunnel))
+	require.NoError(t, f.attach(tun.index, KindTunnel))
 	for range 3 {
 		tun.receive("127.0.0.1", 0x70001, frame("10.7.0.1", "10.1.0.1"))
 	}

@@ -45,7 +45,7 @@ func NewCell(opener Opener) cell.Cell {
 
 		// --enable-ondemand-resolution and --ondemand-…
 		cell.Config(DefaultConfig),
-		// The table "ondemand", which only the Engine modifies.
+		// The table "ondemand", which only the engine modifies.
 		cell.ProvidePrivate(newTable),
 		cell.Provide(statedb.RWTable[*Row].ToTable),
 		cell.Provide(newMetrics),
@@ -102,7 +102,7 @@ type Service struct {
 	// ready has what was resolved before be asked for again.
 	ready func()
 	// engine is nil where the feature is off.
-	engine *Engine
+	engine *engine
 	// readThrough is nil where none is configured.
 	readThrough *ReadThrough
 }
@@ -177,7 +177,7 @@ func (s *Service) stop() error {
 }
 
 // readSignals is the job that reads the kernel's signals.
-func (e *Engine) readSignals(ctx context.Context, health cell.Health) error {
+func (e *engine) readSignals(ctx context.Context, health cell.Health) error {
 	for {
 		health.OK("Reading signals")
 		err := e.kernel.Read(ctx, e.handle)
@@ -198,7 +198,7 @@ func (e *Engine) readSignals(ctx context.Context, health cell.Health) error {
 }
 
 // reportAway is the job that says in health which clusters are left alone.
-func (e *Engine) reportAway(ctx context.Context, health cell.Health) error {
+func (e *engine) reportAway(ctx context.Context, health cell.Health) error {
 	for {
 		away := map[string][]string{}
 		for _, r := range e.chain.others {
@@ -228,7 +228,7 @@ func (e *Engine) reportAway(ctx context.Context, health cell.Health) error {
 // kernelFailed takes note of what the kernel didn't do. Nothing depends on it: the entry
 // of an address that isn't followed goes after its time, and comes back with the next
 // packet.
-func (e *Engine) kernelFailed(err error) {
+func (e *engine) kernelFailed(err error) {
 	if e.complaints.Allow() {
 		e.log.Warn("The kernel couldn't be told which addresses are resolved", "error", err)
 	}

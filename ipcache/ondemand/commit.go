@@ -16,7 +16,7 @@ import (
 
 // commit takes in what is answered by now: in one transaction, however many answers it
 // is, and in none if there is nothing to write, as in a scan of absent addresses.
-func (e *Engine) commit() {
+func (e *engine) commit() {
 	e.writing.Lock()
 	defer e.writing.Unlock()
 	e.mu.Lock()
@@ -78,7 +78,7 @@ const repeat Outcome = "repeat"
 
 // writes says whether an answer may change the tables, as one that they have given
 // themselves doesn't. It is called with mu held.
-func (e *Engine) writes(a *answered) bool {
+func (e *engine) writes(a *answered) bool {
 	known := a.from == string(OutcomeTable)
 	return a.answer.Endpoint != nil && !known || len(a.answer.Identities) > 0 || e.entries.addresses.Contains(a.question.Addr)
 }
@@ -86,7 +86,7 @@ func (e *Engine) writes(a *answered) bool {
 // change is one change of the entries and of what follows from them: the tables, within
 // tx, and then the kernel and the table "ondemand".
 type change struct {
-	*Engine
+	*engine
 	tx     *state.Txn
 	effect effect
 	// These have rows of the table "ondemand": by their keys, what was there and isn't.
@@ -95,8 +95,8 @@ type change struct {
 	followed, unfollowed []netip.Addr
 }
 
-func (e *Engine) newChange(tx *state.Txn) *change {
-	return &change{Engine: e, tx: tx, rows: map[string]*Row{}}
+func (e *engine) newChange(tx *state.Txn) *change {
+	return &change{engine: e, tx: tx, rows: map[string]*Row{}}
 }
 
 // take takes in one answer, in the order: nobody's address any more, the pushed entry is

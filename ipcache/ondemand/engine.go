@@ -59,7 +59,7 @@ type Kernel interface {
 	Stats() (bpf.Stats, error)
 }
 
-// settings are what an Engine takes.
+// settings are what an engine takes.
 type settings struct {
 	log     *slog.Logger
 	config  Config
@@ -85,12 +85,12 @@ type settings struct {
 	ready <-chan struct{}
 }
 
-// Engine answers misses: it takes them from the kernel, asks the resolvers, and puts
-// what they know into the tables. Its exported methods are safe for concurrent use.
+// engine answers misses: it takes them from the kernel, asks the resolvers, and puts
+// what they know into the tables. Resolve and what Service asks are safe for concurrent use.
 //
 //	miss ─▶ queue ─▶ ask, for all of a cluster that wait ─▶ commit, one transaction for all
 //	        (mu)     by then, two times at once              that is answered (writing, then mu)
-type Engine struct {
+type engine struct {
 	settings
 	tables state.Tables
 	chain  *chain
@@ -113,7 +113,7 @@ type Engine struct {
 	asking   map[netip.Addr]*lookup
 	inFlight map[uint32]inFlight
 	finished []*answered
-	// ctx and lookups are set while the Engine runs.
+	// ctx and lookups are set while the engine runs.
 	ctx     context.Context
 	lookups *errgroup.Group
 	// throttled: a timer runs, after which the rate allows another lookup.
@@ -136,7 +136,7 @@ type Engine struct {
 	settled  chan struct{} // closed when the first CIDRs of complete tables are in use
 }
 
-func newEngine(s settings, resolvers []IPCacheMissResolver) (*Engine, error) {
+func newEngine(s settings, resolvers []IPCacheMissResolver) (*engine, error) {
 	entries, err := newEntries(s.config.MaxEntries)
 	if err != nil {
 		return nil, err
@@ -151,7 +151,7 @@ func newEngine(s settings, resolvers []IPCacheMissResolver) (*Engine, error) {
 		s.lostRetry = lostRetry
 	}
 	tables := s.writer.Tables()
-	e := &Engine{
+	e := &engine{
 		settings:   s,
 		tables:     tables,
 		limit:      rate.NewLimiter(rate.Limit(s.config.LookupRate), lookupBurst),
@@ -191,7 +191,7 @@ func wake(ch chan struct{}) {
 }
 
 // run commits answers until ctx ends, and waits for the lookups that are under way.
-func (e *Engine) run(ctx context.Context, health cell.Health) error {
+func (e *engine) run(ctx context.Context, health cell.Health) error {
 	health.OK("Looking up what is missed")
 	e.mu.Lock()
 	e.ctx, e.lookups = ctx, &errgroup.Group{}
@@ -217,7 +217,7 @@ func (e *Engine) run(ctx context.Context, health cell.Health) error {
 }
 
 // handle takes in what the kernel tells.
-func (e *Engine) handle(misses []bpf.Miss) {
+func (e *engine) handle(misses []bpf.Miss) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := e.clock.Now()
@@ -229,7 +229,7 @@ func (e *Engine) handle(misses []bpf.Miss) {
 
 // miss is called with mu held. Of an address that is known to be absent, or asked for
 // already, it costs three accesses to maps at most.
-func (e *Engine) miss(m *bpf.Miss, now time.Time) {
+func (e *engine) miss(m *bpf.Miss, now time.Time) {
 	side := m.Side
 	if side > bpf.SideSource {
 		side = 0
@@ -259,7 +259,7 @@ func (e *Engine) miss(m *bpf.Miss, now time.Time) {
 
 // enqueue has a lookup made, or joins it to one for the same address. It is called with
 // mu held.
-func (e *Engine) enqueue(l *lookup) {
+func (e *engine) enqueue(l *lookup) {
 	if begun, ok := e.asking[l.question.Addr]; ok {
 		switch {
 		case begun.join(l, true):
@@ -285,7 +285,7 @@ type inFlight struct{ batches, lookups int }
 // room is how many lookups of a cluster may begin now, together. What comes while as many
 // batches as may be are under way waits for the end of one, and goes along with what else
 // has come by then: so batches grow with the load, and in quiet nothing waits.
-func (e *Engine) room(cluster uint32) int {
+func (e *engine) room(cluster uint32) int {
 	now := e.inFlight[cluster]
 	if now.batches >= maxBatches {
 		return 0
@@ -295,7 +295,7 @@ func (e *Engine) room(cluster uint32) int {
 
 // pump begins the lookups that may begin now. It is called with mu held, whenever there
 // may be more of them: something was queued, a cluster has room again, or a token came.
-func (e *Engine) pump() {
+func (e *engine) pump() {
 	if e.ctx == nil || e.throttled || e.queue.len() == 0 {
 		return
 	}
@@ -337,13 +337,13 @@ func (e *Engine) pump() {
 	}
 }
 
-func (e *Engine) isOwner(q Question) bool {
+func (e *engine) isOwner(q Question) bool {
 	owner, ok := e.cidrs.owner(q.Addr)
 	return ok && owner.cluster == q.Cluster && owner.clusterID == q.ClusterID
 }
 
 // ask finds out what there is, for commit to take in.
-func (e *Engine) ask(ctx context.Context, cluster uint32, batch []*lookup) {
+func (e *engine) ask(ctx context.Context, cluster uint32, batch []*lookup) {
 	ctx, cancel := context.WithTimeout(ctx, e.config.LookupTimeout)
 	defer cancel()
 	e.writer.Departures().Watch(prefixesOf(batch)...) // until they are committed
@@ -372,7 +372,7 @@ func prefixesOf(batch []*lookup) []netip.Prefix {
 }
 
 // resolved tells whoever waits for a lookup. It is called with mu held.
-func (e *Engine) resolved(l *lookup, outcome Outcome, err error) {
+func (e *engine) resolved(l *lookup, outcome Outcome, err error) {
 	for side, n := range l.misses {
 		e.metrics.miss(bpf.Side(side), outcome, n)
 	}
@@ -387,7 +387,7 @@ func (e *Engine) resolved(l *lookup, outcome Outcome, err error) {
 
 // Resolve asks for an address as a packet to it would, and waits for what comes of it.
 // The error is why there is no entry for the address, or that of ctx.
-func (e *Engine) Resolve(ctx context.Context, addr netip.Addr) (Resolution, error) {
+func (e *engine) Resolve(ctx context.Context, addr netip.Addr) (Resolution, error) {
 	addr = addr.Unmap().WithZone("")
 	done := make(chan Resolution, 1)
 	e.mu.Lock()

@@ -23,7 +23,7 @@ const entriesExpire = "Entries are kept for as long as they are used"
 
 // expire drops entries that were not used, and has the others asked for again, as they
 // come due, until ctx ends.
-func (e *Engine) expire(ctx context.Context, health cell.Health) error {
+func (e *engine) expire(ctx context.Context, health cell.Health) error {
 	timer := e.clock.NewTimer(expiryPause)
 	defer timer.Stop()
 	var looked time.Time
@@ -61,7 +61,7 @@ func (e *Engine) expire(ctx context.Context, health cell.Health) error {
 
 // expireDue is one look at all that is due. Its error is why it isn't known what was
 // used; nothing is dropped then that might be in use.
-func (e *Engine) expireDue() error {
+func (e *engine) expireDue() error {
 	e.writing.Lock()
 	defer e.writing.Unlock()
 	now := e.clock.Now()
@@ -160,7 +160,7 @@ func (c *change) expireNegatives(now time.Time) {
 
 // withdraw has another ownership in force, and everything gone that isn't its cluster's
 // any more.
-func (e *Engine) withdraw(next *ownership, clusters map[string]struct{}) {
+func (e *engine) withdraw(next *ownership, clusters map[string]struct{}) {
 	e.writing.Lock()
 	defer e.writing.Unlock()
 	tx := e.writer.Begin()

@@ -256,13 +256,13 @@ func (f *fixture) degraded(part string) string {
 	return text
 }
 
-// fixture is an Engine with real tables. Its clock stands still but for step.
+// fixture is an engine with real tables. Its clock stands still but for step.
 type fixture struct {
 	*testing.T
 	db     *statedb.DB
 	writer *state.Writer
 	tables state.Tables
-	engine *Engine
+	engine *engine
 	kernel *handKernel
 	source *source
 	clock  *testingclock.FakeClock
@@ -274,7 +274,7 @@ type fixture struct {
 
 type option func(*settings)
 
-// setup makes an Engine of the cluster "home", with nodes of the clusters red and blue
+// setup makes an engine of the cluster "home", with nodes of the clusters red and blue
 // whose pod CIDRs are 10.2.0.0/24 and 10.3.0.0/24, and starts it.
 func setup(t *testing.T, options ...option) *fixture {
 	f := prepare(t, options...)
@@ -299,7 +299,7 @@ func prepare(t *testing.T, options ...option) *fixture {
 	return f
 }
 
-// build makes another Engine, as a restart of the process does, with what there is.
+// build makes another engine, as a restart of the process does, with what there is.
 func (f *fixture) build(options ...option) {
 	var table statedb.RWTable[*Row]
 	var err error

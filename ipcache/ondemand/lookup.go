@@ -34,7 +34,7 @@ const (
 // own is the "interface" of lookups that no packet has asked for.
 const own uint32 = 0
 
-// lookup is one question, from the miss to the answer. It is under the Engine's mu, but
+// lookup is one question, from the miss to the answer. It is under the engine's mu, but
 // for what ask and commit are handed.
 type lookup struct {
 	question Question

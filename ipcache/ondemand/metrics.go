@@ -17,8 +17,8 @@ const (
 	outcomeTakenOver Outcome = "pushed"
 )
 
-// Metrics count what an Engine does. As a prometheus.Collector they also have what the
-// Engine and the kernel say when they are asked.
+// Metrics count what an engine does. As a prometheus.Collector they also have what the
+// engine and the kernel say when they are asked.
 type Metrics struct {
 	misses        *prometheus.CounterVec
 	revalidations *prometheus.CounterVec
@@ -28,7 +28,7 @@ type Metrics struct {
 	// bySide are the counters of misses, found without making a string of labels.
 	bySide [bpf.SideSource + 1]map[Outcome]prometheus.Counter
 
-	engine *Engine // nil where the feature is off
+	engine *engine // nil where the feature is off
 }
 
 func newMetrics() *Metrics {

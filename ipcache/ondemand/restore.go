@@ -31,7 +31,7 @@ const (
 const namedClusters = 5
 
 // restore is what an earlier process had resolved and isn't resolved again yet. It is
-// under the Engine's mu.
+// under the engine's mu.
 type restore struct {
 	// waiting are to be asked for, asked are being, and failed are those that nobody
 	// could be asked for.
@@ -69,7 +69,7 @@ func (r *restore) left() int { return len(r.waiting) + len(r.asked) + len(r.fail
 // resume asks again for what an earlier process had resolved: the map has its entries,
 // and traffic uses them, so that no packet misses. It returns when that is done, or when
 // it has taken too long, or with ctx; and says how many addresses were left.
-func (e *Engine) resume(ctx context.Context) (left int, err error) {
+func (e *engine) resume(ctx context.Context) (left int, err error) {
 	select {
 	case <-e.settled:
 	case <-ctx.Done():
@@ -96,7 +96,7 @@ func (e *Engine) resume(ctx context.Context) (left int, err error) {
 
 // resumeAll asks for what is left until that is nothing, or until ctx ends. It calls moved
 // whenever there may be less left.
-func (e *Engine) resumeAll(ctx context.Context, again time.Duration, moved func()) {
+func (e *engine) resumeAll(ctx context.Context, again time.Duration, moved func()) {
 	retry := time.NewTicker(again)
 	defer retry.Stop()
 	for {
@@ -122,7 +122,7 @@ func (e *Engine) resumeAll(ctx context.Context, again time.Duration, moved func(
 }
 
 // lost are the clusters of what is left, with how many addresses of each, and their sum.
-func (e *Engine) lost() (clusters map[string]int, sum int) {
+func (e *engine) lost() (clusters map[string]int, sum int) {
 	clusters = map[string]int{}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -148,7 +148,7 @@ func (e *Engine) lost() (clusters map[string]int, sum int) {
 // resumeLost goes on asking for what couldn't be asked for in time. The map has it no
 // longer, and a packet of it would be lost as any first packet is, so that health says of
 // which clusters it is.
-func (e *Engine) resumeLost(ctx context.Context, health cell.Health) {
+func (e *engine) resumeLost(ctx context.Context, health cell.Health) {
 	reported := ""
 	e.resumeAll(ctx, e.lostRetry, func() {
 		clusters, sum := e.lost()
@@ -173,7 +173,7 @@ func (e *Engine) resumeLost(ctx context.Context, health cell.Health) {
 
 // begin notes what is to be asked for: what a remote cluster still has and was used
 // within the time to live. The others are no longer followed.
-func (e *Engine) begin(lastSeen map[netip.Addr]time.Duration) {
+func (e *engine) begin(lastSeen map[netip.Addr]time.Duration) {
 	now := e.monotonic()
 	var forget []netip.Addr
 	e.mu.Lock()
@@ -193,7 +193,7 @@ func (e *Engine) begin(lastSeen map[netip.Addr]time.Duration) {
 }
 
 // resumeMore queues as many as there is room for. It is called with mu held.
-func (e *Engine) resumeMore() {
+func (e *engine) resumeMore() {
 	r := &e.restore
 	for len(r.waiting) > 0 && !e.queue.full(own) {
 		addr := r.waiting[len(r.waiting)-1]
@@ -213,7 +213,7 @@ func (e *Engine) resumeMore() {
 
 // endRestore has the kernel follow only what was resolved: there is no room for what
 // couldn't be and for all that may be resolved now. It says how many addresses are left.
-func (e *Engine) endRestore() (left int) {
+func (e *engine) endRestore() (left int) {
 	e.mu.Lock()
 	r := &e.restore
 	left = r.left()
@@ -226,7 +226,7 @@ func (e *Engine) endRestore() (left int) {
 
 // reopened has a kernel's side that was opened late, or anew, know what it missed: the
 // pod CIDRs, and whose use is to be noted.
-func (e *Engine) reopened() {
+func (e *engine) reopened() {
 	wake(e.opened)
 	e.writing.Lock()
 	defer e.writing.Unlock()
@@ -251,7 +251,7 @@ func (e *Engine) reopened() {
 	}
 }
 
-func (e *Engine) forget(addrs []netip.Addr) {
+func (e *engine) forget(addrs []netip.Addr) {
 	if len(addrs) == 0 {
 		return
 	}
@@ -261,7 +261,7 @@ func (e *Engine) forget(addrs []netip.Addr) {
 }
 
 // restart is the job that has the tables wait for what was resolved before.
-func (e *Engine) restart(done func()) func(context.Context, cell.Health) error {
+func (e *engine) restart(done func()) func(context.Context, cell.Health) error {
 	return func(ctx context.Context, health cell.Health) error {
 		left, err := e.resume(ctx)
 		if ctx.Err() != nil {

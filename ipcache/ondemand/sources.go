@@ -50,7 +50,7 @@ type Excess struct {
 
 // sources follow who claims which pod CIDR.
 type sources struct {
-	*Engine
+	*engine
 	clusters map[string]remoteCluster
 	// sum and count are of the claims: nodes change often, and their CIDRs don't.
 	sum   uint64
@@ -75,8 +75,8 @@ type sources struct {
 }
 
 // followSources keeps the ownership of addresses up to date until ctx ends.
-func (e *Engine) followSources(ctx context.Context, health cell.Health) error {
-	s := &sources{Engine: e, seed: maphash.MakeSeed(), retry: newSourcesRetry()}
+func (e *engine) followSources(ctx context.Context, health cell.Health) error {
+	s := &sources{engine: e, seed: maphash.MakeSeed(), retry: newSourcesRetry()}
 	var nodesChanged <-chan struct{}
 	retry := time.NewTimer(0)
 	defer retry.Stop()
