@@ -126,7 +126,8 @@ func (e *endpoints) status() status.IPCache {
 }
 
 // reportCapacity is the job that says so in health.
-func (e *endpoints) reportCapacity(ctx context.Context, _ cell.Health) error {
+func (e *endpoints) reportCapacity(ctx context.Context, health cell.Health) error {
+	health.OK("Comparing the ipcache with the room in its map; how that is, is told by capacity")
 	tick := time.NewTicker(capacityInterval)
 	defer tick.Stop()
 	full := false

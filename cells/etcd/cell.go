@@ -84,6 +84,7 @@ type writerParams struct {
 	Log       *slog.Logger
 	Lifecycle cell.Lifecycle
 	Jobs      job.Group
+	Health    cell.Health
 	Client    *Client
 	Options   WriterOptions `optional:"true"`
 }
@@ -96,20 +97,28 @@ func newLocalWriter(p writerParams) *Writer {
 	}})
 	p.Jobs.Add(
 		job.OneShot("etcd-writer", func(ctx context.Context, health cell.Health) error {
-			health.OK("Writing; what fails is told by etcd-writer-health")
+			health.OK("Writing; what fails is told by writer")
 			return w.Run(ctx)
 		}),
-		job.Timer("etcd-writer-health", w.reportHealth(), time.Second),
+		job.Timer("etcd-writer-health", w.reportHealth(p.Health.NewScope("writer")), time.Second),
 	)
 	return w
 }
 
-// reportHealth makes the Writer's failures visible as degraded health.
-func (w *Writer) reportHealth() job.TimerFunc {
+// reportHealth makes the Writer's failures visible as degraded health. They aren't errors
+// of the timer: the hive would log each second of them.
+func (w *Writer) reportHealth(health cell.Health) job.TimerFunc {
+	well := false
 	return func(context.Context) error {
 		stats := w.Stats()
-		if stats.LastError != "" {
-			return fmt.Errorf("%d operations wait, %d of them refused by etcd: %s", stats.Pending, stats.Refused, stats.LastError)
+		switch {
+		case stats.LastError != "":
+			well = false
+			health.Degraded("Writing to etcd fails",
+				fmt.Errorf("%d operations wait, %d of them refused by etcd: %s", stats.Pending, stats.Refused, stats.LastError))
+		case !well:
+			well = true
+			health.OK("etcd takes what is written")
 		}
 		return nil
 	}

@@ -180,7 +180,7 @@ func (r *Report) addEtcd(p params) {
 	}
 	r.Etcd = e
 	if stats.LastError != "" {
-		r.untold("timer-job-etcd-writer-health", "etcd", stats.LastError, time.Time{})
+		r.untold(".writer", "etcd", stats.LastError, time.Time{})
 	}
 }
 

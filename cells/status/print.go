@@ -60,12 +60,17 @@ func (r *Report) printParts(w io.Writer) {
 	case !o.Enabled:
 		fmt.Fprintf(w, "On demand:\toff\n")
 	default:
-		var kinds []string
-		for _, kind := range slices.Sorted(maps.Keys(o.Entries)) {
-			kinds = append(kinds, fmt.Sprintf("%d %s", o.Entries[kind], kind))
-		}
-		fmt.Fprintf(w, "On demand:\t%s, %d wait\n", cmp.Or(strings.Join(kinds, ", "), "nothing"), o.Waiting)
+		fmt.Fprintf(w, "On demand:\t%s, %d wait\n", o.Resolved(), o.Waiting)
 	}
+}
+
+// Resolved is how much lookups have brought, by kind.
+func (o *OnDemand) Resolved() string {
+	var kinds []string
+	for _, kind := range slices.Sorted(maps.Keys(o.Entries)) {
+		kinds = append(kinds, fmt.Sprintf("%d %s", o.Entries[kind], kind))
+	}
+	return cmp.Or(strings.Join(kinds, ", "), "nothing")
 }
 
 // printSources writes the datastore and the remote clusters.

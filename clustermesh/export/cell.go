@@ -57,6 +57,9 @@ var LocalCell = cell.Module(
 	"State tables to the kvstore of the cluster itself",
 
 	exporter,
+
+	// The table "exports".
+	cell.Invoke(keepCounts),
 )
 
 // PrivateLocalCell is LocalCell within the module around it, which has an etcd of its own:

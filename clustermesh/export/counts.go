@@ -18,15 +18,14 @@ import (
 // look whether something has changed takes a microsecond.
 const countInterval = 250 * time.Millisecond
 
-// keepCounts keeps the table "exports".
+// keepCounts keeps the table "exports", and says in health what is in it.
 func keepCounts(jobs job.Group, exporter *Exporter, writer *state.Writer) {
 	jobs.Add(job.OneShot("count-exports", func(ctx context.Context, health cell.Health) error {
-		health.OK("Counting what is exported")
-		return exporter.keepCounts(ctx, writer)
+		return exporter.keepCounts(ctx, health, writer)
 	}))
 }
 
-func (e *Exporter) keepCounts(ctx context.Context, writer *state.Writer) error {
+func (e *Exporter) keepCounts(ctx context.Context, health cell.Health, writer *state.Writer) error {
 	ticker := time.NewTicker(countInterval)
 	defer ticker.Stop()
 	last := make([]state.Export, len(e.followers))
@@ -44,6 +43,7 @@ func (e *Exporter) keepCounts(ctx context.Context, writer *state.Writer) error {
 				tx.UpsertExport(row)
 			}
 			tx.Commit()
+			health.OK("In etcd are " + e.describe())
 		}
 		select {
 		case <-ctx.Done():

@@ -20,7 +20,7 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
-// reportInterval is how often a healthy exporter says how much it exports; a
+// reportInterval is how often a healthy exporter says that it still is one; a
 // report for each round would be a write to the health table for each batch.
 const reportInterval = 10 * time.Second
 
@@ -339,14 +339,17 @@ func (e *Exporter) awaitSync(ctx context.Context, health cell.Health) error {
 				return nil
 			}
 		}
+		row := e.count(f)
+		e.log.Info("Exported all that the cluster has", "resource", row.Resource, "keys", row.Pushed, "onDemand", row.OnDemand)
 	}
 	e.log.Info("All that the cluster has is in etcd")
-	health.OK("All that the cluster had at the start is in etcd")
+	health.OK("All that the cluster had at the start is in etcd: " + e.describe())
 	close(e.synced)
 	return nil
 }
 
-// report tells health how it goes: at once when that changes, else now and then.
+// report tells health how it goes: at once when that changes, else now and then. How much
+// is exported isn't known yet when a round ends: see keepCounts.
 func (e *Exporter) report(health cell.Health) {
 	var problems []error
 	var waiting []string
@@ -373,7 +376,7 @@ func (e *Exporter) report(health cell.Health) {
 	case len(waiting) > 0:
 		health.OK("Waiting for the complete list of " + status)
 	default:
-		health.OK("Exporting " + e.describe())
+		health.OK("Exporting what changes")
 	}
 }
 

@@ -175,7 +175,7 @@ func (f *follower[Row]) round(ctx context.Context, txn statedb.ReadTxn, r *round
 	}
 	if !f.complete {
 		f.complete = true
-		f.log.Info("Exported all that the cluster has", "keys", f.pushed.Len())
+		f.log.Info("All that the cluster has was decided on, and is being written")
 		refilled = f.places()
 	}
 	for _, p := range refilled {

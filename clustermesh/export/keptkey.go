@@ -7,12 +7,17 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"time"
 
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/job"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
 )
+
+// watchReportInterval is how soon health says that the watch fails, or no longer does.
+const watchReportInterval = time.Second
 
 // KeptKey keeps one key as it should be: it is written at start, before and
 // independently of what it describes, and again whenever it is found to be
@@ -90,8 +95,29 @@ func (k *KeptKey) watch(ctx context.Context, health cell.Health) error {
 		return nil
 	case <-k.written:
 	}
-	health.OK("Watching for changes by others")
-	return etcd.NewReader(etcd.ReaderConfig{Log: k.log, Prefix: k.prefix}, k).Run(ctx, k.client)
+	reader := etcd.NewReader(etcd.ReaderConfig{Log: k.log, Prefix: k.prefix}, k)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return reader.Run(ctx, k.client) })
+	group.Go(func() error {
+		watching := false
+		tick := time.NewTicker(watchReportInterval)
+		defer tick.Stop()
+		for {
+			if err := reader.LastError(); err != nil {
+				watching = false
+				health.Degraded("Can't see changes by others", err)
+			} else if !watching {
+				watching = true
+				health.OK("Watching for changes by others")
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+			}
+		}
+	})
+	return group.Wait()
 }
 
 // OnBatch compares what etcd holds with what it should be. The other keys of the

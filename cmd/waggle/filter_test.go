@@ -14,16 +14,19 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/cilium/cilium/pkg/hive"
+	"github.com/cilium/cilium/pkg/hive/health/types"
 	basehive "github.com/cilium/hive"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/hivetest"
 	"github.com/cilium/hive/script"
 	"github.com/cilium/hive/shell"
+	"github.com/cilium/statedb"
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -34,26 +37,30 @@ import (
 )
 
 // running is a program that runs, as its operator sees it.
-type running struct{ socket, metrics string }
+type running struct {
+	socket, metrics, ready string
+	// health are the rows of what its parts say of themselves.
+	health func() []types.Status
+}
 
 // startProgram starts one of the programs as it is, in this process.
 func startProgram(t *testing.T, dir, name string, args ...string) running {
 	t.Helper()
-	var p program
-	for _, candidate := range programs {
-		if candidate.name == name {
-			p = candidate
-		}
-	}
+	p := programs[slices.IndexFunc(programs, func(p program) bool { return p.name == name })]
 	r := running{metrics: freeAddress(t)}
 	_, port, err := net.SplitHostPort(r.metrics)
 	require.NoError(t, err)
 	r.socket = filepath.Join(dir, port+".sock")
-	h := p.hive()
+	_, port, err = net.SplitHostPort(freeAddress(t))
+	require.NoError(t, err)
+	r.ready = "http://127.0.0.1:" + port + "/readyz"
+	h := p.hive(cell.Invoke(func(db *statedb.DB, health statedb.Table[types.Status]) {
+		r.health = func() []types.Status { return statedb.Collect(health.All(db.ReadTxn())) }
+	}))
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	h.RegisterFlags(flags)
-	require.NoError(t, flags.Parse(append(args,
-		"--shell-sock-path="+r.socket, "--prometheus-serve-addr="+r.metrics, "--health-port=0")))
+	require.NoError(t, flags.Parse(append(slices.Clone(args),
+		"--shell-sock-path="+r.socket, "--prometheus-serve-addr="+r.metrics, "--health-port="+port)))
 	log := hivetest.Logger(t, hivetest.LogLevel(slog.LevelWarn))
 	require.NoError(t, h.Start(log, t.Context()))
 	t.Cleanup(func() { assert.NoError(t, h.Stop(log, context.Background())) })

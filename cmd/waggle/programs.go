@@ -131,9 +131,10 @@ func (def logConfig) Flags(flags *pflag.FlagSet) {
 	flags.StringToString("log-opt", def.LogOpt, "Log driver options, for instance level=warn or format=json")
 }
 
-// hive is the program. Metrics come first: upstream's are replaced when they start.
-func (p program) hive() *hive.Hive {
-	return hive.New(cell.Config(logConfig{}), infrastructure(), p.cells, p.ready)
+// hive is the program, with more cells in tests. Metrics come first: upstream's are
+// replaced when they start.
+func (p program) hive(more ...cell.Cell) *hive.Hive {
+	return hive.New(append([]cell.Cell{cell.Config(logConfig{}), infrastructure(), p.cells, p.ready}, more...)...)
 }
 
 func newProgramCmd(p program) *cobra.Command {

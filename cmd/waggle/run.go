@@ -72,6 +72,9 @@ Where filters leave anything out, or with --filters, it shows how much: per clus
 and resource what is pushed, on demand, or kept at home by a namespace that isn't
 global; the pods whose settings are malformed; and what is skipped by region.
 
+Of agents that resolve on demand it shows how much they have resolved, how much waits,
+and for which clusters they can't.
+
 For each process it shows what it has yet to write to its etcd, for how long that has
 waited, and why whatever isn't well isn't, with the time since when it was.
 

@@ -263,6 +263,7 @@ func (e *engine) forget(addrs []netip.Addr) {
 // restart is the job that has the tables wait for what was resolved before.
 func (e *engine) restart(done func()) func(context.Context, cell.Health) error {
 	return func(ctx context.Context, health cell.Health) error {
+		health.OK("Asking for what was resolved before")
 		left, err := e.resume(ctx)
 		if ctx.Err() != nil {
 			return nil
@@ -271,7 +272,8 @@ func (e *engine) restart(done func()) func(context.Context, cell.Health) error {
 		switch {
 		case err != nil:
 			e.log.Warn("What was resolved before is lost: it is resolved again when packets miss it", "error", err)
-			health.Degraded("What was resolved before is lost", err)
+			// It is over, and no reason to count as degraded from now on.
+			health.OK("What was resolved before is lost, and resolved again when packets miss it: " + err.Error())
 		case left > 0:
 			clusters, _ := e.lost()
 			e.log.Warn("Not all that was resolved before could be asked for again, and it is dropped: it is asked for until it can be",

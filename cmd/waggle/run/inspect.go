@@ -64,7 +64,7 @@ func askWithin(timeout time.Duration, socket, command string) (string, error) {
 		}
 		return a.out, nil
 	case <-time.After(timeout):
-		return "", fmt.Errorf("%s: %w within %v", command, errSilent, timeout)
+		return "", fmt.Errorf("%w within %v", errSilent, timeout)
 	}
 }
 

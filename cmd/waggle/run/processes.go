@@ -4,9 +4,12 @@
 package run
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -101,6 +104,28 @@ func PrintProcesses(w io.Writer, all []ProcessStatus, now time.Time) error {
 		}
 	}
 	return nil
+}
+
+// PrintOnDemand writes what agents have resolved on demand; nothing where none does that.
+func PrintOnDemand(w io.Writer, all []ProcessStatus) error {
+	all = slices.DeleteFunc(slices.Clone(all), func(p ProcessStatus) bool {
+		return p.Status == nil || p.Status.OnDemand == nil || !p.Status.OnDemand.Enabled
+	})
+	if len(all) == 0 {
+		return nil
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "CLUSTER\tON DEMAND\tWAITING\tREFUSED CIDRS\tBLIND FOR\tAWAY")
+	for i := range all {
+		o := all[i].Status.OnDemand
+		fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%s\t%s\n", all[i].Cluster, o.Resolved(), o.Waiting, o.RefusedCIDRs,
+			cmp.Or(strings.Join(o.Blind, ","), "-"), cmp.Or(strings.Join(o.Away, ","), "-"))
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(w)
+	return err
 }
 
 // Process is what one process says that needn't be part of a run.

@@ -154,6 +154,9 @@ func (r *Report) Print(w io.Writer, always bool) error {
 		return err
 	}
 	fmt.Fprintln(w)
+	if err := PrintOnDemand(w, r.Processes); err != nil {
+		return err
+	}
 	if err := PrintProcesses(w, r.Processes, time.Now()); err != nil {
 		return err
 	}
