@@ -36,7 +36,7 @@ func jobOf(row *types.Status) (name string, found bool) {
 // notOurs are the modules of a program whose jobs are upstream's.
 var notOurs = []string{"health", "infrastructure"}
 
-// startedProgram is one of those that TestJobsReport looks at.
+// startedProgram is one of those that startAll starts.
 type startedProgram struct {
 	running
 	name string
@@ -44,9 +44,9 @@ type startedProgram struct {
 	status []string
 }
 
-// TestJobsReport starts each program, and whatever runs in it as a job says something of
-// itself: "Running" is what the hive says of one that is silent.
-func TestJobsReport(t *testing.T) {
+// startAll starts each program, an etcd last and before it an agent whose kernel can't help
+// it to notice misses.
+func startAll(t *testing.T) (all []startedProgram) {
 	// Sockets have short paths.
 	dir, err := os.MkdirTemp("", "jobs-")
 	require.NoError(t, err)
@@ -59,7 +59,6 @@ func TestJobsReport(t *testing.T) {
 	require.NoError(t, os.Mkdir(configs, 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(configs, "amber"), []byte("endpoints:\n- "+source+"\n"), 0o644))
 
-	var all []startedProgram
 	started := func(name string, status []string, args ...string) {
 		all = append(all, startedProgram{startProgram(t, dir, name, args...), name, status})
 	}
@@ -82,7 +81,13 @@ func TestJobsReport(t *testing.T) {
 	for _, p := range programs {
 		require.True(t, slices.ContainsFunc(all, func(s startedProgram) bool { return s.name == p.name }), "%s is looked at as well", p.name)
 	}
+	return all
+}
 
+// TestJobsReport starts each program, and whatever runs in it as a job says something of
+// itself: "Running" is what the hive says of one that is silent.
+func TestJobsReport(t *testing.T) {
+	all := startAll(t)
 	for _, w := range all {
 		require.EventuallyWithT(t, func(collect *assert.CollectT) {
 			var jobs, silent []string
@@ -108,7 +113,7 @@ func TestJobsReport(t *testing.T) {
 		}
 	}
 	noStatus := all[len(all)-1]
-	_, err = waggle("status", "--shell-sock-path="+noStatus.socket)
+	_, err := waggle("status", "--shell-sock-path="+noStatus.socket)
 	require.Error(t, err, "an etcd has no status")
 	require.NotErrorIs(t, err, run.ErrUnhealthy)
 	// This one's kernel can't help it, and it says so.

@@ -39,7 +39,8 @@ func main() {
 }
 
 func follow(jobs job.Group, db *statedb.DB, endpoints statedb.Table[*state.Endpoint]) {
-	jobs.Add(job.OneShot("follow", func(ctx context.Context, _ cell.Health) error {
+	jobs.Add(job.OneShot("follow", func(ctx context.Context, health cell.Health) error {
+		health.OK("Following the endpoints")
 		txn := db.WriteTxn(endpoints)
 		changes, err := endpoints.Changes(txn)
 		txn.Commit()
