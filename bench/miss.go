@@ -15,6 +15,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"github.com/spf13/pflag"
 
+	"github.com/waggle-mesh/waggle/bench/await"
 	"github.com/waggle-mesh/waggle/bench/process"
 	"github.com/waggle-mesh/waggle/testing/netns"
 )
@@ -54,8 +55,8 @@ func (c *MissConfig) validate() error {
 	switch {
 	case c.Misses < 1 || c.Misses > maxMisses:
 		return fmt.Errorf("%d misses: must be between 1 and %d", c.Misses, maxMisses)
-	case c.Concurrency < 1:
-		return errors.New("at least one miss must be under way")
+	case c.Concurrency < 1 || c.Concurrency > await.MaxAwaited:
+		return fmt.Errorf("%d misses at a time: must be between 1 and %d", c.Concurrency, await.MaxAwaited)
 	case c.Scan < 0:
 		return errors.New("a scan can't have fewer than no packets")
 	case c.Entries < 1 || c.Entries > 1<<20:

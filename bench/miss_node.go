@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/common/model"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/waggle-mesh/waggle/bench/await"
 	"github.com/waggle-mesh/waggle/bench/follower"
 	"github.com/waggle-mesh/waggle/bench/process"
 	"github.com/waggle-mesh/waggle/cells/etcd"
@@ -72,7 +73,7 @@ func (n *missNode) measure(ctx context.Context) (f MissFigures, err error) {
 			return f, fmt.Errorf("during the scan: %w", err)
 		}
 	}
-	return f, n.packets(&f)
+	return f, n.packets(ctx, &f)
 }
 
 // start starts all but the agent.
@@ -195,7 +196,9 @@ func (n *missNode) startAgent(ctx context.Context, name string, pod *netns.Pod, 
 	if err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, a.LogTail())
 	}
-	a.watch = watchMisses(target)
+	if a.watch, err = watchMisses(target, n.config.Concurrency); err != nil {
+		return nil, err
+	}
 	sender, err := n.sender(pod, a.watch)
 	if err != nil {
 		return nil, err
@@ -233,11 +236,14 @@ const sendAgain = 250 * time.Millisecond
 // was there: since right before the first packet was sent, some 10 µs before the kernel's
 // signal.
 func (s *missSender) miss(ctx context.Context, e wire.Endpoint) (time.Duration, error) {
-	found := s.watch.expect(e.Prefix, e.Identity)
+	come, err := s.watch.expect(e.Prefix, e.Identity)
+	if err != nil {
+		return 0, err
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	<-timer.C
-	began := time.Now()
+	began := await.Now()
 	for first := true; ; first = false {
 		if !first {
 			s.again.Add(1)
@@ -247,8 +253,8 @@ func (s *missSender) miss(ctx context.Context, e wire.Endpoint) (time.Duration, 
 		}
 		timer.Reset(sendAgain)
 		select {
-		case at := <-found:
-			return at.Sub(began), nil
+		case at := <-come:
+			return at - began, nil
 		case <-timer.C:
 		case <-ctx.Done():
 			return 0, fmt.Errorf("%s isn't in the map: %w", e.Prefix, context.Cause(ctx))

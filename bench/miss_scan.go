@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/waggle-mesh/waggle/bench/follower"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
@@ -125,7 +126,7 @@ func (n *missNode) scan(ctx context.Context, f *MissFigures) (err error) {
 
 // packets measures how long the program for pods' interfaces takes for a packet, with a
 // map of the size of the largest mesh, by BPF_PROG_TEST_RUN.
-func (n *missNode) packets(f *MissFigures) (err error) {
+func (n *missNode) packets(ctx context.Context, f *MissFigures) (err error) {
 	const (
 		repeat = 1_000_000
 		cidrs  = 2550 // five of each of 510 clusters
@@ -148,7 +149,7 @@ func (n *missNode) packets(f *MissFigures) (err error) {
 		}
 		miss = nth(cidr.Addr(), 1<<12-2)
 	}
-	if err := errors.Join(m.Update(entries)...); err != nil {
+	if err := fillMap(ctx, m, entries); err != nil {
 		return fmt.Errorf("filling the map: %w", err)
 	}
 	kernel, err := bpf.Open(n.config.Log, bpf.Config{Dir: filepath.Join(n.dir, "bpf", "packets", "ondemand"), IPCacheMap: m.Path()})
@@ -177,6 +178,30 @@ func (n *missNode) packets(f *MissFigures) (err error) {
 		return fmt.Errorf("the packets weren't what they were to be: %+v", stats)
 	}
 	return nil
+}
+
+// fillMap writes entries. The kernel fills up its stock of memory for tries behind whoever
+// writes, who finds it empty now and then (ENOMEM): that is tried again, as the agent does.
+func fillMap(ctx context.Context, m ipcache.Map, entries []ipcache.Entry) (err error) {
+	backoff := wait.Backoff{Duration: time.Millisecond, Factor: 2, Steps: 12}
+	for {
+		errs := m.Update(entries)
+		if err = errors.Join(errs...); err == nil || backoff.Steps == 0 {
+			return err
+		}
+		left := entries[:0:0]
+		for i, err := range errs {
+			if err != nil {
+				left = append(left, entries[i])
+			}
+		}
+		entries = left
+		select {
+		case <-time.After(backoff.Step()):
+		case <-ctx.Done():
+			return errors.Join(err, context.Cause(ctx))
+		}
+	}
 }
 
 // packetTo is the frame of an empty UDP packet.

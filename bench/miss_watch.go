@@ -6,7 +6,6 @@ package bench
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -14,38 +13,38 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/waggle-mesh/waggle/bench/await"
 	"github.com/waggle-mesh/waggle/ipcache"
 )
 
-// missWatch tells when addresses are in an agent's map. It looks up those that are waited
-// for, and no others, from outside of the agent: a lookup is one system call of a
-// microsecond or two.
+// missWatch tells when addresses are in an agent's map. It looks for those that are waited
+// for, and no others, from outside of the agent.
 type missWatch struct {
 	target *ebpf.Map
 	end    context.CancelFunc
 	run    sync.WaitGroup
-	// looks counts the rounds of lookups.
+	// looks counts them.
 	looks atomic.Int64
 
 	mu      sync.Mutex
-	waiting map[ipcache.Key]missing
+	watch   *await.Watch
+	waiting map[await.Entry]chan<- time.Duration
 	failed  error
 }
 
-type missing struct {
-	identity uint32
-	found    chan<- time.Time
-}
-
-// lookForMisses is the least time between two rounds of lookups. Latencies are too long
-// by the time between two rounds at most; to look without a pause would take a processor
-// from those who are measured.
+// lookForMisses is the least time between two looks. Latencies are too long by the time
+// between two at most; to look without a pause would take a processor from those who are
+// measured.
 const lookForMisses = 200 * time.Microsecond
 
-// watchMisses looks until stop, and then closes the map.
-func watchMisses(target *ebpf.Map) *missWatch {
+// watchMisses looks until stop, which closes the map, for so many at a time.
+func watchMisses(target *ebpf.Map, room int) (*missWatch, error) {
+	watch, err := await.New(target, room)
+	if err != nil {
+		return nil, errors.Join(err, target.Close())
+	}
 	ctx, end := context.WithCancel(context.Background())
-	w := &missWatch{target: target, end: end, waiting: map[ipcache.Key]missing{}}
+	w := &missWatch{target: target, end: end, watch: watch, waiting: map[await.Entry]chan<- time.Duration{}}
 	w.run.Go(func() {
 		ticker := time.NewTicker(lookForMisses)
 		defer ticker.Stop()
@@ -58,42 +57,39 @@ func watchMisses(target *ebpf.Map) *missWatch {
 			}
 		}
 	})
-	return w
+	return w, nil
 }
 
-// stop ends it. The error is that of a lookup.
+// stop ends it. The error is that of a look.
 func (w *missWatch) stop() error {
 	w.end()
 	w.run.Wait()
-	return errors.Join(w.failed, w.target.Close())
+	return errors.Join(w.failed, w.watch.Close(), w.target.Close())
 }
 
-// expect gives what is told when an address has this identity.
-func (w *missWatch) expect(prefix netip.Prefix, identity uint32) <-chan time.Time {
+// expect gives what is told when an address has this identity: by await.Now.
+func (w *missWatch) expect(prefix netip.Prefix, identity uint32) (<-chan time.Duration, error) {
 	key, _ := ipcache.NewKey(prefix)
-	found := make(chan time.Time, 1)
+	entry := await.Entry{Key: key, Identity: identity}
+	come := make(chan time.Duration, 1)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.waiting[key] = missing{identity, found}
-	return found
+	if err := errors.Join(w.failed, w.watch.Expect(entry)); err != nil {
+		return nil, err
+	}
+	w.waiting[entry] = come
+	return come, nil
 }
 
 func (w *missWatch) look() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.looks.Add(1)
-	for key, m := range w.waiting {
-		var value ipcache.Value
-		// An address without an entry of its own has that of its pod CIDR.
-		if err := w.target.Lookup(&key, &value); err != nil {
-			if !errors.Is(err, ebpf.ErrKeyNotExist) && w.failed == nil {
-				w.failed = fmt.Errorf("looking up %s in the agent's map: %w", key, err)
-			}
-			continue
-		}
-		if value.Identity == m.identity {
-			m.found <- time.Now()
-			delete(w.waiting, key)
-		}
+	if w.failed != nil {
+		return
 	}
+	w.failed = w.watch.Look(func(e await.Entry, at time.Duration) {
+		w.waiting[e] <- at
+		delete(w.waiting, e)
+	})
 }

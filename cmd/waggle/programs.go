@@ -59,7 +59,10 @@ agents read only that one.`,
 		// garbage: less of that costs little. 50 is 7 % less memory for 13 % more
 		// CPU, 100 the other way round (docs/performance.md).
 		gcPercent: 75,
-		ready:     readiness(func(r *kvstoremesh.Readiness) func() bool { return isClosed(r.Ready()) }),
+		// As for an agent: what it looks up for others is garbage, and where few clusters
+		// are copied a collection follows on the other.
+		gcIdle: 64 << 20,
+		ready:  readiness(func(r *kvstoremesh.Readiness) func() bool { return isClosed(r.Ready()) }),
 	},
 	{
 		name: "agent", short: "Write the endpoints of the cluster and the mesh to the BPF ipcache map",
@@ -77,9 +80,10 @@ Cilium's own ipcache instead.`,
 		// time for 50 MiB (see waggle bench ingest).
 		gcPercent: 50,
 		// With few endpoints, a heap of some 6 MiB would be collected all the time while
-		// misses are resolved, for a quarter of the processor time. This is 16 MiB more, and
-		// nothing where there are many.
-		gcIdle: 32 << 20,
+		// misses are resolved, for a quarter of the processor time, and those that fall into
+		// a collection take twice as long. This is up to 32 MiB more, and nothing where there
+		// are many.
+		gcIdle: 64 << 20,
 		ready: readiness(func(db *statedb.DB, endpoints statedb.Table[*state.Endpoint]) func() bool {
 			return func() bool { done, _ := endpoints.Initialized(db.ReadTxn()); return done }
 		}),
@@ -101,7 +105,9 @@ See docs/incluster-cache.md.`,
 sync to disk, takes large transactions, compacts by itself, and takes a random
 cluster token for each new data directory.`,
 		cells: cells.Etcd,
-		ready: cell.Provide(func() []health.EndpointFunc { return readyEndpoint(func() bool { return true }) }),
+		// What is read makes garbage, kilobytes for a key, however few keys there are.
+		gcIdle: 64 << 20,
+		ready:  cell.Provide(func() []health.EndpointFunc { return readyEndpoint(func() bool { return true }) }),
 	},
 }
 

@@ -24,8 +24,12 @@ func (k *Kernel) Follow(addrs ...netip.Addr) error {
 	defer k.using.RUnlock()
 	failed := 0
 	var first error
+	var never uint64
 	for _, addr := range addrs {
-		err := k.maps.seen.Update(addr.As16(), uint64(0), ebpf.UpdateNoExist)
+		// One by one: a batch can't leave alone those that there are. By pointer, since the
+		// library makes garbage of what it is given by value.
+		key := addr.As16()
+		err := k.maps.seen.Update(&key, &never, ebpf.UpdateNoExist)
 		if err == nil || errors.Is(err, ebpf.ErrKeyExist) {
 			continue
 		}
@@ -45,7 +49,8 @@ func (k *Kernel) Forget(addrs ...netip.Addr) error {
 	failed := 0
 	var first error
 	for _, addr := range addrs {
-		err := k.maps.seen.Delete(addr.As16())
+		key := addr.As16()
+		err := k.maps.seen.Delete(&key)
 		if err == nil || errors.Is(err, ebpf.ErrKeyNotExist) {
 			continue
 		}

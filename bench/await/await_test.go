@@ -1,0 +1,95 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package await
+
+import (
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/stretchr/testify/require"
+
+	"github.com/waggle-mesh/waggle/ipcache"
+)
+
+// newTrie makes a map of the ipcache's layout.
+func newTrie(t testing.TB) *ebpf.Map {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.LPMTrie, KeySize: 24, ValueSize: 24, MaxEntries: 100_000, Flags: 1})
+	if err != nil && os.Getenv("CI") != "true" {
+		t.Skipf("BPF maps need root: %v", err)
+	}
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, m.Close()) })
+	return m
+}
+
+func entryOf(t testing.TB, prefix string, identity uint32) (Entry, ipcache.Value) {
+	key, ok := ipcache.NewKey(netip.MustParsePrefix(prefix))
+	require.True(t, ok)
+	return Entry{key, identity}, ipcache.Value{Identity: identity}
+}
+
+// TestWatch: what comes is told once, with its identity alone, and its place is free again.
+func TestWatch(t *testing.T) {
+	target := newTrie(t)
+	w, err := New(target, 2)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, w.Close()) })
+	look := func() (come []Entry) {
+		before := Now()
+		require.NoError(t, w.Look(func(e Entry, at time.Duration) {
+			require.True(t, before <= at && at <= Now(), "%v isn't between %v and now", at, before)
+			come = append(come, e)
+		}))
+		return come
+	}
+	one, value := entryOf(t, "10.1.2.3/32", 1001)
+	six, valueOfSix := entryOf(t, "fd00::1/128", 1002)
+	require.NoError(t, w.Expect(one))
+	require.NoError(t, w.Expect(six))
+	require.ErrorIs(t, w.Expect(one), ErrBusy)
+	require.Empty(t, look())
+
+	cidr, world := entryOf(t, "10.1.0.0/16", 2)
+	require.NoError(t, target.Put(cidr.Key, world))
+	require.Empty(t, look(), "the address has the identity of its CIDR")
+	require.NoError(t, target.Put(one.Key, value))
+	require.Equal(t, []Entry{one}, look())
+	require.Empty(t, look(), "told twice")
+
+	again, valueAgain := entryOf(t, "10.1.2.3/32", 1003)
+	require.NoError(t, w.Expect(again))
+	require.Empty(t, look(), "it has the identity of before")
+	require.NoError(t, target.Put(again.Key, valueAgain))
+	require.NoError(t, target.Put(six.Key, valueOfSix))
+	require.ElementsMatch(t, []Entry{again, six}, look())
+
+	_, err = New(target, MaxAwaited+1)
+	require.ErrorIs(t, err, ErrBusy)
+}
+
+// BenchmarkLook is a look for 64 entries that don't come, in a map with 100,000 others.
+func BenchmarkLook(b *testing.B) {
+	target := newTrie(b)
+	for i := range 99_900 {
+		addr := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+		e, value := entryOf(b, netip.PrefixFrom(addr, 32).String(), 1000)
+		require.NoError(b, target.Put(e.Key, value))
+	}
+	w, err := New(target, 64)
+	require.NoError(b, err)
+	b.Cleanup(func() { w.Close() })
+	for i := range 64 {
+		e, _ := entryOf(b, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 200, 0, byte(i)}), 32).String(), 1000)
+		require.NoError(b, w.Expect(e))
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := w.Look(nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
