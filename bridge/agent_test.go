@@ -25,6 +25,7 @@ import (
 	"github.com/cilium/cilium/pkg/node/addressing"
 	nodetypes "github.com/cilium/cilium/pkg/node/types"
 	"github.com/cilium/cilium/pkg/policy/api"
+	policytypes "github.com/cilium/cilium/pkg/policy/types"
 	"github.com/cilium/cilium/pkg/source"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/job"
@@ -173,6 +174,37 @@ func knows(t *testing.T, a *hostagent.Agent, id identity.NumericIdentity, known 
 	}, patience, tick)
 }
 
+func createNamespace(t *testing.T, a *hostagent.Agent) {
+	t.Helper()
+	_, err := a.Clientset.CoreV1().Namespaces().Create(t.Context(),
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+}
+
+// allowEgress lets the client talk with the first app's pods, to a port by its name.
+func allowEgress(t *testing.T, a *hostagent.Agent, port string) {
+	t.Helper()
+	_, err := a.Clientset.CiliumV2().CiliumNetworkPolicies(namespace).Create(t.Context(), &ciliumv2.CiliumNetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Name: "to-port", Namespace: namespace},
+		Spec: &api.Rule{
+			EndpointSelector: api.NewESFromMatchRequirements(map[string]string{"any.app": "client"}, nil),
+			Egress: []api.EgressRule{{
+				EgressCommonRule: api.EgressCommonRule{ToEndpoints: []api.EndpointSelector{
+					api.NewESFromMatchRequirements(map[string]string{"any.app": "app-1000"}, nil),
+				}},
+				ToPorts: api.PortRules{{Ports: []api.PortProtocol{{Port: port, Protocol: api.ProtoTCP}}}},
+			}},
+		},
+	}, metav1.CreateOptions{})
+	require.NoError(t, err)
+}
+
+// allows says whether the policy in force at a pod has a rule for this peer and port.
+func allows(pod *hostagent.Pod, peer identity.NumericIdentity, port uint16) bool {
+	_, ok := pod.Endpoint.GetPolicyCorrelationInfoForKey(policytypes.EgressKey().WithIdentity(peer).WithTCPPort(port))
+	return ok
+}
+
 // TestRemoteClusters has what two remote clusters export come to an agent by way of our
 // tables, change and go, and be there again after a restart.
 func TestRemoteClusters(t *testing.T) {
@@ -215,11 +247,9 @@ func TestRemoteClusters(t *testing.T) {
 	has(t, a, "10.2.0.1", third, source.ClusterMesh)
 
 	// A policy that names it.
-	_, err := a.Clientset.CoreV1().Namespaces().Create(t.Context(),
-		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
-	require.NoError(t, err)
+	createNamespace(t, a)
 	a.AddPod(namespace, "client", map[string]string{"app": "client"})
-	_, err = a.Clientset.CiliumV2().CiliumNetworkPolicies(namespace).Create(t.Context(), &ciliumv2.CiliumNetworkPolicy{
+	_, err := a.Clientset.CiliumV2().CiliumNetworkPolicies(namespace).Create(t.Context(), &ciliumv2.CiliumNetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Name: "to-south", Namespace: namespace},
 		Spec: &api.Rule{
 			EndpointSelector: api.NewESFromMatchRequirements(map[string]string{"any.app": "client"}, nil),
@@ -282,6 +312,13 @@ func TestLocalCluster(t *testing.T) {
 		require.EqualValues(c, 8080, http)
 	}, patience, tick)
 
+	// A policy that names the port has it.
+	createNamespace(t, a)
+	client := a.AddPod(namespace, "client", map[string]string{"app": "client"})
+	allowEgress(t, a, "http")
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		require.True(c, allows(client, id, 8080))
+	}, patience, tick)
 	a.Restart()
 	require.Equal(t, id, <-had)
 	has(t, a, "10.244.7.1", id, source.CustomResource)

@@ -12,6 +12,7 @@
 //	parts.go   what upstream's agent is made of here
 //	node.go    the Kubernetes node that it runs on
 //	pods.go    pods on that node
+//	shell.go   its shell
 //
 // The datapath is upstream's own fake: maps and programs of a real one would be
 // the host's. In upstream's "dry mode" an agent also neither restores endpoints of
@@ -193,6 +194,7 @@ func (a *Agent) configure(h *hive.Hive) {
 		// One of the fake datapath's.
 		"direct-routing-device": "test0",
 		"state-dir":             a.dir,
+		"shell-sock-path":       a.shellSocket(),
 		// What is looked for below it isn't the host's.
 		"bpf-root":             a.dir,
 		"endpoint-gc-interval": "0",

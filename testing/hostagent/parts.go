@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/cilium/pkg/datapath/linux/route/reconciler"
 	"github.com/cilium/cilium/pkg/datapath/neighbor"
 	"github.com/cilium/cilium/pkg/datapath/prefilter"
+	"github.com/cilium/cilium/pkg/defaults"
 	"github.com/cilium/cilium/pkg/dial"
 	k8sclient "github.com/cilium/cilium/pkg/k8s/client"
 	"github.com/cilium/cilium/pkg/k8s/synced"
@@ -28,6 +29,7 @@ import (
 	"github.com/cilium/cilium/pkg/metrics"
 	monitoragent "github.com/cilium/cilium/pkg/monitor/agent"
 	"github.com/cilium/hive/cell"
+	"github.com/cilium/hive/shell"
 	statedbreconciler "github.com/cilium/statedb/reconciler"
 )
 
@@ -41,6 +43,7 @@ var upstreamCells = cell.Group(
 	dial.ServiceResolverCell,
 	metrics.Cell,
 	monitoragent.Cell,
+	shell.ServerCell(defaults.ShellSockPath),
 
 	fakedatapath.Cell,
 	neighbor.ForwardableIPCell,

@@ -68,7 +68,11 @@ func (a *Agent) AddPod(namespace, name string, labels map[string]string) *Pod {
 		K8sNamespace: namespace, K8sPodName: name, K8sUID: string(object.UID),
 		State:      ptr.To(models.EndpointStateWaitingDashForDashIdentity),
 		Addressing: &models.AddressPair{IPv4: pod.Address.String()},
-		Properties: map[string]any{endpoint.PropertySkipBPFRegeneration: true, endpoint.PropertyFakeEndpoint: true},
+		Properties: map[string]any{
+			endpoint.PropertySkipBPFRegeneration: true, endpoint.PropertyFakeEndpoint: true,
+			// There is no map to put its policy into: what is computed is what is in force.
+			endpoint.PropertySkipBPFPolicy: true,
+		},
 	})
 	require.NoError(a.t, err, "creating the endpoint of pod %s/%s", namespace, name)
 	a.pods = append(a.pods, pod)
