@@ -288,44 +288,58 @@ func TestRemoteClusters(t *testing.T) {
 	}, patience, tick)
 }
 
-// TestLocalCluster has an agent take its own cluster from the in-cluster cache.
+// TestLocalCluster has an agent take its own cluster from the in-cluster cache, in a mesh
+// whose other cluster is away: the agent is ready nonetheless, and its own cluster is all
+// there.
 func TestLocalCluster(t *testing.T) {
-	west := newCluster(t, "west", 3)
+	west, away := newCluster(t, "west", 3), mesh.NewCluster(t, "away", 4)
 	cache := west.NewCache(t, west.objects)
 	cache.Start()
 	id := west.identity(t, 1000)
 	pod := west.endpoint("web-0", "10.244.7.1", id)
-	pod.Status.NamedPorts = append(pod.Status.NamedPorts, &models.Port{Name: "http", Port: 8080, Protocol: "TCP"})
+	pod.Status.NamedPorts = models.NamedPorts{{Name: "http", Port: 8080, Protocol: "TCP"}}
 	west.create(t, pod)
+	directory := mesh.NewDirectory(t).Add(away.Name, away.Etcd)
+	away.Etcd.Stop()
 
 	probe, had := atFence("10.244.7.1")
+	var parts meshParts
 	a := newAgent(t, mesh.Flags{
 		"datastore": "etcd", "kvstore-opt": "etcd.address=" + cache.URL(), "incluster-cache-relist-jitter": "10ms",
-	}, probe)
+		"clustermesh-config": directory.Path, "clustermesh-ingest": "waggle", "clustermesh-sync-timeout": "1s",
+	}, probe, cell.Invoke(func(p meshParts) { parts = p }))
 	a.Start()
 	require.Equal(t, id, <-had)
 	has(t, a, "10.244.7.1", id, source.CustomResource)
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		require.Contains(c, a.Nodes.GetNodes(), nodetypes.Identity{Cluster: "west", Name: "west-node"})
-		http, err := a.IPCache.GetNamedPorts().GetNamedPort("http", 6)
-		require.NoError(c, err)
-		require.EqualValues(c, 8080, http)
+		require.Equal(c, []string{"waggle.remote-clusters.job-remote-away_etcd"}, degraded(a))
+		require.Zero(c, parts.Mesh.NumReadyClusters())
 	}, patience, tick)
 
-	// A policy that names the port has it.
+	// A policy that names a port has its number, and the next one.
 	createNamespace(t, a)
 	client := a.AddPod(namespace, "client", map[string]string{"app": "client"})
 	allowEgress(t, a, "http")
-	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		require.True(c, allows(client, id, 8080))
-	}, patience, tick)
+	ports := func(want ...uint16) {
+		t.Helper()
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			for _, port := range []uint16{8080, 9090} {
+				require.Equal(c, slices.Contains(want, port), allows(client, id, port), port)
+			}
+		}, patience, tick)
+	}
+	ports(8080)
+	pod.Status.NamedPorts[0].Port = 9090
+	west.update(t, pod)
+	ports(9090)
+
 	a.Restart()
 	require.Equal(t, id, <-had)
 	has(t, a, "10.244.7.1", id, source.CustomResource)
+	client = a.AddPod(namespace, "client-2", map[string]string{"app": "client"})
+	ports(9090)
 	west.delete(t, "web-0")
 	hasNot(t, a, "10.244.7.1")
-	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		_, err := a.IPCache.GetNamedPorts().GetNamedPort("http", 6)
-		require.Error(c, err)
-	}, patience, tick)
+	ports()
 }

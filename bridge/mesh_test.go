@@ -30,6 +30,7 @@ import (
 
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
+	"github.com/waggle-mesh/waggle/ipcache/ondemand"
 	"github.com/waggle-mesh/waggle/testing/hostagent"
 	"github.com/waggle-mesh/waggle/testing/mesh"
 )
@@ -80,15 +81,14 @@ type meshParts struct {
 func (p *meshParts) backends(t *testing.T, a *hostagent.Agent, service string, want ...string) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		got := []string{}
+		var got []string
 		for backend := range p.Backends.All(a.DB.ReadTxn()) {
 			of := backend.GetInstance(loadbalancer.NewServiceName(namespace, service))
 			if of != nil && of.ClusterID != 0 {
 				got = append(got, fmt.Sprintf("%d %s", of.ClusterID, backend.Address.String()))
 			}
 		}
-		slices.Sort(got)
-		require.Equal(c, want, got)
+		require.ElementsMatch(c, want, got)
 	}, patience, tick)
 }
 
@@ -126,7 +126,7 @@ func degraded(a *hostagent.Agent) []string {
 // TestMesh is an agent in a mesh of all sorts: one cluster has opted out of being pushed,
 // one is read from a KVStoreMesh, one is away, one has our own ID, and one lies. The bad
 // ones degrade themselves, and the agent does with the others what it does with services,
-// and misses.
+// misses, tables, health and metrics.
 func TestMesh(t *testing.T) {
 	north, south, thief, liar := newCluster(t, "north", 1), newCluster(t, "south", 2), newCluster(t, "thief", 3), newCluster(t, "liar", 5)
 	away, west := mesh.NewCluster(t, "away", 4), mesh.NewCluster(t, "west", 3)
@@ -153,6 +153,7 @@ func TestMesh(t *testing.T) {
 	a := newAgent(t, mesh.Flags{
 		"clustermesh-config": directory.Path, "clustermesh-ingest": "waggle", "clustermesh-sync-timeout": "5s",
 		"enable-ondemand-resolution": "true", "ondemand-pod-cidrs": "north=10.1.0.0/16",
+		// It goes with its cluster, and before that for no other reason.
 		"ondemand-ttl": "24h",
 	}, probe, cell.Invoke(func(p meshParts) { parts = p }))
 	a.Start()
@@ -192,6 +193,42 @@ func TestMesh(t *testing.T) {
 	require.False(t, ok)
 	miss(t, a, "10.1.0.1", hidden)
 	knows(t, a, hidden, true)
+
+	// What one sees of it.
+	for table, text := range map[string]string{
+		state.EndpointTable: "10.2.0.1/32", state.IdentityTable: seen.String(), state.NodeTable: "south-node",
+		state.ServiceTable: "web", state.RemoteClusterTable: "thief", ondemand.TableName: "10.1.0.1",
+		state.ServiceExportTable: "", state.NamespaceTable: "", state.WorkloadTable: "", state.ExportTable: "", state.DatastoreTable: "",
+	} {
+		require.Contains(t, shell(t, a, "db/show waggle-"+table), text, table)
+	}
+	require.Equal(t, types.LevelOK, string(ofOurs(a)["waggle.bridge.capacity"].Level))
+	require.Contains(t, ofOurs(a), "waggle.bridge.job-endpoints")
+	require.Contains(t, shell(t, a, "db/show health"), "waggle.bridge")
+	for metric, value := range map[string]string{
+		"waggle_ipcache_wanted_entries": "[1-9][0-9]*", "waggle_ipcache_capacity": "512000", "waggle_ipcache_overflow_entries": "0",
+		"waggle_ondemand_entries": "1", "cilium_clustermesh_remote_clusters": "5",
+	} {
+		require.Regexp(t, `(?m)^`+metric+`\s.*\b`+value+`(\.0+)?$`, shell(t, a, "metrics "+metric))
+	}
+	require.Contains(t, shell(t, a, "waggle/status"), "away")
+
+	// A cluster goes with its services, and with what was resolved of it.
+	directory.Remove("north")
+	hasNot(t, a, "10.1.0.1")
+	parts.backends(t, a, "web", "2 10.2.0.1:8080/TCP", "2 10.2.0.2:8080/TCP")
+	directory.Remove("south")
+	parts.backends(t, a, "web")
+
+	// After its time what was resolved goes by itself.
+	directory.Add("north", north.Etcd)
+	a.SetFlag("ondemand-ttl", "1s")
+	a.Restart()
+	<-had
+	parts.backends(t, a, "web", "1 10.1.0.1:8080/TCP")
+	miss(t, a, "10.1.0.1", hidden)
+	hasNot(t, a, "10.1.0.1")
+	knows(t, a, hidden, false)
 }
 
 // miss resolves an address until the agent's ipcache has what comes of it, which it may

@@ -46,7 +46,7 @@ func NewCell(opener Opener) cell.Cell {
 		// --enable-ondemand-resolution and --ondemand-…
 		cell.Config(DefaultConfig),
 		// The table "ondemand", which only the engine modifies.
-		cell.ProvidePrivate(newTable),
+		cell.ProvidePrivate(provideTable),
 		cell.Provide(statedb.RWTable[*Row].ToTable),
 		cell.Provide(newMetrics),
 		cell.ProvidePrivate(func() Opener { return opener }),

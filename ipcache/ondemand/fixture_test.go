@@ -306,7 +306,7 @@ func (f *fixture) build(options ...option) {
 	if f.engine != nil {
 		table = f.engine.table
 	} else {
-		table, err = newTable(f.db)
+		table, err = newTable(f.db, "")
 		require.NoError(f, err)
 	}
 	f.health = &recorder{says: &sync.Map{}}

@@ -11,11 +11,15 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/cilium/hive/cell"
 	"github.com/cilium/statedb"
 	"github.com/cilium/statedb/index"
+
+	"github.com/waggle-mesh/waggle/cells/state"
 )
 
-// TableName is the table of what was resolved, as `db/show` knows it.
+// TableName is the table of what was resolved, as `db/show` knows it, after the prefix that
+// a hive has for the names of our tables.
 const TableName = "ondemand"
 
 // Kind says what a row of the table is.
@@ -107,11 +111,21 @@ var rowByKey = statedb.Index[*Row, string]{
 // RowByAddr asks for what is known of an address.
 func RowByAddr(addr netip.Addr) statedb.Query[*Row] { return rowByKey.Query(addr.String()) }
 
+type tableParams struct {
+	cell.In
+
+	DB     *statedb.DB
+	Prefix state.TablePrefix `optional:"true"`
+}
+
+func provideTable(p tableParams) (statedb.RWTable[*Row], error) { return newTable(p.DB, p.Prefix) }
+
 // newTable registers the table.
-func newTable(db *statedb.DB) (statedb.RWTable[*Row], error) {
-	table, err := statedb.NewTable(db, TableName, rowByKey)
+func newTable(db *statedb.DB, prefix state.TablePrefix) (statedb.RWTable[*Row], error) {
+	name := string(prefix) + TableName
+	table, err := statedb.NewTable(db, name, rowByKey)
 	if err != nil {
-		return nil, fmt.Errorf("registering table %q: %w", TableName, err)
+		return nil, fmt.Errorf("registering table %q: %w", name, err)
 	}
 	return table, nil
 }

@@ -16,7 +16,8 @@
 //
 // The datapath is upstream's own fake: maps and programs of a real one would be
 // the host's. In upstream's "dry mode" an agent also neither restores endpoints of
-// an earlier start nor puts the host's addresses into its ipcache.
+// an earlier start nor puts the host's addresses into its ipcache. Nobody here waits
+// for the former, which upstream's jobs would do for ever.
 //
 // It isn't built with the race detector: upstream's agent, which isn't made to be
 // stopped and started in one process, has races of its own when it stops (its identity
@@ -30,6 +31,7 @@ package hostagent
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -198,7 +200,9 @@ func (a *Agent) configure(h *hive.Hive) {
 		// What is looked for below it isn't the host's.
 		"bpf-root":             a.dir,
 		"endpoint-gc-interval": "0",
-		"ipam":                 ipamoption.IPAMKubernetes,
+		// Nor are there programs to look after.
+		"endpoint-bpf-prog-watchdog-interval": "0",
+		"ipam":                                ipamoption.IPAMKubernetes,
 	}
 	for name, value := range a.config.Flags {
 		flags[name] = value
@@ -218,4 +222,11 @@ func (a *Agent) configure(h *hive.Hive) {
 	if a.config.Options != nil {
 		a.config.Options(c)
 	}
+}
+
+// SetFlag changes a flag for the next start.
+func (a *Agent) SetFlag(name, value string) {
+	flags := maps.Clone(a.config.Flags)
+	flags[name] = value
+	a.config.Flags = flags
 }

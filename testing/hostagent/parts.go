@@ -6,6 +6,8 @@
 package hostagent
 
 import (
+	"context"
+
 	"github.com/cilium/cilium/api/v1/server"
 	agentcmd "github.com/cilium/cilium/daemon/cmd"
 	cnicell "github.com/cilium/cilium/daemon/cmd/cni"
@@ -17,6 +19,7 @@ import (
 	"github.com/cilium/cilium/pkg/datapath/prefilter"
 	"github.com/cilium/cilium/pkg/defaults"
 	"github.com/cilium/cilium/pkg/dial"
+	"github.com/cilium/cilium/pkg/endpointstate"
 	k8sclient "github.com/cilium/cilium/pkg/k8s/client"
 	"github.com/cilium/cilium/pkg/k8s/synced"
 	"github.com/cilium/cilium/pkg/kvstore"
@@ -28,6 +31,7 @@ import (
 	"github.com/cilium/cilium/pkg/maps/policymap"
 	"github.com/cilium/cilium/pkg/metrics"
 	monitoragent "github.com/cilium/cilium/pkg/monitor/agent"
+	"github.com/cilium/cilium/pkg/promise"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/shell"
 	statedbreconciler "github.com/cilium/statedb/reconciler"
@@ -42,6 +46,7 @@ var upstreamCells = cell.Group(
 	store.Cell,
 	dial.ServiceResolverCell,
 	metrics.Cell,
+	metrics.Metric(metrics.NewLegacyMetrics),
 	monitoragent.Cell,
 	shell.ServerCell(defaults.ShellSockPath),
 
@@ -61,6 +66,9 @@ var upstreamCells = cell.Group(
 		// The CRDs are there before an agent is.
 		synced.RejectedCRDSyncPromise,
 	),
+	cell.DecorateAll(func(restorer promise.Promise[endpointstate.Restorer]) promise.Promise[endpointstate.Restorer] {
+		return promise.Map(restorer, func(r endpointstate.Restorer) endpointstate.Restorer { return nothingRestored{r} })
+	}),
 	// In dry mode all of the start is behind this.
 	cell.Invoke(func(legacy.DaemonInitialization) {}),
 )
@@ -68,3 +76,12 @@ var upstreamCells = cell.Group(
 // noMap stands in for a map that would be pinned in the host's BPF file system.
 // Nothing uses it: local redirect policies are off.
 type noMap struct{ lbmaps.SkipLBMap }
+
+// nothingRestored ends the wait for endpoints of an earlier start, which in dry mode
+// nothing else does. Behind it are an agent's periodic jobs, by which policies are
+// computed anew as the ports change that they name. What makes endpoints of the host, of
+// which there is no interface, waits on.
+type nothingRestored struct{ endpointstate.Restorer }
+
+// WaitForEndpointRestore implements endpointstate.Restorer.
+func (nothingRestored) WaitForEndpointRestore(context.Context) error { return nil }
