@@ -17,6 +17,7 @@ import (
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -34,8 +35,8 @@ var kvstoreSync = cell.Module(
 	"How far kvstores are read and written as metrics",
 
 	cell.Invoke(func(p kvstoreParams) {
-		if p.Metrics == nil {
-			return
+		if p.Metrics == nil || p.Writer == nil && !bool(p.Reads) {
+			return // there never is anything to tell
 		}
 		m := &kvstoreMetrics{kvstoreParams: p, errors: make(map[scopeLabels]uint64)}
 		p.Jobs.Add(job.Timer("update", func(context.Context) error { m.update(); return nil }, kvstoreInterval))
@@ -51,6 +52,8 @@ type kvstoreParams struct {
 	Cluster  wire.ClusterInfo
 	Metrics  *store.Metrics `optional:"true"`
 	Writer   *etcd.Writer   `optional:"true"`
+	// Reads: remote clusters are configured.
+	Reads remote.Configured `optional:"true"`
 }
 
 // scopeLabels are a resource in upstream's words, and whose it is.
