@@ -15,6 +15,8 @@ import (
 
 func main() { cmd.Execute(newCmd()) }
 
+// newCmd has our cells first: what they refuse is refused before the agent does anything,
+// and what they bring is on its way when upstream's start waits for it.
 func newCmd() *cobra.Command {
-	return cmd.NewAgentCmd(func() *hive.Hive { return hive.New(cmd.Agent, agent.Cells) })
+	return cmd.NewAgentCmd(func() *hive.Hive { return hive.New(agent.Cells, cmd.Agent) })
 }
