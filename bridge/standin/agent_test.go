@@ -128,6 +128,13 @@ func (r *rig) endpointUID(pod *hostagent.Pod) types.UID {
 	return found.UID
 }
 
+// endpoint is the CiliumEndpoint of a pod, which has to be there.
+func (r *rig) endpoint(pod *hostagent.Pod) *ciliumv2.CiliumEndpoint {
+	found, err := r.server.Cilium.CiliumV2().CiliumEndpoints(pod.Namespace).Get(r.t.Context(), pod.Name, metav1.GetOptions{})
+	require.NoError(r.t, err)
+	return found
+}
+
 // inTable says whether the table has the endpoint of a pod.
 func (r *rig) inTable(pod *hostagent.Pod) bool {
 	_, _, ok := r.writer.Tables().Endpoints.Get(r.writer.ReadTxn(), state.EndpointByPrefix(state.PrefixOf(pod.Address)))
@@ -270,7 +277,8 @@ func TestWatches(t *testing.T) {
 // TestCacheAway is an agent whose cache is away at the start, later, and when it has
 // identities allocated; which it does at the API server, whatever the cache does.
 func TestCacheAway(t *testing.T) {
-	r := newRig(t, inclustercache.DatastoreEtcd, nil)
+	// An endpoint whose policy is computed anew at intervals may have another status then.
+	r := newRig(t, inclustercache.DatastoreEtcd, mesh.Flags{"endpoint-regen-interval": "1h"})
 	r.cache.Cut()
 	r.agent.Start()
 	r.eventually(func() bool {
@@ -287,6 +295,12 @@ func TestCacheAway(t *testing.T) {
 	r.agent.Start()
 	require.NoError(t, r.agent.Identities.WaitForInitialGlobalIdentities(t.Context()))
 	bee := r.addPod("bee")
+	// How long that took is in the agent's registry.
+	r.eventually(func() bool {
+		said, err := r.agent.Shell("metrics endpoint_propagation_delay_seconds")
+		require.NoError(t, err, said)
+		return strings.Contains(said, "cilium_endpoint_propagation_delay_seconds")
+	}, "the agent doesn't say how long a pod took to come back")
 
 	r.cache.Cut()
 	wasp := r.agent.AddPod("meadow", "wasp", map[string]string{"app": "wasp"})
@@ -300,12 +314,19 @@ func TestCacheAway(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, isNew)
 	require.Equal(t, allocated.ID, again.ID)
-	// Upstream's controller looks for the endpoint in the store once its grace of 10 s,
-	// which is also its interval, is over.
+	// Upstream's controller patches an endpoint whose status isn't what it says of it: one
+	// that was created before it was ready, and, again and again, one that is not-ready in
+	// turn, since its regenerations fail. Nothing else is written.
+	r.eventually(func() bool { return r.endpoint(wasp).Status.DeepEqual(wasp.Endpoint.GetCiliumEndpointStatus()) },
+		"the CiliumEndpoint doesn't say what the endpoint is")
+	written := r.endpoint(wasp).ResourceVersion
+	// It looks for the endpoint in the store once its grace of 10 s, which is also its
+	// interval, is over.
 	ran, failed := r.syncRuns(wasp)
 	r.eventually(func() bool { runs, _ := r.syncRuns(wasp); return runs >= ran+3 }, "upstream's controller doesn't run")
 	_, fails := r.syncRuns(wasp)
 	require.Equal(t, failed, fails, "what the agent itself has written was taken for deleted")
+	require.Equal(t, written, r.endpoint(wasp).ResourceVersion, "what hasn't changed was written again")
 	require.False(t, r.inTable(wasp))
 	r.cache.Heal()
 	r.eventually(func() bool { return r.inTable(wasp) }, "what came while the cache was away isn't in the table")
