@@ -112,6 +112,9 @@ func (s *status) problem(err error) {
 func (s *status) lost(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err = reasonOf(err); !s.connected && s.err != nil && sameReason(s.err, err) {
+		err = s.err
+	}
 	s.fail(err)
 	s.setConnected(false)
 }

@@ -14,6 +14,7 @@
 //	clients.go    the connections, which clusters may share
 //	watchdog.go   heartbeats
 //	refusals.go   what a Handler refuses of a cluster, counted and logged
+//	reason.go     why a connection failed; pure
 //	status.go     what row, health and metrics say about a cluster
 //	mesh.go       all of them
 //	ids.go        the cluster IDs in use
