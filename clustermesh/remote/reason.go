@@ -22,8 +22,9 @@ func reasonOf(err error) error {
 	return err
 }
 
-// changing is what TLS says of when it looked at a certificate.
-var changing = regexp.MustCompile(`current time \S+ is `)
+// changing is what differs between attempts: when TLS looked at a certificate, and whether
+// this was the last one of a session.
+var changing = regexp.MustCompile(`current time \S+ is |no answer within \S+: `)
 
 // sameReason says whether an attempt failed for a reason that is told already. With
 // TLS 1.3 an attempt whose certificate is refused ends with the reason or with a broken

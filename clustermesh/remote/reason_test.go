@@ -39,6 +39,7 @@ func TestSameReason(t *testing.T) {
 		same      bool
 	}{
 		{away, away, true},
+		{away, "no answer within 10s: " + away, true},
 		{expired, expiredLater, true},
 		{refused, broken, true},
 		{broken, refused, false},
