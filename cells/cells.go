@@ -2,50 +2,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package cells says what Waggle's hives are made of. It reads like a table of
-// contents: a program is its list of cells, and nothing else composes them.
+// contents: a program is its list of cells, and nothing else composes them. Those that
+// begin at Kubernetes are in kubernetes.go. What a build tag leaves out has two files, for
+// instance kubernetes.go and kubernetes_none.go.
 package cells
 
 import (
 	"github.com/cilium/hive/cell"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
-	"github.com/waggle-mesh/waggle/cells/kubernetes"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/cells/status"
-	"github.com/waggle-mesh/waggle/clustermesh/export"
-	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
 	"github.com/waggle-mesh/waggle/kvstoremesh"
 	"github.com/waggle-mesh/waggle/kvstoremesh/readthrough"
-)
-
-// Exporter is the hive of "waggle clustermesh": Kubernetes → etcd.
-var Exporter = cell.Module(
-	"exporter",
-	"Kubernetes to the kvstore of the cluster",
-
-	cell.Config(wire.DefaultClusterInfo),  // --cluster-name, --cluster-id, --max-connected-clusters
-	cell.Config(wire.DefaultMCSAPIConfig), // --clustermesh-enable-mcs-api
-	cell.Invoke(validateCluster),
-
-	kubernetes.ClientCell, // the API server, unless manifests are read
-	ExporterParts,
-)
-
-// ExporterParts is Exporter without the flags and the client that a host's hive,
-// or a test with a fake client, brings along.
-var ExporterParts = cell.Group(
-	kubernetes.Cell,           // Kubernetes → tables
-	cell.Provide(podMetadata), // of pods only what the filters ask for, and only if they do
-	cell.Invoke(validateWorkloadPolicy),
-	state.Cell,           // the tables
-	etcd.Cell,            // client and Writer of the local etcd
-	export.Cell,          // tables → cilium/state/…
-	export.HeartbeatCell, // cilium/.heartbeat
-	status.Cell,          // how all of it is
 )
 
 // KVStoreMesh is the hive of "waggle kvstoremesh": remote etcds → local etcd.
@@ -71,33 +44,6 @@ var KVStoreMeshParts = cell.Group(
 	status.Cell,        // how all of it is
 )
 
-// InClusterCache is the hive of "waggle incluster-cache": Kubernetes → an etcd of
-// its own, which the cluster's agents read.
-var InClusterCache = cell.Module(
-	"incluster-cache-hive",
-	"Kubernetes to the etcd that the agents of the cluster read",
-
-	cell.Config(wire.DefaultClusterInfo),
-	cell.Provide(func() wire.MCSAPIConfig { return wire.DefaultMCSAPIConfig }), // off
-	cell.Invoke(validateCacheCluster),
-
-	kubernetes.ClientCell, // the API server, unless manifests are read
-	InClusterCacheParts,
-)
-
-// InClusterCacheParts is InClusterCache without the flags and the client that a
-// host's hive, or a test with a fake client, brings along.
-var InClusterCacheParts = cell.Group(
-	inclustercache.ServerCell, // what is offered; claims the etcd before anything is written
-	kubernetes.Cell,           // Kubernetes → tables
-	state.Cell,                // the tables
-	ownServer,                 // its etcd, unless --kvstore-opt names another
-	etcd.Cell,                 // client and Writer of that
-	export.LocalCell,          // tables → cilium/state/…, unfiltered
-	export.HeartbeatCell,      // cilium/.heartbeat
-	status.Cell,               // how all of it is
-)
-
 // Agent is the hive of "waggle agent": this cluster and remote ones → tables → BPF
 // ipcache map.
 var Agent = cell.Module(
@@ -105,7 +51,7 @@ var Agent = cell.Module(
 	"Kubernetes or its cache and remote clusters to the ipcache map",
 
 	AgentParts,
-	kubernetes.ClientCell, // the API server, with --datastore=kubernetes
+	kubernetesClient, // the API server, with --datastore=kubernetes
 )
 
 // AgentParts is Agent without the client that a host's hive, or a test with a fake
@@ -120,7 +66,7 @@ var AgentParts = cell.Group(
 var AgentHostTables = cell.Group(
 	state.Cell,                    // the tables
 	inclustercache.DatastoreParts, // this cluster: --datastore=none|kubernetes|etcd
-	kubernetes.Parts,              // Kubernetes → tables, or nothing
+	fromKubernetesParts,           // Kubernetes → tables, or nothing
 	cell.Provide(func() wire.MCSAPIConfig { return wire.DefaultMCSAPIConfig }),
 	remote.Parts, // the remote clusters' life
 	remote.SharedConnections,
@@ -135,7 +81,7 @@ var AgentTables = cell.Group(
 	state.Cell,                      // the tables
 
 	inclustercache.DatastoreCell, // this cluster: --datastore=kubernetes|etcd
-	kubernetes.Cell,              // Kubernetes → tables, or nothing
+	fromKubernetes,               // Kubernetes → tables, or nothing
 	cell.Provide(func() wire.MCSAPIConfig { return wire.DefaultMCSAPIConfig }), // no agent reads its own exports
 
 	remote.Cell,                   // the remote clusters' life
@@ -149,19 +95,4 @@ var AgentTables = cell.Group(
 // and names the flag.
 func validateCluster(lc cell.Lifecycle, cluster wire.ClusterInfo) {
 	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error { return wire.ValidateLocalCluster(cluster) }})
-}
-
-// validateCacheCluster is validateCluster for a cluster that may be in no mesh.
-func validateCacheCluster(lc cell.Lifecycle, cluster wire.ClusterInfo) {
-	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error { return wire.ValidateCacheCluster(cluster) }})
-}
-
-// validateWorkloadPolicy refuses a sync mode that there isn't.
-func validateWorkloadPolicy(lc cell.Lifecycle, policy filter.WorkloadPolicy) {
-	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error { return policy.Validate() }})
-}
-
-// podMetadata has pods read where what they say makes a difference.
-func podMetadata(policy filter.WorkloadPolicy, config export.Config) kubernetes.PodMetadata {
-	return kubernetes.PodMetadata(policy.ReadsPods(config.ClusterRegion))
 }

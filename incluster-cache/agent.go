@@ -18,7 +18,7 @@ import (
 	"github.com/cilium/statedb"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
-	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 	"github.com/waggle-mesh/waggle/clustermesh/remote"
@@ -26,7 +26,7 @@ import (
 )
 
 // DatastoreCell chooses where an agent has its own cluster's state from. The hive
-// has kubernetes.Cell as well, which it turns off where the cache is chosen; it has
+// may have kubernetes.Cell as well, which it turns off where the cache is chosen; it has
 // to provide the tables' state.Writer, etcd.Config, the cluster's wire.ClusterInfo
 // and remote.Cell.
 var DatastoreCell = cell.Module(
@@ -68,18 +68,25 @@ type Dialer func(ctx context.Context, address string) (net.Conn, error)
 
 // kubernetesOptions have Kubernetes fill what the cache would. Without any, an
 // agent has remote clusters' state only.
-func kubernetesOptions(cfg DatastoreConfig) kubernetes.Options {
-	return kubernetes.Options{Off: cfg.etcd() || cfg.none(), Optional: true, Resources: wire.CacheResources}
+func kubernetesOptions(cfg DatastoreConfig) reading.Options {
+	return reading.Options{Off: cfg.etcd() || cfg.none(), Optional: true, Resources: wire.CacheResources}
+}
+
+// readManifests are what kubernetes.Cell reads instead of an API server.
+type readManifests struct {
+	cell.In
+
+	From reading.Manifests `optional:"true"`
 }
 
 // validateDatastore reports at start, so that commands which only inspect the hive
 // work.
-func validateDatastore(lc cell.Lifecycle, cfg DatastoreConfig, snapshots SnapshotConfig, store etcd.Config, kube kubernetes.Config, cluster wire.ClusterInfo, mesh remote.Configured) {
+func validateDatastore(lc cell.Lifecycle, cfg DatastoreConfig, snapshots SnapshotConfig, store etcd.Config, manifests readManifests, cluster wire.ClusterInfo, mesh remote.Configured) {
 	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error {
 		if cfg.none() && !bool(mesh) {
-			return cfg.validate(store, kube) // nothing is made of the cluster's name or ID
+			return cfg.validate(store, manifests.From) // nothing is made of the cluster's name or ID
 		}
-		return errors.Join(validateCluster(cluster, bool(mesh)), cfg.validate(store, kube), snapshots.validate())
+		return errors.Join(validateCluster(cluster, bool(mesh)), cfg.validate(store, manifests.From), snapshots.validate())
 	}})
 }
 
@@ -95,10 +102,10 @@ type datastoreParams struct {
 	Cluster   wire.ClusterInfo
 	DB        *statedb.DB
 	Writer    *state.Writer
-	Services  *kubernetes.ServiceReader
-	Reads     kubernetes.ReadsFrom
-	Node      NodeName `optional:"true"`
-	Dialer    Dialer   `optional:"true"`
+	Services  reading.ServiceReader `optional:"true"` // none without Kubernetes
+	Reads     reading.From          `optional:"true"`
+	Node      NodeName              `optional:"true"`
+	Dialer    Dialer                `optional:"true"`
 }
 
 // registerDatastore adds what the choice makes run.
@@ -129,6 +136,9 @@ func (p *datastoreParams) registerEtcd() {
 			log: p.Log, cluster: p.Cluster, stateDir: p.Config.StateDir, backoff: newAskBackoff(),
 			reader: p.Services, db: p.DB, services: p.Writer.Tables().Services,
 		},
+	}
+	if p.Services == nil {
+		f.directory.reader = noReader{}
 	}
 	if p.Dialer != nil {
 		f.dial = p.Dialer

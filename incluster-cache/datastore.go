@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
-	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -68,7 +68,7 @@ func (def DatastoreConfig) Flags(flags *pflag.FlagSet) {
 }
 
 // validate refuses what contradicts itself, and gives the reason.
-func (def DatastoreConfig) validate(store etcd.Config, kube kubernetes.Config) error {
+func (def DatastoreConfig) validate(store etcd.Config, manifests reading.Manifests) error {
 	if def.RelistJitter < 0 {
 		return fmt.Errorf("--%s=%v: must not be negative", flagRelistJitter, def.RelistJitter)
 	}
@@ -84,9 +84,9 @@ func (def DatastoreConfig) validate(store etcd.Config, kube kubernetes.Config) e
 				flagDatastore, DatastoreKubernetes, flagDatastore, DatastoreEtcd)
 		}
 	case DatastoreEtcd:
-		if kube.Manifests != "" {
+		if manifests != "" {
 			return fmt.Errorf("--%s=%s reads this cluster's state from etcd, and --k8s-manifests=%s names another source: there is one",
-				flagDatastore, DatastoreEtcd, kube.Manifests)
+				flagDatastore, DatastoreEtcd, manifests)
 		}
 		if !address {
 			return fmt.Errorf("--%s=%s needs the address of the in-cluster cache: --kvstore-opt %s=… or %s=…",

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -36,7 +37,7 @@ type directory struct {
 	cluster  wire.ClusterInfo
 	stateDir string
 	etcd     etcd.ClientConfig
-	reader   backendReader
+	reader   reading.ServiceReader
 	db       *statedb.DB
 	services statedb.Table[*state.Service]
 

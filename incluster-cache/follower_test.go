@@ -19,7 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
-	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -214,7 +214,7 @@ func TestOldTablesSayNothingOfReplicas(t *testing.T) {
 	require.NoError(t, f.directory.open(t.Context()))
 	own, ok := parseService("https://cache.kube-system.svc")
 	require.True(t, ok)
-	own.backends = kubernetes.ServiceBackends{PortName: "etcd", Addresses: []string{"10.0.0.8:2379"}}
+	own.backends = reading.ServiceBackends{PortName: "etcd", Addresses: []string{"10.0.0.8:2379"}}
 	conn, err := f.connect(t.Context(), f.order()[0])
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, conn.client.Close()) })

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
-	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -97,8 +97,8 @@ func (def Config) Pace(cfg etcd.Config) etcd.Config {
 }
 
 // Reads is what the cache needs of Kubernetes: of resources that aren't offered, nothing.
-func (def Config) Reads() kubernetes.Options {
-	return kubernetes.Options{Resources: def.offer(), Spacing: def.spacing()}
+func (def Config) Reads() reading.Options {
+	return reading.Options{Resources: def.offer(), Spacing: def.spacing()}
 }
 
 func words(resources []wire.Resource) []string {

@@ -12,7 +12,7 @@ import (
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/statedb"
 
-	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -28,7 +28,7 @@ type reflected struct {
 	db      *statedb.DB
 	writer  *state.Writer
 	cluster wire.ClusterInfo
-	from    kubernetes.ReadsFrom
+	from    reading.From
 	since   time.Time
 }
 
@@ -48,7 +48,7 @@ func (r *reflected) announce(_ context.Context, health cell.Health) error {
 func (r *reflected) update(context.Context) error {
 	tables, counts, txn := r.writer.Tables(), r.writer.Counts(r.cluster.Name), r.db.ReadTxn()
 	of := func(pending []string, entries int) state.ResourceState {
-		return state.ResourceState{Enabled: r.from != "", Synced: r.from != "" && !slices.Contains(pending, kubernetes.Initializer), Entries: entries}
+		return state.ResourceState{Enabled: r.from != "", Synced: r.from != "" && !slices.Contains(pending, reading.Initializer), Entries: entries}
 	}
 	resources := map[wire.Resource]state.ResourceState{
 		wire.Identities: of(tables.Identities.PendingInitializers(txn), counts.Identities),

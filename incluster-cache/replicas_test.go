@@ -13,7 +13,7 @@ import (
 	"github.com/cilium/statedb"
 	"github.com/stretchr/testify/require"
 
-	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -45,7 +45,7 @@ func newSimulation(t *testing.T, seed int, addresses []string) *simulation {
 	for i := range simulatedAgents {
 		of, ok := parseService("https://cache.kube-system.svc")
 		require.True(t, ok)
-		of.backends = kubernetes.ServiceBackends{PortName: "etcd", Addresses: addresses}
+		of.backends = reading.ServiceBackends{PortName: "etcd", Addresses: addresses}
 		s.agents = append(s.agents, &follower{
 			node: fmt.Sprintf("node-%d-%d", seed, i),
 			directory: &directory{

@@ -21,7 +21,7 @@ import (
 	"github.com/cilium/statedb"
 	"github.com/google/renameio/v2"
 
-	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -35,11 +35,11 @@ const defaultPort = 2379
 type service struct {
 	// endpoint is the URL, with its port; TLS expects the name in it.
 	endpoint string
-	name     kubernetes.ServiceName
+	name     reading.ServiceName
 	port     uint16
 	// backends are those that are known, as the API server, the last process or the
 	// cache itself had them.
-	backends kubernetes.ServiceBackends
+	backends reading.ServiceBackends
 }
 
 // parseService takes an endpoint for the URL of a Service. It is false for any
@@ -49,7 +49,7 @@ func parseService(endpoint string) (*service, bool) {
 	if err != nil {
 		return nil, false // host:port, for one
 	}
-	name, ok := kubernetes.ParseServiceHost(u.Hostname())
+	name, ok := reading.ParseServiceHost(u.Hostname())
 	if !ok {
 		return nil, false
 	}
@@ -71,7 +71,7 @@ func (s *service) replicas() []replica {
 
 // ask asks the API server for the backends. One that knows of none at the moment
 // has nothing to say: those that were there may still be.
-func (s *service) ask(ctx context.Context, reader backendReader) (changed bool, err error) {
+func (s *service) ask(ctx context.Context, reader reading.ServiceReader) (changed bool, err error) {
 	backends, err := reader.Backends(ctx, s.name, s.port)
 	if err != nil {
 		return false, err
@@ -90,7 +90,7 @@ func (s *service) follow(txn statedb.ReadTxn, services statedb.Table[*state.Serv
 	if !found {
 		return false
 	}
-	backends := kubernetes.ServiceBackends{PortName: s.backends.PortName}
+	backends := reading.ServiceBackends{PortName: s.backends.PortName}
 	for _, address := range slices.Sorted(maps.Keys(row.Backends)) {
 		if port := row.Backends[address][backends.PortName]; port != nil {
 			backends.Addresses = append(backends.Addresses, net.JoinHostPort(address, strconv.Itoa(int(port.Port))))
@@ -102,15 +102,19 @@ func (s *service) follow(txn statedb.ReadTxn, services statedb.Table[*state.Serv
 	return s.set(backends)
 }
 
-func (s *service) set(backends kubernetes.ServiceBackends) (changed bool) {
+func (s *service) set(backends reading.ServiceBackends) (changed bool) {
 	changed = s.backends.PortName != backends.PortName || !slices.Equal(s.backends.Addresses, backends.Addresses)
 	s.backends = backends
 	return changed
 }
 
-// backendReader is kubernetes.ServiceReader.
-type backendReader interface {
-	Backends(ctx context.Context, service kubernetes.ServiceName, port uint16) (kubernetes.ServiceBackends, error)
+// noReader is for a program without a client of Kubernetes.
+type noReader struct{}
+
+var errNoReader = errors.New("this program was built without Kubernetes: an in-cluster cache can't be named by its Service")
+
+func (noReader) Backends(context.Context, reading.ServiceName, uint16) (reading.ServiceBackends, error) {
+	return reading.ServiceBackends{}, errNoReader
 }
 
 const (
@@ -123,16 +127,16 @@ const (
 // savedBackends is the content of backendsFile: the backends of each endpoint, for
 // a start while the API server is away.
 type savedBackends struct {
-	Version   int                                   `json:"version"`
-	Cluster   string                                `json:"cluster"`
-	ClusterID uint32                                `json:"clusterID"`
-	Services  map[string]kubernetes.ServiceBackends `json:"services"`
+	Version   int                                `json:"version"`
+	Cluster   string                             `json:"cluster"`
+	ClusterID uint32                             `json:"clusterID"`
+	Services  map[string]reading.ServiceBackends `json:"services"`
 }
 
 // saveBackends replaces the file as a whole.
 func saveBackends(dir string, cluster wire.ClusterInfo, services []*service) error {
 	saved := savedBackends{Version: backendsVersion, Cluster: cluster.Name, ClusterID: cluster.ID,
-		Services: map[string]kubernetes.ServiceBackends{}}
+		Services: map[string]reading.ServiceBackends{}}
 	for _, s := range services {
 		saved.Services[s.endpoint] = s.backends
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
-	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -46,9 +46,9 @@ func backendsOf(port string, addresses []string) map[string]store.PortConfigurat
 
 func TestParseService(t *testing.T) {
 	for endpoint, want := range map[string]service{
-		"https://cache.kube-system.svc":                    {endpoint: "https://cache.kube-system.svc:2379", name: kubernetes.ServiceName{Namespace: "kube-system", Name: "cache"}, port: 2379},
-		"https://cache.kube-system.svc:2380":               {endpoint: "https://cache.kube-system.svc:2380", name: kubernetes.ServiceName{Namespace: "kube-system", Name: "cache"}, port: 2380},
-		"http://cache.kube-system.svc.cluster.local:2379/": {endpoint: "http://cache.kube-system.svc.cluster.local:2379/", name: kubernetes.ServiceName{Namespace: "kube-system", Name: "cache"}, port: 2379},
+		"https://cache.kube-system.svc":                    {endpoint: "https://cache.kube-system.svc:2379", name: reading.ServiceName{Namespace: "kube-system", Name: "cache"}, port: 2379},
+		"https://cache.kube-system.svc:2380":               {endpoint: "https://cache.kube-system.svc:2380", name: reading.ServiceName{Namespace: "kube-system", Name: "cache"}, port: 2380},
+		"http://cache.kube-system.svc.cluster.local:2379/": {endpoint: "http://cache.kube-system.svc.cluster.local:2379/", name: reading.ServiceName{Namespace: "kube-system", Name: "cache"}, port: 2379},
 	} {
 		got, ok := parseService(endpoint)
 		require.True(t, ok, endpoint)
@@ -63,24 +63,24 @@ func TestParseService(t *testing.T) {
 	}
 }
 
-// answers is a backendReader: what the API server has, or why it doesn't answer.
+// answers is a reading.ServiceReader: what the API server has, or why it doesn't answer.
 type answers struct {
-	backends kubernetes.ServiceBackends
+	backends reading.ServiceBackends
 	err      error
 	asked    int
 }
 
-func (a *answers) Backends(context.Context, kubernetes.ServiceName, uint16) (kubernetes.ServiceBackends, error) {
+func (a *answers) Backends(context.Context, reading.ServiceName, uint16) (reading.ServiceBackends, error) {
 	a.asked++
 	return a.backends, a.err
 }
 
-func newDirectory(t *testing.T, dir string, reader backendReader, cluster wire.ClusterInfo) *directory {
+func newDirectory(t *testing.T, dir string, reader reading.ServiceReader, cluster wire.ClusterInfo) *directory {
 	d, _ := newDirectoryAndWriter(t, dir, reader, cluster)
 	return d
 }
 
-func newDirectoryAndWriter(t *testing.T, dir string, reader backendReader, cluster wire.ClusterInfo) (*directory, *state.Writer) {
+func newDirectoryAndWriter(t *testing.T, dir string, reader reading.ServiceReader, cluster wire.ClusterInfo) (*directory, *state.Writer) {
 	db := statedb.New()
 	writer, err := state.NewWriter(db)
 	require.NoError(t, err)
@@ -95,7 +95,7 @@ func newDirectoryAndWriter(t *testing.T, dir string, reader backendReader, clust
 // the API server is away; unless the file is damaged, or of another cluster.
 func TestBackendsOutliveTheProcess(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	there := &answers{backends: kubernetes.ServiceBackends{PortName: "etcd", Addresses: []string{"10.0.0.7:2379", "10.0.0.8:2379"}}}
+	there := &answers{backends: reading.ServiceBackends{PortName: "etcd", Addresses: []string{"10.0.0.7:2379", "10.0.0.8:2379"}}}
 	first := newDirectory(t, dir, there, ownCluster)
 	require.NoError(t, first.open(t.Context()))
 	want := []replica{
@@ -135,7 +135,7 @@ func TestBackendsOutliveTheProcess(t *testing.T) {
 // TestBackendsFollowTheCache: what the cache says of its own Service replaces what
 // the API server said, without asking that; an empty answer replaces nothing.
 func TestBackendsFollowTheCache(t *testing.T) {
-	there := &answers{backends: kubernetes.ServiceBackends{PortName: "etcd", Addresses: []string{"10.0.0.7:2379"}}}
+	there := &answers{backends: reading.ServiceBackends{PortName: "etcd", Addresses: []string{"10.0.0.7:2379"}}}
 	d, writer := newDirectoryAndWriter(t, t.TempDir(), there, ownCluster)
 	require.NoError(t, d.open(t.Context()))
 	d.follow()
@@ -157,7 +157,7 @@ func TestBackendsFollowTheCache(t *testing.T) {
 
 // TestAskingIsPaced: while no backend answers, the API server isn't asked each time.
 func TestAskingIsPaced(t *testing.T) {
-	there := &answers{backends: kubernetes.ServiceBackends{Addresses: []string{"10.0.0.7:2379"}}}
+	there := &answers{backends: reading.ServiceBackends{Addresses: []string{"10.0.0.7:2379"}}}
 	d := newDirectory(t, t.TempDir(), there, ownCluster)
 	d.backoff.Duration, d.backoff.Factor = 1<<60, 1
 	d.backoff.Cap = 1 << 60

@@ -27,8 +27,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
-	"time"
 
 	mcsapitypes "github.com/cilium/cilium/pkg/clustermesh/mcsapi/types"
 	"github.com/cilium/cilium/pkg/k8s"
@@ -42,6 +40,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -76,7 +75,7 @@ var parts = cell.Group(
 	// For those who need to find a Service before there is a datapath.
 	cell.Provide(newServiceReader),
 	// Where the tables are filled from, for people.
-	cell.Provide(readsFrom),
+	cell.Provide(readsFrom, func(cfg Config) reading.Manifests { return reading.Manifests(cfg.Manifests) }),
 	cell.Invoke(register),
 )
 
@@ -93,28 +92,6 @@ var ClientCell = cell.Group(
 	}),
 )
 
-// Options are what a hive says about the room, beside its flags. A hive that
-// provides none has to have a Kubernetes to read from.
-type Options struct {
-	// Off: nothing is ever read, whatever the flags say, and ClientCell's client
-	// is off as well, so that a start doesn't wait for an API server.
-	Off bool
-	// Optional: without a Kubernetes to read from nothing is read, instead of the
-	// start failing.
-	Optional bool
-	// Resources are the tables to fill (state.Namespaces and state.Workloads included,
-	// the latter only with PodMetadata), nil for all:
-	// of what fills no other table nothing is read. Service exports need services.
-	Resources []wire.Resource
-	// Spacing is the least time between the starts of two transactions on the tables;
-	// 0 is the default. What comes after a pause of that length doesn't wait.
-	Spacing time.Duration
-}
-
-func (o Options) reads(resource wire.Resource) bool {
-	return o.Resources == nil || slices.Contains(o.Resources, resource)
-}
-
 // PodMetadata says that what pods say of themselves is read, into the table
 // "workloads". Where the hive provides none, or false, pods aren't read: a watch of
 // them is the dearest that a cluster has (see listWatchOfPods).
@@ -124,7 +101,7 @@ type PodMetadata bool
 type optional struct {
 	cell.In
 
-	Options Options `optional:"true"`
+	Options reading.Options `optional:"true"`
 }
 
 // Config of the room.
@@ -162,8 +139,8 @@ type params struct {
 	Lifecycle cell.Lifecycle
 
 	Config    Config
-	Options   Options     `optional:"true"`
-	Pods      PodMetadata `optional:"true"`
+	Options   reading.Options `optional:"true"`
+	Pods      PodMetadata     `optional:"true"`
 	K8s       k8s.Config
 	MCSAPI    mcsapitypes.MCSAPIConfig
 	Cluster   wire.ClusterInfo
@@ -177,17 +154,10 @@ func explicit(cfg client.Config) bool {
 	return cfg.K8sKubeConfigPath != "" || cfg.K8sAPIServer != "" || len(cfg.K8sAPIServerURLs) > 0
 }
 
-// ReadsFrom says where this configuration reads from, for people: the API server, a
-// directory, or "" for nowhere.
-type ReadsFrom string
-
-// Initializer is the name under which tables wait for what is read.
-const Initializer = "kubernetes"
-
-func readsFrom(cfg Config, clientset client.Clientset) ReadsFrom {
+func readsFrom(cfg Config, clientset client.Clientset) reading.From {
 	switch {
 	case cfg.Manifests != "":
-		return ReadsFrom("manifests in " + cfg.Manifests)
+		return reading.From("manifests in " + cfg.Manifests)
 	case clientset.IsEnabled():
 		return "the API server"
 	}
@@ -258,12 +228,12 @@ func assemble(p params) ([]*kind, *applier, error) {
 
 	milestone := func(resource wire.Resource, kinds ...collector) {
 		applier.milestones = append(applier.milestones,
-			milestone{kinds: kinds, done: p.Writer.RegisterInitializer(Initializer, resource)})
+			milestone{kinds: kinds, done: p.Writer.RegisterInitializer(reading.Initializer, resource)})
 	}
 
 	// The order is the order of application within a transaction: an endpoint
 	// is of no use before its identity, and is decided by what its pod says.
-	reads := p.Options.reads
+	reads := p.Options.Reads
 	if reads(state.Namespaces) {
 		milestone(state.Namespaces, add(namespaceKind, all, newReflector(namespaceKind.Kind, report(namespaceKind), p.Metrics,
 			convertNamespace, applyNamespace)))

@@ -15,7 +15,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cilium/cilium/pkg/dial"
 	"github.com/cilium/cilium/pkg/k8s/client"
 	slim_corev1 "github.com/cilium/cilium/pkg/k8s/slim/k8s/api/core/v1"
 	slim_discoveryv1 "github.com/cilium/cilium/pkg/k8s/slim/k8s/api/discovery/v1"
@@ -23,41 +22,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 )
 
-// ServiceName names a Kubernetes Service.
-type ServiceName struct{ Namespace, Name string }
-
-// String is namespace/name.
-func (n ServiceName) String() string { return n.Namespace + "/" + n.Name }
-
-// ParseServiceHost takes the host of a URL for the DNS name of a Service,
-// NAME.NAMESPACE.svc with or without the cluster's domain behind it. It is false
-// for any other host.
-func ParseServiceHost(host string) (ServiceName, bool) {
-	if tokens := strings.Split(host, "."); len(tokens) < 3 {
-		return ServiceName{}, false // upstream's parser takes "example.com" for one
-	}
-	name, err := dial.ServiceURLToNamespacedName(host)
-	if err != nil || name.Name == "" || name.Namespace == "" {
-		return ServiceName{}, false
-	}
-	return ServiceName{Namespace: name.Namespace, Name: name.Name}, true
-}
-
-// ServiceBackends is what stands behind one port of a Service.
-type ServiceBackends struct {
-	// PortName is the port's name in the Service and its EndpointSlices.
-	PortName string
-	// Addresses are host:port of those that are ready, sorted.
-	Addresses []string
-}
-
-// ServiceReader finds the backends of a Service without the datapath's help: it
-// asks the API server when it is asked itself, and never watches. It works where the
-// hive's clientset is off, and doesn't keep a start from succeeding while the API
-// server is away. It is safe for concurrent use.
-type ServiceReader struct {
+// serviceReader is reading.ServiceReader.
+type serviceReader struct {
 	connect func() ([]slim_clientset.Interface, error)
 
 	mu sync.Mutex
@@ -68,15 +38,15 @@ type ServiceReader struct {
 }
 
 // newServiceReader uses the hive's clientset where that is on.
-func newServiceReader(clientset client.Clientset) *ServiceReader {
+func newServiceReader(clientset client.Clientset) reading.ServiceReader {
 	if clientset.IsEnabled() {
-		return &ServiceReader{clients: []slim_clientset.Interface{clientset.Slim()}}
+		return &serviceReader{clients: []slim_clientset.Interface{clientset.Slim()}}
 	}
 	cfg := clientset.Config()
-	return &ServiceReader{connect: func() ([]slim_clientset.Interface, error) { return slimClients(cfg) }}
+	return &serviceReader{connect: func() ([]slim_clientset.Interface, error) { return slimClients(cfg) }}
 }
 
-// errNotConfigured is why a ServiceReader can't ask anybody.
+// errNotConfigured is why a serviceReader can't ask anybody.
 var errNotConfigured = errors.New("no API server is configured: give --k8s-kubeconfig-path or --k8s-api-server-urls, or run in a pod")
 
 // slimClients gives a client for each API server that the flags name, by the same
@@ -153,10 +123,10 @@ func withScheme(scheme, host string) string {
 // Of several API servers each is asked until one answers, beginning with the one that
 // did last. What is left of ctx's time is shared among those that weren't asked yet, so
 // that one which takes packets and says nothing doesn't keep the others from being asked.
-func (r *ServiceReader) Backends(ctx context.Context, service ServiceName, port uint16) (ServiceBackends, error) {
+func (r *serviceReader) Backends(ctx context.Context, service reading.ServiceName, port uint16) (reading.ServiceBackends, error) {
 	clients, first, err := r.connected()
 	if err != nil {
-		return ServiceBackends{}, err
+		return reading.ServiceBackends{}, err
 	}
 	var errs []error
 	for i := range clients {
@@ -170,12 +140,12 @@ func (r *ServiceReader) Backends(ctx context.Context, service ServiceName, port 
 		}
 		errs = append(errs, err)
 	}
-	return ServiceBackends{}, fmt.Errorf("reading the backends of service %s: %w", service, errors.Join(errs...))
+	return reading.ServiceBackends{}, fmt.Errorf("reading the backends of service %s: %w", service, errors.Join(errs...))
 }
 
 // connected gives the clients, and which to ask first. A configuration that isn't good
 // is read again the next time: a kubeconfig may be mounted late.
-func (r *ServiceReader) connected() (clients []slim_clientset.Interface, first int, err error) {
+func (r *serviceReader) connected() (clients []slim_clientset.Interface, first int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.clients == nil {
@@ -187,7 +157,7 @@ func (r *ServiceReader) connected() (clients []slim_clientset.Interface, first i
 }
 
 // askOne asks one API server, of so many that are left.
-func askOne(ctx context.Context, slim slim_clientset.Interface, left int, service ServiceName, port uint16) (ServiceBackends, error) {
+func askOne(ctx context.Context, slim slim_clientset.Interface, left int, service reading.ServiceName, port uint16) (reading.ServiceBackends, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
@@ -196,32 +166,32 @@ func askOne(ctx context.Context, slim slim_clientset.Interface, left int, servic
 	return readBackends(ctx, slim, service, port)
 }
 
-func readBackends(ctx context.Context, slim slim_clientset.Interface, service ServiceName, port uint16) (ServiceBackends, error) {
+func readBackends(ctx context.Context, slim slim_clientset.Interface, service reading.ServiceName, port uint16) (reading.ServiceBackends, error) {
 	svc, err := slim.CoreV1().Services(service.Namespace).Get(ctx, service.Name, metav1.GetOptions{ResourceVersion: "0"})
 	if err != nil {
-		return ServiceBackends{}, err
+		return reading.ServiceBackends{}, err
 	}
 	at := slices.IndexFunc(svc.Spec.Ports, func(p slim_corev1.ServicePort) bool { return p.Port == int32(port) })
 	if at < 0 {
-		return ServiceBackends{}, fmt.Errorf("it has no port %d", port)
+		return reading.ServiceBackends{}, fmt.Errorf("it has no port %d", port)
 	}
-	backends := ServiceBackends{PortName: svc.Spec.Ports[at].Name}
+	backends := reading.ServiceBackends{PortName: svc.Spec.Ports[at].Name}
 	list, err := slim.DiscoveryV1().EndpointSlices(service.Namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: slim_discoveryv1.LabelServiceName + "=" + service.Name, ResourceVersion: "0",
 	})
 	if err != nil {
-		return ServiceBackends{}, err
+		return reading.ServiceBackends{}, err
 	}
 	for i := range list.Items {
-		backends.add(&list.Items[i])
+		addReady(&backends, &list.Items[i])
 	}
 	slices.Sort(backends.Addresses)
 	backends.Addresses = slices.Compact(backends.Addresses)
 	return backends, nil
 }
 
-// add takes in the ready addresses of a slice.
-func (b *ServiceBackends) add(slice *slim_discoveryv1.EndpointSlice) {
+// addReady takes in the ready addresses of a slice.
+func addReady(b *reading.ServiceBackends, slice *slim_discoveryv1.EndpointSlice) {
 	if slice.AddressType == slim_discoveryv1.AddressTypeFQDN {
 		return
 	}

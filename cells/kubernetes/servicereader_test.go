@@ -23,13 +23,14 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 	"github.com/waggle-mesh/waggle/testing/kubeapi"
 )
 
 // readerOf asks the API servers that the flags name, as an agent with
 // --datastore=etcd does.
-func readerOf(cfg client.SharedConfig) *ServiceReader {
-	return &ServiceReader{connect: func() ([]slim_clientset.Interface, error) {
+func readerOf(cfg client.SharedConfig) *serviceReader {
+	return &serviceReader{connect: func() ([]slim_clientset.Interface, error) {
 		return slimClients(client.Config{SharedConfig: cfg})
 	}}
 }
@@ -37,12 +38,12 @@ func readerOf(cfg client.SharedConfig) *ServiceReader {
 // TestServiceReader reads what a real API server has.
 func TestServiceReader(t *testing.T) {
 	server := kubeapi.Start(t)
-	name := ServiceName{Namespace: "default", Name: "cache"}
+	name := reading.ServiceName{Namespace: "default", Name: "cache"}
 	createCacheService(t, server, name)
-	want := ServiceBackends{PortName: "etcd", Addresses: []string{
+	want := reading.ServiceBackends{PortName: "etcd", Addresses: []string{
 		"10.0.0.1:2390", "10.0.0.3:2390", "10.0.0.4:2391", "[fd00::1]:2390",
 	}}
-	ask := func(reader *ServiceReader) (ServiceBackends, error) {
+	ask := func(reader *serviceReader) (reading.ServiceBackends, error) {
 		// The dead have a share of this. An answer is there in some milliseconds.
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
@@ -58,11 +59,11 @@ func TestServiceReader(t *testing.T) {
 
 		_, err = reader.Backends(t.Context(), name, 1)
 		require.ErrorContains(t, err, "no port 1")
-		_, err = reader.Backends(t.Context(), ServiceName{Namespace: "default", Name: "none"}, 2379)
+		_, err = reader.Backends(t.Context(), reading.ServiceName{Namespace: "default", Name: "none"}, 2379)
 		require.ErrorContains(t, err, "not found")
 		got, err = reader.Backends(t.Context(), name, 9000)
 		require.NoError(t, err)
-		require.Equal(t, ServiceBackends{PortName: "metrics", Addresses: []string{"10.0.0.1:9001", "10.0.0.3:9001"}}, got)
+		require.Equal(t, reading.ServiceBackends{PortName: "metrics", Addresses: []string{"10.0.0.1:9001", "10.0.0.3:9001"}}, got)
 	})
 	t.Run("by one address", func(t *testing.T) {
 		got, err := ask(readerOf(client.SharedConfig{K8sAPIServer: live}))
@@ -129,7 +130,7 @@ func hostOf(slim slim_clientset.Interface) string {
 
 // createCacheService creates a Service of two ports with slices of both families, in
 // which not everything is a backend of each port.
-func createCacheService(t *testing.T, server *kubeapi.Server, name ServiceName) {
+func createCacheService(t *testing.T, server *kubeapi.Server, name reading.ServiceName) {
 	ctx, services := t.Context(), server.Kubernetes.CoreV1().Services(name.Namespace)
 	_, err := services.Create(ctx, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: name.Name},

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 
-	"github.com/cilium/cilium/pkg/clustermesh/common"
-	"github.com/cilium/cilium/pkg/metrics"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/job"
 	"k8s.io/utils/clock"
@@ -26,13 +24,13 @@ var Cell = cell.Module(
 	"Life of remote clusters",
 
 	// --clustermesh-config and --clustermesh-cache-ttl, as upstream has them.
-	cell.Config(common.DefaultConfig),
+	cell.Config(Config{}),
 
 	parts,
 )
 
-// Parts is Cell without the flags, for a hive that has upstream's clustermesh cell and
-// with it common.Config.
+// Parts is Cell without the flags, for a hive that has upstream's clustermesh cell: it
+// provides the Config, and may provide the ClusterMetrics.
 var Parts = cell.Module(
 	"remote-clusters",
 	"Life of remote clusters",
@@ -42,7 +40,7 @@ var Parts = cell.Module(
 
 var parts = cell.Group(
 	// Whether there is a --clustermesh-config, for those who come before the Mesh.
-	cell.Provide(func(cfg common.Config) Configured { return cfg.ClusterMeshConfig != "" }),
+	cell.Provide(func(cfg Config) Configured { return cfg.ClusterMeshConfig != "" }),
 	// The Mesh, for those who want to know which clusters there are.
 	cell.Provide(provideMesh),
 	// It lives whether or not somebody asks.
@@ -52,19 +50,11 @@ var parts = cell.Group(
 // Configured says whether there are to be remote clusters.
 type Configured bool
 
-// Metrics provides upstream's metrics of remote clusters
-// (…_remote_cluster_failures and others), in upstream's subsystem: "clustermesh"
-// in an agent, none in KVStoreMesh. A hive without it has none of them; one that
-// has upstream's clustermesh cell has them already.
-func Metrics(subsystem string) cell.Cell {
-	return metrics.Metric(common.MetricsProvider(subsystem))
-}
-
 type params struct {
 	cell.In
 
 	Log       *slog.Logger
-	Config    common.Config
+	Config    Config
 	Etcd      etcd.Config // for its tuning; where to connect is in the directory
 	Cluster   wire.ClusterInfo
 	Factory   Factory
@@ -73,7 +63,7 @@ type params struct {
 	Jobs      job.Group
 	Dialer    Dialer                     `optional:"true"`
 	Clock     clock.WithDelayedExecution `optional:"true"`
-	Metrics   common.Metrics             `optional:"true"`
+	Metrics   ClusterMetrics             `optional:"true"`
 	Sharing   *sharing                   `optional:"true"`
 }
 
@@ -105,7 +95,7 @@ func provideMesh(p params) (*Mesh, error) {
 	}
 	if cfg.metrics.TotalRemoteClusters == nil {
 		// Counted, and shown nowhere.
-		cfg.metrics = common.MetricsProvider("")()
+		cfg.metrics = newClusterMetrics("")
 	}
 	mesh := newMesh(cfg, p.Jobs)
 	if mesh.Enabled() {

@@ -11,8 +11,10 @@ import (
 
 	"github.com/cilium/cilium/pkg/clustermesh/common"
 	"github.com/cilium/cilium/pkg/hive"
+	"github.com/cilium/cilium/pkg/metrics/metric"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/hivetest"
+	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
@@ -67,8 +69,8 @@ func TestFlagsAreChecked(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
-	var metrics common.Metrics
-	f := newFixture(t, Metrics("clustermesh"), cell.Invoke(func(m common.Metrics) { metrics = m }))
+	var metrics ClusterMetrics
+	f := newFixture(t, Metrics("clustermesh"), cell.Invoke(func(m ClusterMetrics) { metrics = m }))
 	s := f.startSource(etcd.ServerConfig{})
 	s.publish("red", 2, wire.Capabilities{})
 	red := f.add("red", config(s.url()))
@@ -91,4 +93,28 @@ func TestMetrics(t *testing.T) {
 	require.Eventually(t, func() bool {
 		return metrics.TotalRemoteClusters.Get() == 0 && metrics.TotalCacheRevocations.WithLabelValues("red").Get() == 0
 	}, waitLimit, waitLimit/10000)
+}
+
+// TestUpstreams: flags, their defaults and the names of metrics are upstream's, from which
+// both also convert.
+func TestUpstreams(t *testing.T) {
+	require.Equal(t, Config{}, Config(common.DefaultConfig))
+	var ours, upstream pflag.FlagSet
+	Config{}.Flags(&ours)
+	common.DefaultConfig.Flags(&upstream)
+	flags := func(set *pflag.FlagSet) (all []string) {
+		set.VisitAll(func(f *pflag.Flag) { all = append(all, f.Name+" "+f.Value.Type()+" "+f.DefValue) })
+		return all
+	}
+	require.Equal(t, flags(&upstream), flags(&ours))
+
+	opts := func(m ClusterMetrics) (all []metric.Opts) {
+		for _, m := range []metric.WithMetadata{m.TotalRemoteClusters, m.LastFailureTimestamp, m.ReadinessStatus, m.TotalFailures, m.TotalCacheRevocations} {
+			opts := m.Opts()
+			opts.Help = "in our words"
+			all = append(all, opts)
+		}
+		return all
+	}
+	require.Equal(t, opts(ClusterMetrics(common.MetricsProvider("clustermesh")())), opts(newClusterMetrics("clustermesh")))
 }

@@ -14,7 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cilium/cilium/pkg/clustermesh/common"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/job"
 	"k8s.io/utils/clock"
@@ -36,7 +35,7 @@ type settings struct {
 	factory                   Factory
 	writer                    *state.Writer
 	clock                     clock.WithDelayedExecution
-	metrics                   common.Metrics
+	metrics                   ClusterMetrics
 }
 
 // Mesh is all remote clusters. Its methods are safe for concurrent use.

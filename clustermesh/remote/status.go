@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cilium/cilium/pkg/clustermesh/common"
 	"github.com/cilium/cilium/pkg/metrics/metric"
 	"github.com/cilium/hive/cell"
 	"k8s.io/utils/clock"
@@ -28,7 +27,7 @@ type status struct {
 	log     *slog.Logger
 	writer  *state.Writer
 	clock   clock.PassiveClock
-	metrics common.Metrics
+	metrics ClusterMetrics
 
 	mu        sync.Mutex
 	health    cell.Health // nil before the cluster's job runs

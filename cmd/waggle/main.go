@@ -30,9 +30,7 @@ func newRootCmd() *cobra.Command {
 node, within a cluster and between clusters:
 
   Kubernetes ──▶ waggle clustermesh ──▶ etcd ──▶ waggle kvstoremesh ──▶ etcd ──▶ waggle agent ──▶ BPF map
-  (the source cluster)                          (every other cluster)
-
-To see it work: waggle run testdata/meshes/meadow`,
+  (the source cluster)                          (every other cluster)`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -43,7 +41,11 @@ To see it work: waggle run testdata/meshes/meadow`,
 	for _, p := range programs {
 		root.AddCommand(newProgramCmd(p))
 	}
-	root.AddCommand(newRunCmd(), newStatusCmd(), newFilterCmd(), newOnDemandCmd(), newShellCmd(), newScriptCmd(), newBenchCmd())
+	root.AddCommand(newStatusCmd(), newFilterCmd(), newOnDemandCmd(), newShellCmd())
+	if meshes := newMeshCmds(); len(meshes) > 0 {
+		root.Long += "\n\nTo see it work: waggle run testdata/meshes/meadow"
+		root.AddCommand(meshes...)
+	}
 	return root
 }
 

@@ -5,6 +5,7 @@ package main
 
 import (
 	"net/http"
+	"slices"
 
 	"github.com/cilium/cilium/clustermesh-apiserver/health"
 	"github.com/cilium/cilium/clustermesh-apiserver/metrics"
@@ -21,7 +22,6 @@ import (
 	"github.com/waggle-mesh/waggle/cells"
 	wagglemetrics "github.com/waggle-mesh/waggle/cells/metrics"
 	"github.com/waggle-mesh/waggle/cells/state"
-	"github.com/waggle-mesh/waggle/clustermesh/export"
 	"github.com/waggle-mesh/waggle/kvstoremesh"
 )
 
@@ -38,35 +38,31 @@ type program struct {
 	gcPercent, gcIdle int
 }
 
-var programs = []program{
-	{
-		name: "clustermesh", short: "Export the cluster's state from Kubernetes to its etcd",
-		long: `Reads nodes, identities, endpoints, services and namespaces of a cluster from its
-API server, or from a directory of manifests, and writes them to the cluster's
-etcd in Cilium's kvstore schema, for remote clusters to read.`,
-		cells:     cell.Group(cells.Exporter, wagglemetrics.Exporter),
-		namespace: hostmetrics.CiliumClusterMeshAPIServerNamespace,
-		ready:     readiness(func(e *export.Exporter) func() bool { return isClosed(e.Synced()) }),
-	},
-	{
-		name: "kvstoremesh", short: "Replicate remote clusters' etcds into the local one",
-		long: `Follows the etcd of each remote cluster that --clustermesh-config has a file for,
+// programs are all that this build has, in the order of data's way.
+var programs = slices.Concat(exporters, []program{kvstoreMesh, agent}, caches, etcds)
+
+// kvstoreMesh needs etcds only.
+var kvstoreMesh = program{
+	name: "kvstoremesh", short: "Replicate remote clusters' etcds into the local one",
+	long: `Follows the etcd of each remote cluster that --clustermesh-config has a file for,
 and writes what it holds below cilium/cache/ of the local etcd, so that the local
 agents read only that one.`,
-		cells:     cell.Group(cells.KVStoreMesh, wagglemetrics.KVStoreMesh),
-		namespace: hostmetrics.CiliumKVStoreMeshNamespace,
-		// Of what it reads it keeps next to nothing, so that most of its heap is
-		// garbage: less of that costs little. 50 is 7 % less memory for 13 % more
-		// CPU, 100 the other way round (docs/performance.md).
-		gcPercent: 75,
-		// As for an agent: what it looks up for others is garbage, and where few clusters
-		// are copied a collection follows on the other.
-		gcIdle: 64 << 20,
-		ready:  readiness(func(r *kvstoremesh.Readiness) func() bool { return isClosed(r.Ready()) }),
-	},
-	{
-		name: "agent", short: "Write the endpoints of the cluster and the mesh to the BPF ipcache map",
-		long: `Reads its own cluster from Kubernetes, or from the in-cluster cache with
+	cells:     cell.Group(cells.KVStoreMesh, wagglemetrics.KVStoreMesh),
+	namespace: hostmetrics.CiliumKVStoreMeshNamespace,
+	// Of what it reads it keeps next to nothing, so that most of its heap is
+	// garbage: less of that costs little. 50 is 7 % less memory for 13 % more
+	// CPU, 100 the other way round (docs/performance.md).
+	gcPercent: 75,
+	// As for an agent: what it looks up for others is garbage, and where few clusters
+	// are copied a collection follows on the other.
+	gcIdle: 64 << 20,
+	ready:  readiness(func(r *kvstoremesh.Readiness) func() bool { return isClosed(r.Ready()) }),
+}
+
+// agent has Kubernetes as well, where the build has it.
+var agent = program{
+	name: "agent", short: "Write the endpoints of the cluster and the mesh to the BPF ipcache map",
+	long: `Reads its own cluster from Kubernetes, or from the in-cluster cache with
 --datastore=etcd; it is one or the other, for as long as it runs. Without either
 it has remote clusters alone.
 
@@ -74,41 +70,19 @@ Reads the remote clusters that --clustermesh-config has a file for, usually all
 from the local etcd that "waggle kvstoremesh" fills, and keeps a BPF map with the
 layout of Cilium's ipcache up to date. Within cilium-agent the same cells feed
 Cilium's own ipcache instead.`,
-		cells: cell.Group(cells.Agent, wagglemetrics.Agent),
-		// What a list brings in is mostly kept, so that a smaller share of garbage
-		// costs little more work: of 500,000 endpoints a twelfth of the processor
-		// time for 50 MiB (see waggle bench ingest).
-		gcPercent: 50,
-		// With few endpoints, a heap of some 6 MiB would be collected all the time while
-		// misses are resolved, for a quarter of the processor time, and those that fall into
-		// a collection take twice as long. This is up to 32 MiB more, and nothing where there
-		// are many.
-		gcIdle: 64 << 20,
-		ready: readiness(func(db *statedb.DB, endpoints statedb.Table[*state.Endpoint]) func() bool {
-			return func() bool { done, _ := endpoints.Initialized(db.ReadTxn()); return done }
-		}),
-	},
-	{
-		name: "incluster-cache", short: "Serve the cluster's state to its own agents from an etcd",
-		long: `Reads nodes, identities, endpoints and services of a cluster from its API server,
-or from a directory of manifests, and offers them to the cluster's agents in an
-etcd of its own: one watch of the API server for each replica of this program,
-instead of one for each agent. The etcd is embedded, and holds nothing that isn't
-made again at the next start; --kvstore-opt names an external one instead.
-See docs/incluster-cache.md.`,
-		cells: cell.Group(cells.InClusterCache, wagglemetrics.InClusterCache),
-		ready: readiness(func(e *export.Exporter) func() bool { return isClosed(e.Synced()) }),
-	},
-	{
-		name: "etcd", short: "Run an embedded etcd for data that can be made again",
-		long: `Runs a real etcd of one member, tuned for a content that is a copy: it does not
-sync to disk, takes large transactions, compacts by itself, and takes a random
-cluster token for each new data directory.`,
-		cells: cells.Etcd,
-		// What is read makes garbage, kilobytes for a key, however few keys there are.
-		gcIdle: 64 << 20,
-		ready:  cell.Provide(func() []health.EndpointFunc { return readyEndpoint(func() bool { return true }) }),
-	},
+	cells: cell.Group(cells.Agent, wagglemetrics.Agent),
+	// What a list brings in is mostly kept, so that a smaller share of garbage
+	// costs little more work: of 500,000 endpoints a twelfth of the processor
+	// time for 50 MiB (see waggle bench ingest).
+	gcPercent: 50,
+	// With few endpoints, a heap of some 6 MiB would be collected all the time while
+	// misses are resolved, for a quarter of the processor time, and those that fall into
+	// a collection take twice as long. This is up to 32 MiB more, and nothing where there
+	// are many.
+	gcIdle: 64 << 20,
+	ready: readiness(func(db *statedb.DB, endpoints statedb.Table[*state.Endpoint]) func() bool {
+		return func() bool { done, _ := endpoints.Initialized(db.ReadTxn()); return done }
+	}),
 }
 
 // infrastructure is what every program has beside its cells.

@@ -39,8 +39,9 @@ var Cells = cell.Module(
 	// What of that means nothing.
 	cell.Invoke(reportUnused),
 
-	// The directory of remote clusters is read by one of both.
-	cell.Decorate(meshConfig, cells.AgentHostTables),
+	// The directory of remote clusters is read by one of both, and counted by one.
+	cell.Provide(meshConfig, meshMetrics),
+	cells.AgentHostTables,
 	// The tables to the agent's own ipcache and nodes, and to its ClusterMesh.
 	bridge.Cell,
 	// The tables instead of the agent's own watches, with --datastore=etcd.

@@ -122,11 +122,16 @@ func ingestConfig(upstream wait.TimeoutConfig) ingest.Config {
 }
 
 // meshConfig is, for our cells, without remote clusters where the agent reads them.
-func meshConfig(upstream common.Config, o bridge.Options) common.Config {
+func meshConfig(upstream common.Config, o bridge.Options) remote.Config {
 	if !o.Remote {
 		upstream.ClusterMeshConfig = ""
 	}
-	return upstream
+	return remote.Config(upstream)
+}
+
+// meshMetrics are the agent's own.
+func meshMetrics(upstream common.Metrics) remote.ClusterMetrics {
+	return remote.ClusterMetrics(upstream)
 }
 
 // mapConfig says where the agent's map is, and where ours would be.

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
-	"github.com/waggle-mesh/waggle/cells/kubernetes"
+	"github.com/waggle-mesh/waggle/cells/kubernetes/reading"
 	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
 )
 
@@ -107,14 +107,14 @@ func (def Config) external() bool {
 }
 
 // reads is what both together need of Kubernetes, which is read once for them.
-func (def Config) reads(cache inclustercache.Config) kubernetes.Options {
+func (def Config) reads(cache inclustercache.Config) reading.Options {
 	switch {
 	case def.Cache && !def.Export:
 		return cache.Reads()
 	case def.Cache:
-		return kubernetes.Options{Spacing: cache.Reads().Spacing}
+		return reading.Options{Spacing: cache.Reads().Spacing}
 	}
-	return kubernetes.Options{Off: !def.Export}
+	return reading.Options{Off: !def.Export}
 }
 
 // validate refuses what would keep the replica that leads from starting, before any does.

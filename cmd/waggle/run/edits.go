@@ -1,6 +1,8 @@
 // Copyright Authors of Waggle
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build !waggle_no_kubernetes
+
 package run
 
 import (

@@ -1,7 +1,7 @@
 // Copyright Authors of Waggle
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package benchmark
 
 import (
 	"log/slog"

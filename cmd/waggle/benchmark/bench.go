@@ -1,7 +1,8 @@
 // Copyright Authors of Waggle
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package benchmark has the commands of "waggle bench", and bench what they measure.
+package benchmark
 
 import (
 	"encoding/json"
@@ -22,11 +23,11 @@ import (
 	"github.com/waggle-mesh/waggle/bench/page"
 )
 
-func newBenchCmd() *cobra.Command {
+// NewCmd is "waggle bench".
+func NewCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "bench",
-		Short:   "Measure Waggle on synthetic meshes",
-		GroupID: groupTools,
+		Use:   "bench",
+		Short: "Measure Waggle on synthetic meshes",
 	}
 	cmd.AddCommand(newBenchKVStoreMeshCmd(), newBenchChurnCmd(), newBenchIngestCmd(), newBenchAllCmd(), newBenchFollowCmd())
 	cmd.AddCommand(newBenchFanoutCmd(), newBenchReadersCmd(), newBenchExportCmd())
