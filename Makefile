@@ -94,7 +94,7 @@ docs:
 generate:
 	@command -v clang-14 >/dev/null && command -v llvm-strip-14 >/dev/null || { \
 		echo "The BPF programs are compiled by clang 14, for the same bytes everywhere: apt-get install clang-14 llvm-14" >&2; exit 1; }
-	$(GO) generate ./ipcache/... ./testing/...
+	$(GO) generate ./bench/... ./ipcache/... ./testing/...
 
 ## bench: a short version of every benchmark next to upstream's, some 6 minutes; writes bench.html
 bench: bin/waggle bin/kube-apiserver bin/upstream-clustermesh-apiserver bin/upstream-ingest bin/upstream-rollout
