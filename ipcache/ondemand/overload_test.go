@@ -99,3 +99,26 @@ func TestLookupRate(t *testing.T) {
 	f.eventually(func(t *assert) { require.Greater(t, f.count(bpf.SideDestination, OutcomeNegative), lookupBurst) })
 	require.Less(t, f.source.asked.Load(), int64(lookupBurst+100), "a second for each")
 }
+
+// TestFarCluster: nobody waits for the answer to what others have asked before.
+func TestFarCluster(t *testing.T) {
+	f := setup(t, patient)
+	f.requireOwner("10.2.0.1", "red")
+	let := make(chan struct{})
+	f.source.answer(func(ctx context.Context, q Question) (Answer, error) {
+		select {
+		case <-let:
+		case <-ctx.Done():
+		}
+		return Answer{Endpoint: new(endpointAt(q.Addr, webID)), Identities: []wire.Identity{identityOf("red", webID)}}, nil
+	})
+	addrs := []string{"10.2.0.1", "10.2.0.2", "10.2.0.3", "10.2.0.4"}
+	for i, addr := range addrs {
+		f.miss(to(netip.MustParseAddr(addr)))
+		f.eventually(func(t *assert) { require.EqualValues(t, i+1, f.source.asked.Load()) })
+	}
+	close(let)
+	for _, addr := range addrs {
+		f.requireResolved(netip.MustParseAddr(addr), webID)
+	}
+}
