@@ -7,7 +7,7 @@ LINT_VERSION = v2.15.0
 UPSTREAM = github.com/cilium/cilium
 SOURCES = $(shell find . -name '*.go' -not -path './testdata/*' -o -name go.mod -o -name go.sum)
 
-.PHONY: run build test unit lint generate docs bench microbench clean help
+.PHONY: run build test unit lint generate docs sizes bench microbench clean help
 
 ## run: run a mesh of three clusters on this machine (MESH=DIR for another one)
 run: bin/waggle
@@ -58,10 +58,14 @@ bin/upstream-rollout: go.mod go.sum bench/peer-rollout/main.go bench/rollout/tra
 HOSTED = $(shell grep -rl --include='*_test.go' '^//go:build !race' bridge cells cmd testing)
 HOSTED_TESTS = $(shell grep -oh '^func Test[A-Za-z0-9_]*' $(HOSTED) | cut -d ' ' -f 2 | grep -vx TestMain | paste -sd '|')
 
+# What can be left out of a build: of any program, and of waggle alone (docs/embedding.md).
+HOST_TAGS = waggle_memory waggle_no_ondemand waggle_no_embedded_etcd
+TAGS = $(HOST_TAGS) waggle_no_kubernetes
+
 ## test: everything that must be true: vet, all tests with the race detector, the real kube-apiserver
 test: bin/kube-apiserver bin/chart
 	$(GO) vet ./...
-	for tag in waggle_memory waggle_no_ondemand waggle_no_embedded_etcd; do $(GO) vet -tags $$tag ./cells/... ./cmd/... || exit 1; done
+	for tag in $(HOST_TAGS); do $(GO) vet -tags $$tag ./cells/... ./cmd/... || exit 1; done
 	$(GO) vet -tags waggle_no_kubernetes ./cells ./cmd/waggle
 	$(GO) vet -C testing/chart ./...
 	$(GO) test -race -timeout 20m ./...
@@ -95,6 +99,24 @@ generate:
 	@command -v clang-14 >/dev/null && command -v llvm-strip-14 >/dev/null || { \
 		echo "The BPF programs are compiled by clang 14, for the same bytes everywhere: apt-get install clang-14 llvm-14" >&2; exit 1; }
 	$(GO) generate ./bench/... ./ipcache/... ./testing/...
+
+# What "make sizes" builds: PROGRAM=TAGS.
+empty :=
+comma := ,
+SIZES = waggle= $(TAGS:%=waggle=%) waggle=$(subst $(empty) $(empty),$(comma),$(TAGS)) \
+	cilium-agent= cilium-agent=waggle_no_ondemand,waggle_no_embedded_etcd \
+	clustermesh-apiserver= clustermesh-apiserver=waggle_no_embedded_etcd
+
+## sizes: build the programs with each build tag, and print how large they are
+sizes:
+	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; set -e; \
+	printf '| program | build tags | MB | stripped |\n|---|---|---|---|\n'; \
+	for size in $(SIZES); do program=$${size%%=*} tags=$${size#*=}; \
+		$(GO) build -tags "$$tags" -o "$$dir/whole" ./cmd/$$program; \
+		$(GO) build -tags "$$tags" -ldflags '-s -w' -o "$$dir/stripped" ./cmd/$$program; \
+		printf '| `%s` | %s | %d | %d |\n' $$program "$${tags:-none}" \
+			$$(($$(stat -c %s "$$dir/whole") / 1000000)) $$(($$(stat -c %s "$$dir/stripped") / 1000000)); \
+	done
 
 ## bench: a short version of every benchmark next to upstream's, some 6 minutes; writes bench.html
 bench: bin/waggle bin/kube-apiserver bin/upstream-clustermesh-apiserver bin/upstream-ingest bin/upstream-rollout

@@ -17,5 +17,5 @@ import (
 var datapath = cell.Group(
 	ipcache.Cell,
 	misses(ondemand.InKernel{}),
-	cell.Provide(ipcacheStatus, OnDemandStatus),
+	cell.Provide(ipcacheStatus),
 )

@@ -17,5 +17,5 @@ import (
 var datapath = cell.Group(
 	ipcache.InMemoryCell,
 	misses(ondemand.NotInKernel{}),
-	cell.Provide(ipcacheStatus, OnDemandStatus),
+	cell.Provide(ipcacheStatus),
 )

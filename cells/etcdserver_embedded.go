@@ -7,10 +7,5 @@ package cells
 
 import "github.com/waggle-mesh/waggle/cells/etcd"
 
-var (
-	// ownServer is the etcd that a cache runs, unless --kvstore-opt names another.
-	ownServer = etcd.OwnServerCell
-
-	// Etcd is the hive of "waggle etcd": an embedded etcd of its own process.
-	Etcd = etcd.ServerCell
-)
+// Etcd is the hive of "waggle etcd": an embedded etcd of its own process.
+var Etcd = etcd.ServerCell

@@ -64,7 +64,7 @@ var InClusterCacheParts = cell.Group(
 	inclustercache.ServerCell, // what is offered; claims the etcd before anything is written
 	kubernetes.Cell,           // Kubernetes → tables
 	state.Cell,                // the tables
-	ownServer,                 // its etcd, unless --kvstore-opt names another
+	etcd.OwnServerCell,        // its etcd, unless --kvstore-opt names another
 	etcd.Cell,                 // client and Writer of that
 	export.LocalCell,          // tables → cilium/state/…, unfiltered
 	export.HeartbeatCell,      // cilium/.heartbeat

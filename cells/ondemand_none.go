@@ -13,3 +13,6 @@ import (
 
 // misses is nothing: an address that the map doesn't have stays unknown.
 func misses(ondemand.Opener) cell.Cell { return cell.Group() }
+
+// AgentHostMisses is nothing, likewise.
+var AgentHostMisses = cell.Group()

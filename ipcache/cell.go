@@ -24,17 +24,21 @@ import (
 //
 // It provides *Datapath, for lookups; it needs the tables of endpoints and nodes and
 // wire.ClusterInfo.
-var Cell = NewCell(openByFlag)
+var Cell = newCell("Endpoints and nodes to the BPF ipcache map", openByFlag)
 
 // InMemoryCell is Cell for a build without BPF: whatever the flags say, the map
 // is in memory.
-var InMemoryCell = NewCell(openInMemory)
+var InMemoryCell = newCell("Endpoints and nodes to a map in memory", openInMemory)
 
 // NewCell is Cell with another way to open the map.
 func NewCell(open Opener) cell.Cell {
+	return newCell("Endpoints and nodes to a map of this hive", open)
+}
+
+func newCell(description string, open Opener) cell.Cell {
 	return cell.Module(
 		"ipcache",
-		"Endpoints and nodes to the BPF ipcache map",
+		description,
 
 		cell.Config(DefaultConfig),
 		cell.Provide(newDatapath(open)),

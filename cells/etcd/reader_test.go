@@ -97,7 +97,7 @@ func (p *proxy) set(s *Server) {
 	defer p.mu.Unlock()
 	p.target = ""
 	if s != nil {
-		p.target = s.etcd.Clients[0].Addr().String()
+		p.target = strings.TrimPrefix(s.URL(), "http://")
 	}
 }
 

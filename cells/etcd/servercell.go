@@ -117,20 +117,6 @@ var ServerCell = cell.Module(
 	cell.Invoke(func(p serverParams) error { _, err := newServer(p, ""); return err }),
 )
 
-// OwnServerCell runs an embedded etcd for the client of Cell in the same hive, and
-// for others, unless --kvstore-opt names an etcd: then it runs none.
-var OwnServerCell = cell.Module(
-	"etcd-server",
-	"Embedded etcd that this process writes to",
-
-	cell.Config(DefaultServerFlags),
-	cell.Provide(newOwnServer),
-)
-
-// PrivateOwnServerCell is OwnServerCell for the module around it alone, which also brings
-// the ServerFlags: see PrivateCell.
-var PrivateOwnServerCell = cell.ProvidePrivate(newOwnServer)
-
 // FlagPrefix is what a hive that has other names for the flags of an embedded server, and
 // for --kvstore-opt, puts before them; it is for errors.
 type FlagPrefix string

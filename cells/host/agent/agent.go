@@ -17,8 +17,6 @@ import (
 	"github.com/waggle-mesh/waggle/cells"
 	"github.com/waggle-mesh/waggle/cells/metrics"
 	"github.com/waggle-mesh/waggle/cells/state"
-	"github.com/waggle-mesh/waggle/ipcache"
-	"github.com/waggle-mesh/waggle/ipcache/ondemand"
 )
 
 // Cells are for the hive of upstream's agent (daemon/cmd.Agent). With none of our flags
@@ -48,10 +46,7 @@ var Cells = cell.Module(
 	standin.Cell,
 
 	// What the agent's map misses, to the tables: the answers come by the bridge.
-	ipcache.ReadOnlyCell,
-	cell.Provide(func() ondemand.InAgent { return true }),
-	ondemand.NewCell(ondemand.InKernel{}),
-	cell.Provide(cells.OnDemandStatus),
+	cells.AgentHostMisses,
 
 	// What all of them say, in the agent's registry.
 	metrics.Agent,

@@ -143,11 +143,18 @@ func mapConfig(agent *option.DaemonConfig) ipcache.Config {
 	return cfg
 }
 
+// onDemand is none in a build without on-demand resolution.
+type onDemand struct {
+	cell.In
+
+	Config ondemand.Config `optional:"true"`
+}
+
 // validateOnDemand refuses what can't work: what is resolved is looked up over the
 // connections to remote clusters that are ours.
-func validateOnDemand(lc cell.Lifecycle, c config, ondemand ondemand.Config) {
+func validateOnDemand(lc cell.Lifecycle, c config, misses onDemand) {
 	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error {
-		if ondemand.Enable && c.Ingest != ingestWaggle {
+		if misses.Config.Enable && c.Ingest != ingestWaggle {
 			return fmt.Errorf("--enable-ondemand-resolution needs --%s=%s, whose connections it asks over", flagIngest, ingestWaggle)
 		}
 		return nil
