@@ -354,14 +354,26 @@ func newAuthority(t *testing.T, name string) *authority {
 	return a
 }
 
-// issue makes a certificate for 127.0.0.1 and for that client's name.
-func (a *authority) issue(name string) {
-	a.sign(name, &x509.Certificate{
+// issue makes a certificate for 127.0.0.1 and for that client's name, which options change.
+func (a *authority) issue(name string, options ...func(*x509.Certificate)) {
+	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: name},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, a.cert, a.key)
+	}
+	for _, option := range options {
+		option(template)
+	}
+	a.sign(name, template, a.cert, a.key)
+}
+
+// expired makes a certificate one whose time is over.
+func expired(cert *x509.Certificate) { cert.NotAfter = time.Now().Add(-time.Minute) }
+
+// elsewhere makes a certificate one for another host.
+func elsewhere(cert *x509.Certificate) {
+	cert.IPAddresses, cert.DNSNames = nil, []string{"elsewhere.mesh.cilium.io"}
 }
 
 func (a *authority) sign(name string, template, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
@@ -371,7 +383,10 @@ func (a *authority) sign(name string, template, parent *x509.Certificate, signer
 		parent, signer = template, key
 	}
 	template.SerialNumber = big.NewInt(time.Now().UnixNano())
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	template.NotBefore = time.Now().Add(-time.Hour)
+	if template.NotAfter.IsZero() {
+		template.NotAfter = time.Now().Add(time.Hour)
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
 	require.NoError(a.t, err)
 	cert, err := x509.ParseCertificate(der)

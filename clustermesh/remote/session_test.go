@@ -4,11 +4,16 @@
 package remote
 
 import (
+	"crypto/x509"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
+	healthtypes "github.com/cilium/cilium/pkg/hive/health/types"
+	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/hivetest"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -234,6 +239,48 @@ func TestWrongCA(t *testing.T) {
 	}
 	red.expect(t, "run")
 	f.healthy("red")
+}
+
+// TestWrongCertificates: whichever side's certificate is wrong, the row and the health of
+// that cluster, and of no other, say whose it is, why, and what is to be looked at.
+func TestWrongCertificates(t *testing.T) {
+	f := newFixture(t)
+	ours, theirs := newAuthority(t, "ours"), newAuthority(t, "theirs")
+	start := func(a *authority, name string, options ...func(*x509.Certificate)) *source {
+		a.issue(name, options...)
+		return f.startSource(etcd.ServerConfig{ListenURL: "https://127.0.0.1:0",
+			CertFile: a.path(name + ".crt"), KeyFile: a.path(name + ".key"), TrustedCAFile: ours.path("ca.crt")})
+	}
+	good := start(ours, "good")
+	ours.issue("home")
+	ours.issue("old", expired)
+	theirs.issue("home")
+
+	const itsIsWrong, oursIsWrong = "the certificate of its etcd isn't accepted", "its etcd doesn't accept our certificate (cert-file, key-file): "
+	for name, test := range map[string]struct{ config, who, why string }{
+		"expired":       {ours.config(start(ours, "expired", expired).url(), "home"), itsIsWrong + ": ", "certificate has expired"},
+		"other-ca":      {ours.config(start(theirs, "other").url(), "home"), itsIsWrong + " (trusted-ca-file): ", "signed by unknown authority"},
+		"elsewhere":     {ours.config(start(ours, "elsewhere", elsewhere).url(), "home"), "the certificate of its etcd is for another name (endpoints): ", "127.0.0.1"},
+		"we-are-old":    {ours.config(good.url(), "old"), oursIsWrong, "expired certificate"},
+		"we-are-others": {strings.ReplaceAll(ours.config(good.url(), "home"), ours.path("home"), theirs.path("home")), oursIsWrong, "unknown certificate authority"},
+		"we-are-nobody": {config(good.url()) + "trusted-ca-file: " + ours.path("ca.crt") + "\n", oursIsWrong, "certificate required"},
+	} {
+		f.add(name, test.config)
+		row := f.row(name, test.why, func(row *state.RemoteCluster) bool {
+			return strings.HasPrefix(row.LastError, test.who) && strings.Contains(row.LastError, test.why)
+		})
+		require.False(t, row.Connected)
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			reports := f.healthOf(name)
+			require.Len(c, reports, 1)
+			require.Equal(c, healthtypes.Level(cell.StatusDegraded), reports[0].Level)
+			require.Contains(c, reports[0].Error, test.who)
+		}, waitLimit, 10*time.Millisecond)
+	}
+
+	red := f.add("red", ours.config(good.url(), "home"))
+	f.problem("red", "cluster configuration not found")
+	require.Empty(t, red.calls)
 }
 
 // TestRemoteRole: the permissions that upstream gives the role for remote
