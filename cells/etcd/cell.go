@@ -5,6 +5,7 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -100,6 +101,7 @@ func newLocalWriter(p writerParams) *Writer {
 			health.OK("Writing; what fails is told by writer")
 			return w.Run(ctx)
 		}),
+		job.OneShot("etcd-answers", w.ask),
 		job.Timer("etcd-writer-health", w.reportHealth(p.Health.NewScope("writer")), time.Second),
 	)
 	return w
@@ -116,6 +118,9 @@ func (w *Writer) reportHealth(health cell.Health) job.TimerFunc {
 			well = false
 			health.Degraded("Writing to etcd fails",
 				fmt.Errorf("%d operations wait, %d of them refused by etcd: %s", stats.Pending, stats.Refused, stats.LastError))
+		case stats.Silent != "":
+			well = false
+			health.Degraded("Etcd doesn't answer", errors.New(stats.Silent))
 		case !well:
 			well = true
 			health.OK("etcd takes what is written")

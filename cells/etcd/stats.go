@@ -25,6 +25,9 @@ type WriterStats struct {
 	// LastError is the last failure; empty since the last success, unless etcd
 	// refuses something.
 	LastError string
+	// Silent is why etcd doesn't answer, by a question that is asked whether or not
+	// there is something to write; empty since the last answer.
+	Silent string
 }
 
 // Stats gives the counters. Cost: O(leases + commits under way).

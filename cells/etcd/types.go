@@ -15,6 +15,7 @@
 //	list.go        a prefix at one revision, in pages bounded by bytes
 //	listbound.go   how many lists a server serves at once; postpone.go is what it says to the others
 //	writer.go      group commit; plan.go and pace.go are its pure parts
+//	answers.go     whether etcd answers, where nothing is written
 //	stats.go       what a Writer and its Scopes have done, and are yet to do
 //	scope.go       one prefix of a Writer: warm start, passes, completion, canary
 //	scope_ops.go   a Scope's part of the plan

@@ -179,7 +179,7 @@ func (s *Service) stop() error {
 // readSignals is the job that reads the kernel's signals.
 func (e *engine) readSignals(ctx context.Context, health cell.Health) error {
 	for {
-		health.OK("Reading signals")
+		health.OK("Reading what signals there are; kernel tells why there can be none")
 		err := e.kernel.Read(ctx, e.handle)
 		if ctx.Err() != nil {
 			return nil
