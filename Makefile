@@ -41,6 +41,10 @@ bin/upstream-clustermesh-apiserver: go.mod go.sum
 bin/upstream-ingest: go.mod go.sum bench/peer-ingest/main.go
 	$(GO) build -tags peers -o $@ ./bench/peer-ingest
 
+# Our way into upstream's agent, for "waggle bench ingest --peer bridge".
+bin/bridge-ingest: $(SOURCES)
+	$(GO) build -tags peers -o $@ ./bench/peer-bridge
+
 # Upstream's etcd, of the version in go.mod, for "waggle bench fanout --proxy".
 bin/etcd: go.mod go.sum
 	$(GO) build -o $@ go.etcd.io/etcd/server/v3

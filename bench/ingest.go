@@ -10,16 +10,21 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/waggle-mesh/waggle/bench/process"
 )
 
+// Bridge is our cells up to the tables, and from there to upstream's ipcache.IPCache: what
+// cilium-agent has with --clustermesh-ingest=waggle.
+const Bridge = "bridge"
+
 // IngestPeers are the names of the peers of an agent: upstream's
 // ipcache.IPIdentityWatcher and ipcache.IPCache, without a map, with pages as
-// shipped or large ones.
-var IngestPeers = []string{Upstream, UpstreamShipped}
+// shipped or large ones, and Bridge, without a map as well.
+var IngestPeers = []string{Upstream, UpstreamShipped, Bridge}
 
 // ingestLimits are the options of upstream's etcd clients, by peer.
 var ingestLimits = map[string][]string{
@@ -27,8 +32,11 @@ var ingestLimits = map[string][]string{
 	UpstreamShipped: nil, // etcd.limit is 256
 }
 
-// ingestProgram is the file name of the peer's program.
-const ingestProgram = "upstream-ingest"
+// The file names of the peers' programs.
+const (
+	ingestProgram = "upstream-ingest"
+	bridgeProgram = "bridge-ingest"
+)
 
 // Ingest measures how an agent takes in the endpoints, identities and nodes of
 // all clusters, from one etcd that has them as a KVStoreMesh would have cached
@@ -53,15 +61,19 @@ func Ingest(ctx context.Context, config Config) (*IngestReport, error) {
 	}
 	defer b.close()
 	subjects := []subject{{name: Waggle, allowed: "as shipped, endpoints, identities and nodes to the BPF map"}}
-	var program string
+	programs := map[string]string{}
 	for i, name := range config.Peers {
 		if !slices.Contains(IngestPeers, name) || slices.Contains(config.Peers[:i], name) {
 			return nil, fmt.Errorf("peer %q: must be one or several of %s", name, strings.Join(IngestPeers, ", "))
 		}
-		if program, err = peerProgram(config.PeerProgram, config.Program, ingestProgram); err != nil {
+		path, program, takes := config.PeerProgram, ingestProgram, "endpoints"
+		if name == Bridge {
+			path, program, takes = "", bridgeProgram, "endpoints, identities and nodes"
+		}
+		if programs[name], err = peerProgram(path, config.Program, program); err != nil {
 			return nil, err
 		}
-		allowed := "endpoints without a map, " + strings.Join(append(slices.Clone(ingestLimits[name]), "otherwise as shipped"), ", ")
+		allowed := takes + " without a map, " + strings.Join(append(slices.Clone(ingestLimits[name]), "otherwise as shipped"), ", ")
 		subjects = append(subjects, subject{name: name, allowed: allowed})
 	}
 	head, err := b.head("ingest", subjects)
@@ -80,7 +92,7 @@ func Ingest(ctx context.Context, config Config) (*IngestReport, error) {
 		for _, s := range subjects {
 			b.progress("round %d of %d: %s", n+1, config.Rounds, s.name)
 			round := ingest{benchmark: b, sources: sources, watch: watch, name: fmt.Sprintf("%s-%d", s.name, n+1)}
-			figures, err := round.measure(ctx, s.name, program)
+			figures, err := round.measure(ctx, s.name, programs[s.name])
 			if err != nil {
 				return nil, fmt.Errorf("round %d of %s: %w", n+1, s.name, err)
 			}
@@ -151,6 +163,10 @@ func (r *ingest) measure(ctx context.Context, subject, program string) (f Ingest
 // peer is a peer's command line, and how to wait for it.
 func (r *ingest) peer(name, program string) ([]string, func(context.Context, *process.Process, Mesh) (taken, error)) {
 	argv := []string{program, "--clustermesh-config=" + r.sources.configs}
+	if name == Bridge {
+		argv = append(argv, "--cluster-name="+localName, "--cluster-id="+strconv.Itoa(localID), "--datastore=none", "--enable-k8s=false", "--state-dir=",
+			fmt.Sprintf("--max-connected-clusters=%d", r.config.Mesh.MaxConnectedClusters()))
+	}
 	for _, limit := range ingestLimits[name] {
 		argv = append(argv, "--kvstore-opt="+limit)
 	}

@@ -28,7 +28,9 @@ of each process and peak memory. It needs the right to use BPF.
 The peer is upstream's ipcache.IPIdentityWatcher with upstream's ipcache.IPCache,
 in a process of its own and without a map: with pages as shipped
 (upstream-shipped) or large ones (upstream). Its program is compiled from the
-same dependency: make bin/upstream-ingest.`,
+same dependency: make bin/upstream-ingest. With "bridge" it is our own cells that
+fill upstream's ipcache.IPCache, as they do within cilium-agent: make
+bin/bridge-ingest.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if mesh.Clusters < 1 || entries%mesh.Clusters != 0 {
