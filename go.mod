@@ -259,3 +259,7 @@ require (
 )
 
 tool github.com/cilium/ebpf/cmd/bpf2go
+
+// Upstream's own: its fork of gobgp, which only its go.mod names. What a dependency
+// replaces isn't replaced for who depends on it, and cilium-agent is to be upstream's.
+replace github.com/osrg/gobgp/v3 => github.com/cilium/gobgp/v3 v3.0.0-20260130142103-27e5da2a39e6

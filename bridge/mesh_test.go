@@ -99,22 +99,11 @@ func shell(t require.TestingT, a *hostagent.Agent, command string) string {
 	return out
 }
 
-// ofOurs are the states of health of our modules in the agent, by component.
-func ofOurs(a *hostagent.Agent) map[string]types.Status {
-	ours := map[string]types.Status{}
-	for status := range a.Health.All(a.DB.ReadTxn()) {
-		if slices.Contains(status.ID.Module, "waggle") {
-			ours[status.ID.String()] = status
-		}
-	}
-	return ours
-}
-
 // degraded are those of ours that aren't as they should be. On-demand resolution isn't:
 // there is no kernel's side of it here.
 func degraded(a *hostagent.Agent) []string {
 	var ids []string
-	for id, status := range ofOurs(a) {
+	for id, status := range a.OurHealth() {
 		if status.Level == types.LevelDegraded && !strings.HasPrefix(id, "waggle.ondemand.") {
 			ids = append(ids, id)
 		}
@@ -202,8 +191,8 @@ func TestMesh(t *testing.T) {
 	} {
 		require.Contains(t, shell(t, a, "db/show waggle-"+table), text, table)
 	}
-	require.Equal(t, types.LevelOK, string(ofOurs(a)["waggle.bridge.capacity"].Level))
-	require.Contains(t, ofOurs(a), "waggle.bridge.job-endpoints")
+	require.Equal(t, types.LevelOK, string(a.OurHealth()["waggle.bridge.capacity"].Level))
+	require.Contains(t, a.OurHealth(), "waggle.bridge.job-endpoints")
 	require.Contains(t, shell(t, a, "db/show health"), "waggle.bridge")
 	for metric, value := range map[string]string{
 		"waggle_ipcache_wanted_entries": "[1-9][0-9]*", "waggle_ipcache_capacity": "512000", "waggle_ipcache_overflow_entries": "0",

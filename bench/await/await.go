@@ -26,11 +26,10 @@ const MaxAwaited = 1024
 // ErrBusy says that as many entries are waited for as can be.
 var ErrBusy = errors.New("too many entries are waited for at once")
 
-// The states of a slot, as in look.c.
+// The states of a slot: EMPTY is 0, and these AWAITED and FOUND in look.c.
 const (
-	empty = iota
-	waits
-	found
+	waits = 1
+	found = 2
 )
 
 const slotSize = int64(unsafe.Sizeof(lookSlot{}))
@@ -55,7 +54,7 @@ type Watch struct {
 // entries at a time.
 func New(target *ebpf.Map, room int) (_ *Watch, err error) {
 	if room < 1 || room > MaxAwaited {
-		return nil, fmt.Errorf("%w: room for %d, must be 1 to %d", ErrBusy, room, MaxAwaited)
+		return nil, fmt.Errorf("%d entries at once: must be 1 to %d", room, MaxAwaited)
 	}
 	w := &Watch{entries: make([]Entry, room), frame: make([]byte, 14)} // as the kernel wants at least
 	for i := range room {

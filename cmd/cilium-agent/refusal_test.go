@@ -96,7 +96,7 @@ func TestRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			directory := t.TempDir()
-			said, err := run(t, directory, append([]string{"--lib-dir=" + directory}, of.flags...)...)
+			said, err := run(t, directory, append([]string{"--lib-dir=" + directory, "--hive-log-threshold=0s"}, of.flags...)...)
 			require.Error(t, err, said)
 			require.Contains(t, strings.ReplaceAll(said, `\"`, `"`), of.reason)
 			require.NotContains(t, said, "Start hook executed", "something had started")

@@ -38,7 +38,7 @@ type program struct {
 	gcPercent, gcIdle int
 }
 
-// programs are all that this build has, in the order of data's way.
+// programs are all that this build has, in the order in which they are listed.
 var programs = slices.Concat(exporters, []program{kvstoreMesh, agent}, caches, etcds)
 
 // kvstoreMesh needs etcds only.
@@ -53,8 +53,8 @@ agents read only that one.`,
 	// garbage: less of that costs little. 50 is 7 % less memory for 13 % more
 	// CPU, 100 the other way round (docs/performance.md).
 	gcPercent: 75,
-	// As for an agent: what it looks up for others is garbage, and where few clusters
-	// are copied a collection follows on the other.
+	// As for an agent: what it looks up for others is garbage, and where few clusters are
+	// copied one collection would follow another. This is up to 48 MiB more.
 	gcIdle: 64 << 20,
 	ready:  readiness(func(r *kvstoremesh.Readiness) func() bool { return isClosed(r.Ready()) }),
 }

@@ -36,9 +36,9 @@ const (
 	// While one batch is under way another begins nextBatch after it, and so on up to
 	// maxBatches: a near cluster has answered by then, and is asked for all that has come
 	// meanwhile at once, for a fifth less processor time than two batches by turns; and of
-	// a far one nobody waits for the round trip of others.
+	// one that is up to 320 ms away nobody waits for the round trip of others.
 	nextBatch  = 5 * time.Millisecond
-	maxBatches = 16
+	maxBatches = 64
 	// maxRepeats is how often a question is asked again since the address's row was
 	// removed meanwhile. After that the answer is taken: its time to live is short.
 	maxRepeats = 2
@@ -120,7 +120,8 @@ type engine struct {
 	ctx     context.Context
 	lookups *errgroup.Group
 	// throttled: a timer runs, after which the rate allows another lookup. held: one
-	// runs, after which another batch may begin.
+	// runs, after which another batch may begin; it is one for all clusters, so that one of
+	// them may wait for up to twice nextBatch.
 	throttled, held bool
 	restore         restore
 	// complaints bounds the logs about the kernel, and refusals those about what was

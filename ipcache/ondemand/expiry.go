@@ -160,7 +160,7 @@ func (c *change) expireNegatives(now time.Time) {
 
 // withdraw has another ownership in force, and everything gone that isn't its cluster's
 // any more.
-func (e *engine) withdraw(next *ownership, clusters map[string]struct{}) {
+func (e *engine) withdraw(next *ownership) {
 	e.writing.Lock()
 	defer e.writing.Unlock()
 	tx := e.writer.Begin()
@@ -193,11 +193,15 @@ func (e *engine) withdraw(next *ownership, clusters map[string]struct{}) {
 	e.mu.Unlock()
 	tx.Commit()
 	c.publish()
+	if removed > 0 {
+		e.log.Info("Dropped resolved addresses whose cluster has them no longer", "count", removed)
+	}
+}
+
+// forgetBut forgets how asking clusters went that aren't there any more.
+func (e *engine) forgetBut(clusters map[string]struct{}) {
 	for _, r := range e.chain.others {
 		r.keep(clusters)
 	}
 	e.refusals.keep(clusters)
-	if removed > 0 {
-		e.log.Info("Dropped resolved addresses whose cluster has them no longer", "count", removed)
-	}
 }

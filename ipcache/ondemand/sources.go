@@ -200,6 +200,12 @@ func (s *sources) look(txn statedb.ReadTxn) (changed <-chan struct{}, decided bo
 		}
 	}
 
+	names := map[string]struct{}{}
+	for cluster := range s.clusters {
+		names[cluster] = struct{}{}
+	}
+	s.forgetBut(names) // a cluster may go after its nodes, and nothing else changes then
+
 	var sum uint64
 	for _, claim := range claims {
 		sum += maphash.Comparable(s.seed, claim) // in any order
@@ -208,11 +214,7 @@ func (s *sources) look(txn statedb.ReadTxn) (changed <-chan struct{}, decided bo
 		return changed, false
 	}
 	s.known, s.sum, s.count = true, sum, len(claims)
-	names := map[string]struct{}{}
-	for cluster := range s.clusters {
-		names[cluster] = struct{}{}
-	}
-	s.withdraw(decide(claims), names)
+	s.withdraw(decide(claims))
 	return changed, true
 }
 

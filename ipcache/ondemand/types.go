@@ -62,10 +62,10 @@ type Resolved struct {
 // IPCacheMissResolver finds out what there is at addresses of a remote cluster.
 //
 // Resolve answers several questions about one cluster, each by itself and in their order:
-// what has come while it was asked about others of the cluster, two times at once. None of
-// them is answered before all are; OneByOne is for who can't ask for several at a time.
-// It is called from several goroutines, never twice at a time for the same address. Its
-// context ends with the lookups' deadline.
+// what has come while it was asked about others of the cluster. None of them is answered
+// before all are; OneByOne is for who can't ask for several at a time. It is called from
+// several goroutines, never twice at a time for the same address. Its context ends with
+// the lookups' deadline.
 type IPCacheMissResolver interface {
 	Resolve(ctx context.Context, questions []Question) []Resolved
 	// Name is what metrics and lists call it: "table", "local", "read-through".

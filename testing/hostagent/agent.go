@@ -34,6 +34,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -224,9 +225,21 @@ func (a *Agent) configure(h *hive.Hive) {
 	}
 }
 
+// OurHealth is what our modules and jobs in the agent say of theirs, by their IDs.
+func (a *Agent) OurHealth() map[string]healthtypes.Status {
+	said := map[string]healthtypes.Status{}
+	for status := range a.Health.All(a.DB.ReadTxn()) {
+		if slices.Contains(status.ID.Module, "waggle") {
+			said[status.ID.String()] = status
+		}
+	}
+	return said
+}
+
 // SetFlag changes a flag for the next start.
 func (a *Agent) SetFlag(name, value string) {
-	flags := maps.Clone(a.config.Flags)
+	flags := mesh.Flags{}
+	maps.Copy(flags, a.config.Flags)
 	flags[name] = value
 	a.config.Flags = flags
 }

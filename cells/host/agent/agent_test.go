@@ -10,7 +10,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -48,17 +47,6 @@ func watches(ctx context.Context, t require.TestingT, server *kubeapi.Server) ma
 		open[resource] = int(n)
 	}
 	return open
-}
-
-// states are what our modules and jobs in an agent say of their health.
-func states(a *hostagent.Agent) map[string]types.Status {
-	said := map[string]types.Status{}
-	for status := range a.Health.All(a.DB.ReadTxn()) {
-		if slices.Contains(status.ID.Module, "waggle") {
-			said[status.ID.String()] = status
-		}
-	}
-	return said
 }
 
 // parts are what a test looks at of ours.
@@ -150,7 +138,7 @@ func TestAgent(t *testing.T) {
 		bee := settle(a, of.Mesh)
 		open(upstreams)
 		require.EventuallyWithT(t, func(c *assert.CollectT) {
-			for id, status := range states(a) {
+			for id, status := range a.OurHealth() {
 				if id == "waggle.ipcache.datapath" {
 					continue // it says whose the map is
 				}

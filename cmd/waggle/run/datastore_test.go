@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/cells/status"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -34,5 +35,24 @@ clover   -          -              unknown              no      0      0        
 `, "\n"), out.String())
 	out.Reset()
 	require.NoError(t, PrintDatastores(&out, nil, now))
+	require.Empty(t, out.String())
+}
+
+func TestPrintOnDemand(t *testing.T) {
+	on := &status.OnDemand{Enabled: true, Waiting: 2, RefusedCIDRs: 1, Blind: []string{"clover"}, Away: []string{"birch", "dale"},
+		Entries: map[string]int{"endpoint": 3, "absent": 1}}
+	var out strings.Builder
+	require.NoError(t, PrintOnDemand(&out, []ProcessStatus{
+		{Cluster: "amber", Status: &status.Report{OnDemand: on}},
+		{Cluster: "birch", Status: &status.Report{OnDemand: &status.OnDemand{}}},
+		{Cluster: "clover", Problem: "not running"},
+	}))
+	require.Equal(t, strings.TrimLeft(`
+CLUSTER  ON DEMAND             WAITING  REFUSED CIDRS  BLIND FOR  AWAY
+amber    1 absent, 3 endpoint  2        1              clover     birch,dale
+
+`, "\n"), out.String())
+	out.Reset()
+	require.NoError(t, PrintOnDemand(&out, []ProcessStatus{{Cluster: "birch", Status: &status.Report{OnDemand: &status.OnDemand{}}}}))
 	require.Empty(t, out.String())
 }
