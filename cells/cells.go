@@ -80,8 +80,8 @@ var AgentTables = cell.Group(
 	cell.Config(etcd.DefaultConfig), // the in-cluster cache, with --datastore=etcd; and the tuning of all clients
 	state.Cell,                      // the tables
 
-	inclustercache.DatastoreCell, // this cluster: --datastore=kubernetes|etcd
-	fromKubernetes,               // Kubernetes → tables, or nothing
+	datastore,      // this cluster: --datastore=kubernetes|etcd|none, by build tag
+	fromKubernetes, // Kubernetes → tables, or nothing
 	cell.Provide(func() wire.MCSAPIConfig { return wire.DefaultMCSAPIConfig }), // no agent reads its own exports
 
 	remote.Cell,                   // the remote clusters' life

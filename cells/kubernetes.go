@@ -76,6 +76,7 @@ var (
 	kubernetesClient    = kubernetes.ClientCell
 	fromKubernetes      = kubernetes.Cell
 	fromKubernetesParts = kubernetes.Parts
+	datastore           = inclustercache.DatastoreCell
 )
 
 // validateCacheCluster is validateCluster for a cluster that may be in no mesh.

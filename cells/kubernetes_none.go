@@ -5,7 +5,11 @@
 
 package cells
 
-import "github.com/cilium/hive/cell"
+import (
+	"github.com/cilium/hive/cell"
+
+	inclustercache "github.com/waggle-mesh/waggle/incluster-cache"
+)
 
 // An agent has its own cluster's state from the in-cluster cache, with --datastore=etcd,
 // or not at all. There is no exporter and no in-cluster cache.
@@ -13,4 +17,5 @@ var (
 	kubernetesClient    = cell.Group()
 	fromKubernetes      = cell.Group()
 	fromKubernetesParts = cell.Group()
+	datastore           = inclustercache.CacheOnlyCell
 )

@@ -39,6 +39,24 @@ var DatastoreCell = cell.Module(
 	datastoreParts,
 )
 
+// CacheOnlyCell is DatastoreCell for a program that has no client of Kubernetes.
+var CacheOnlyCell = cell.Module(
+	"datastore",
+	"State of this cluster from its cache or none",
+
+	cell.Config(cacheOnlyConfig()),
+	cell.Provide(func() WithoutKubernetes { return true }),
+
+	datastoreParts,
+)
+
+// cacheOnlyConfig reads nothing unless it is told to.
+func cacheOnlyConfig() DatastoreConfig {
+	def := DefaultDatastoreConfig
+	def.Datastore = DatastoreNone
+	return def
+}
+
 // DatastoreParts is DatastoreCell without the flags of DatastoreConfig, which a hive
 // provides that has a --state-dir of its own.
 var DatastoreParts = cell.Module(
@@ -76,7 +94,8 @@ func kubernetesOptions(cfg DatastoreConfig) reading.Options {
 type readManifests struct {
 	cell.In
 
-	From reading.Manifests `optional:"true"`
+	From    reading.Manifests `optional:"true"`
+	Without WithoutKubernetes `optional:"true"`
 }
 
 // validateDatastore reports at start, so that commands which only inspect the hive
@@ -84,9 +103,9 @@ type readManifests struct {
 func validateDatastore(lc cell.Lifecycle, cfg DatastoreConfig, snapshots SnapshotConfig, store etcd.Config, manifests readManifests, cluster wire.ClusterInfo, mesh remote.Configured) {
 	lc.Append(cell.Hook{OnStart: func(cell.HookContext) error {
 		if cfg.none() && !bool(mesh) {
-			return cfg.validate(store, manifests.From) // nothing is made of the cluster's name or ID
+			return cfg.validate(store, manifests.From, manifests.Without) // nothing is made of the cluster's name or ID
 		}
-		return errors.Join(validateCluster(cluster, bool(mesh)), cfg.validate(store, manifests.From), snapshots.validate())
+		return errors.Join(validateCluster(cluster, bool(mesh)), cfg.validate(store, manifests.From, manifests.Without), snapshots.validate())
 	}})
 }
 
@@ -106,12 +125,16 @@ type datastoreParams struct {
 	Reads     reading.From          `optional:"true"`
 	Node      NodeName              `optional:"true"`
 	Dialer    Dialer                `optional:"true"`
+	Without   WithoutKubernetes     `optional:"true"`
 }
 
 // registerDatastore adds what the choice makes run.
 func registerDatastore(p datastoreParams) {
 	switch {
 	case p.Config.none():
+		if p.Without {
+			p.Jobs.Add(job.OneShot("announce-none", p.announceNone))
+		}
 		return
 	case p.Config.etcd():
 		p.registerEtcd()
@@ -122,6 +145,13 @@ func registerDatastore(p datastoreParams) {
 		job.OneShot("announce-kubernetes", r.announce),
 		job.Timer("reflect-status", r.update, reflectedInterval),
 	)
+}
+
+// announceNone says once that this cluster's state isn't there, and why.
+func (p *datastoreParams) announceNone(_ context.Context, health cell.Health) error {
+	p.Log.Info("Not taking in this cluster's own state: this program was built without Kubernetes, and --datastore=etcd isn't given")
+	health.OK("Not taking in this cluster's own state: built without Kubernetes, and --datastore=etcd isn't given")
+	return nil
 }
 
 func (p *datastoreParams) registerEtcd() {

@@ -56,6 +56,10 @@ var DefaultDatastoreConfig = DatastoreConfig{
 	StateDir:     "/var/run/waggle",
 }
 
+// WithoutKubernetes is for an agent in a program that has no client of Kubernetes, if a
+// hive provides it: such an agent says so, and refuses --datastore=kubernetes.
+type WithoutKubernetes bool
+
 // Flags registers the flags.
 func (def DatastoreConfig) Flags(flags *pflag.FlagSet) {
 	flags.String(flagDatastore, def.Datastore,
@@ -68,7 +72,7 @@ func (def DatastoreConfig) Flags(flags *pflag.FlagSet) {
 }
 
 // validate refuses what contradicts itself, and gives the reason.
-func (def DatastoreConfig) validate(store etcd.Config, manifests reading.Manifests) error {
+func (def DatastoreConfig) validate(store etcd.Config, manifests reading.Manifests, without WithoutKubernetes) error {
 	if def.RelistJitter < 0 {
 		return fmt.Errorf("--%s=%v: must not be negative", flagRelistJitter, def.RelistJitter)
 	}
@@ -78,7 +82,15 @@ func (def DatastoreConfig) validate(store etcd.Config, manifests reading.Manifes
 	address := store.KVStoreOpt[etcd.OptAddress] != "" || store.KVStoreOpt[etcd.OptConfig] != ""
 	switch def.Datastore {
 	case DatastoreNone:
+		if bool(without) && address {
+			return fmt.Errorf("--kvstore-opt names an etcd for this cluster's state, which isn't read with --%s=%s: give --%s=%s to read it",
+				flagDatastore, DatastoreNone, flagDatastore, DatastoreEtcd)
+		}
 	case DatastoreKubernetes:
+		if without {
+			return fmt.Errorf("--%s=%s: this program was built without a client of Kubernetes: give --%s=%s and the address of an in-cluster cache, or --%s=%s",
+				flagDatastore, DatastoreKubernetes, flagDatastore, DatastoreEtcd, flagDatastore, DatastoreNone)
+		}
 		if address {
 			return fmt.Errorf("--%s=%s reads this cluster's state from Kubernetes, and --kvstore-opt names an etcd for it: give --%s=%s to read that",
 				flagDatastore, DatastoreKubernetes, flagDatastore, DatastoreEtcd)

@@ -209,6 +209,9 @@ func (r *runningServer) start(ctx cell.HookContext) (err error) {
 		}
 	}
 	if r.server, err = StartServer(ctx, cfg); err != nil {
+		if errors.Is(err, ErrNoServer) {
+			err = r.named(fmt.Errorf("%w: --kvstore-opt has to name another, by %s or %s", err, OptAddress, OptConfig))
+		}
 		return errors.Join(err, r.remove()) // a hook that failed isn't stopped
 	}
 	r.Log.Info("Embedded etcd serves", "url", r.server.URL(), "directory", cfg.Dir)

@@ -62,9 +62,7 @@ agents read only that one.`,
 // agent has Kubernetes as well, where the build has it.
 var agent = program{
 	name: "agent", short: "Write the endpoints of the cluster and the mesh to the BPF ipcache map",
-	long: `Reads its own cluster from Kubernetes, or from the in-cluster cache with
---datastore=etcd; it is one or the other, for as long as it runs. Without either
-it has remote clusters alone.
+	long: ownCluster + `
 
 Reads the remote clusters that --clustermesh-config has a file for, usually all
 from the local etcd that "waggle kvstoremesh" fills, and keeps a BPF map with the

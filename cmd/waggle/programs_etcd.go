@@ -12,6 +12,10 @@ import (
 	"github.com/waggle-mesh/waggle/cells"
 )
 
+// cacheStore is the etcd of an in-cluster cache.
+const cacheStore = `The etcd is embedded, and holds nothing that isn't
+made again at the next start; --kvstore-opt names an external one instead.`
+
 // What is an etcd itself.
 var etcds = []program{
 	{

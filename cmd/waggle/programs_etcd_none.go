@@ -5,5 +5,9 @@
 
 package main
 
+// cacheStore is the etcd of an in-cluster cache.
+const cacheStore = `--kvstore-opt names the etcd: this
+program was built without one of its own.`
+
 // There is no etcd to run.
 var etcds []program

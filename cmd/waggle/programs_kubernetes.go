@@ -14,6 +14,11 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/export"
 )
 
+// ownCluster is where an agent has its own cluster's state from.
+const ownCluster = `Reads its own cluster from Kubernetes, or from the in-cluster cache with
+--datastore=etcd; it is one or the other, for as long as it runs. Without either
+it has remote clusters alone.`
+
 // What begins at Kubernetes.
 var (
 	exporters = []program{
@@ -33,8 +38,7 @@ etcd in Cilium's kvstore schema, for remote clusters to read.`,
 			long: `Reads nodes, identities, endpoints and services of a cluster from its API server,
 or from a directory of manifests, and offers them to the cluster's agents in an
 etcd of its own: one watch of the API server for each replica of this program,
-instead of one for each agent. The etcd is embedded, and holds nothing that isn't
-made again at the next start; --kvstore-opt names an external one instead.
+instead of one for each agent. ` + cacheStore + `
 See docs/incluster-cache.md.`,
 			cells: cell.Group(cells.InClusterCache, wagglemetrics.InClusterCache),
 			ready: readiness(func(e *export.Exporter) func() bool { return isClosed(e.Synced()) }),

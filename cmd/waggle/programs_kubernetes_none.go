@@ -5,5 +5,9 @@
 
 package main
 
+// ownCluster is where an agent has its own cluster's state from.
+const ownCluster = `Reads its own cluster from the in-cluster cache, with --datastore=etcd. Otherwise it
+has remote clusters alone: this program was built without a client of Kubernetes.`
+
 // Nothing begins at Kubernetes.
 var exporters, caches []program
