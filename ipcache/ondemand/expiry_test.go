@@ -25,7 +25,11 @@ func resolved(t *testing.T) *fixture {
 	f.source.has(endpointAt(podAddr, webID))
 	f.miss(to(podAddr))
 	f.requireResolved(podAddr, webID)
-	f.eventually(func(t *assert) { require.True(t, f.kernel.follows(podAddr)) })
+	// What is told after the entry is in the tables.
+	f.eventually(func(t *assert) {
+		require.True(t, f.kernel.follows(podAddr))
+		require.NotNil(t, f.row(podAddr))
+	})
 	return f
 }
 
