@@ -189,7 +189,10 @@ func TestMesh(t *testing.T) {
 		state.ServiceTable: "web", state.RemoteClusterTable: "thief", ondemand.TableName: "10.1.0.1",
 		state.ServiceExportTable: "", state.NamespaceTable: "", state.WorkloadTable: "", state.ExportTable: "", state.DatastoreTable: "",
 	} {
-		require.Contains(t, shell(t, a, "db/show waggle-"+table), text, table)
+		// What was resolved is listed after it is in the tables.
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			require.Contains(c, shell(c, a, "db/show waggle-"+table), text, table)
+		}, patience, tick)
 	}
 	require.Equal(t, types.LevelOK, string(a.OurHealth()["waggle.bridge.capacity"].Level))
 	require.Contains(t, a.OurHealth(), "waggle.bridge.job-endpoints")
@@ -211,13 +214,16 @@ func TestMesh(t *testing.T) {
 
 	// After its time what was resolved goes by itself.
 	directory.Add("north", north.Etcd)
+	// It does so as well where this cluster is read from Kubernetes.
 	a.SetFlag("ondemand-ttl", "1s")
+	a.SetFlag("datastore", "kubernetes")
 	a.Restart()
 	<-had
 	parts.backends(t, a, "web", "1 10.1.0.1:8080/TCP")
 	miss(t, a, "10.1.0.1", hidden)
 	hasNot(t, a, "10.1.0.1")
 	knows(t, a, hidden, false)
+	require.Contains(t, shell(t, a, "waggle/status -o json"), `"kubernetes"`)
 }
 
 // miss resolves an address until the agent's ipcache has what comes of it, which it may
