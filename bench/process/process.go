@@ -18,7 +18,7 @@ import (
 )
 
 // stopPatience is how long a process has to end by itself after SIGTERM.
-const stopPatience = 10 * time.Second
+const stopPatience = time.Minute
 
 // Process is a child process in a process group of its own, so that a Ctrl-C at
 // the terminal is this process's alone to handle. The kernel kills it when this
