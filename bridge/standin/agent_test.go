@@ -6,6 +6,7 @@
 package standin_test
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -23,6 +24,7 @@ import (
 	k8serrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	hostcells "github.com/waggle-mesh/waggle/cells/host/agent"
 	"github.com/waggle-mesh/waggle/cells/state"
@@ -111,10 +113,9 @@ func (r *rig) own() map[string]float64 {
 // eventually waits for a condition, which may fail the test.
 func (r *rig) eventually(condition func() bool, format string, args ...any) {
 	r.t.Helper()
-	for deadline := time.Now().Add(patience); !condition(); time.Sleep(tick) {
-		if time.Now().After(deadline) {
-			require.FailNow(r.t, fmt.Sprintf(format, args...))
-		}
+	look := func(context.Context) (bool, error) { return condition(), nil }
+	if err := wait.PollUntilContextTimeout(r.t.Context(), tick, patience, true, look); err != nil {
+		require.FailNow(r.t, fmt.Sprintf(format, args...))
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"pgregory.net/rapid"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
@@ -171,10 +172,9 @@ func (w *world) start(f flags) {
 }
 
 func (w *world) await(what string, condition func() bool) {
-	for end := time.Now().Add(patience); !condition(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			w.t.Fatalf("waiting for %s", what)
-		}
+	look := func(context.Context) (bool, error) { return condition(), nil }
+	if err := wait.PollUntilContextTimeout(context.Background(), time.Millisecond, patience, true, look); err != nil {
+		w.t.Fatalf("waiting for %s", what)
 	}
 }
 
@@ -297,14 +297,14 @@ func (w *world) settle() {
 	at := wire.StatePrefix(wire.ServiceExports, localName) + "marker/marker"
 	w.await("the exporter", func() bool { return w.content(at)[at] == want[at] })
 	var got map[string]string
-	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	same := func(context.Context) (bool, error) {
 		committed := w.writer.Stats().Pending == 0
-		if got = w.content(wire.StateRoot); committed && maps.Equal(got, want) {
-			break
-		}
-		if time.Now().After(end) {
-			require.Equal(w.t, want, got)
-		}
+		got = w.content(wire.StateRoot)
+		return committed && maps.Equal(got, want), nil
+	}
+	if err := wait.PollUntilContextTimeout(context.Background(), time.Millisecond, patience, true, same); err != nil {
+		require.Equal(w.t, want, got)
+		w.t.Fatal("what there is isn't committed")
 	}
 	w.await("canaries", func() bool { return len(w.content(wire.SyncedRoot)) == 5 })
 	now, txn := w.revision(), w.tables.ReadTxn()

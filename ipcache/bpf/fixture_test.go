@@ -16,6 +16,7 @@ import (
 	"github.com/cilium/hive/hivetest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+	k8swait "k8s.io/apimachinery/pkg/util/wait"
 )
 
 // patience is how long a test waits for what must come.
@@ -152,9 +153,8 @@ func (f *fixture) seen(t testing.TB, before Stats, packets uint64) {
 // wait looks until something is true, in the test's own thread.
 func wait(t testing.TB, done func() bool, what string) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !done(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("still waiting for %s", what)
-		}
+	look := func(context.Context) (bool, error) { return done(), nil }
+	if err := k8swait.PollUntilContextTimeout(t.Context(), time.Millisecond, patience, true, look); err != nil {
+		t.Fatalf("still waiting for %s", what)
 	}
 }

@@ -66,13 +66,11 @@ func TestRestartLeavesNoGap(t *testing.T) {
 	sent := 0
 	for running := true; running && sent < most || sent < packets; sent++ {
 		if sent > packets {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // the pace of a pod that sends, not a wait for anything
 		}
 		put(frame("10.1.0.1", absent(sent)))
 		// No more than the interface's queue holds.
-		for behind := uint64(100); uint64(sent) > misses()+behind; {
-			time.Sleep(100 * time.Microsecond)
-		}
+		wait(t, func() bool { return uint64(sent) <= misses()+100 }, "what was sent to be seen")
 		select {
 		case <-stop:
 			running = false

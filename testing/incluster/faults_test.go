@@ -97,6 +97,7 @@ func (s *scene) cacheAway() {
 	s.away()
 	s.watchedBy(1)
 	entries, lists := s.agent.Endpoints.NumObjects(s.agent.DB.ReadTxn()), s.requests()
+	// Nothing is to happen for so long: there is no condition to wait for.
 	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(tick) {
 		require.Equal(s, everywhere(1), s.watches(s), "the agent watches nothing")
 		require.Equal(s, entries, s.agent.Endpoints.NumObjects(s.agent.DB.ReadTxn()))

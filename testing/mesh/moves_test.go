@@ -4,6 +4,7 @@
 package mesh_test
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -21,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/waggle-mesh/waggle/cells"
 	"github.com/waggle-mesh/waggle/cells/etcd"
@@ -269,12 +271,13 @@ func takenIn(db *statedb.DB, tables state.Tables) (rows []string) {
 func awaitEqual(t *testing.T, want []string, ask func() []string) {
 	t.Helper()
 	var got []string
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(tick) {
-		if got = ask(); slices.Equal(want, got) {
-			return
-		}
+	look := func(context.Context) (bool, error) {
+		got = ask()
+		return slices.Equal(want, got), nil
 	}
-	require.Equal(t, want, got)
+	if err := wait.PollUntilContextTimeout(t.Context(), tick, patience, true, look); err != nil {
+		require.Equal(t, want, got)
+	}
 }
 
 // TestPodsMoveUnderLoad has pods opt in and out, change their identity, come and go,

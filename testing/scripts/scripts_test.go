@@ -85,7 +85,7 @@ func engineOf(options Options) func(testing.TB, []string) *script.Engine {
 			assert.NoError(t, mesh.Close())
 		})
 		engine := mesh.Engine()
-		engine.Cmds["skip"] = scripttest.Skip()
+		engine.Cmds["skip"] = scripttest.Skip() // a script names its reason: skip 'BPF maps are …'
 		return engine
 	}
 }
