@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -16,15 +15,12 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	"golang.org/x/sync/errgroup"
 
-	"github.com/waggle-mesh/waggle/bench/await"
 	"github.com/waggle-mesh/waggle/bench/follower"
 	"github.com/waggle-mesh/waggle/bench/process"
 	"github.com/waggle-mesh/waggle/cells/etcd"
@@ -164,16 +160,17 @@ func fillPrefix(ctx context.Context, writer *etcd.Writer, prefix string, count i
 	}
 }
 
-// missAgent is an agent with its map.
+// missAgent is an agent, and who sends from a pod to what isn't in its map.
 type missAgent struct {
 	*process.Process
-	watch   *missWatch
+	sender  *missSender
 	metrics string
 }
 
-// startAgent starts an agent on a map of its own, and waits until it resolves: the i-th
-// address is used up for that. pod is to have no packet of any other agent's before.
-func (n *missNode) startAgent(ctx context.Context, name string, pod *netns.Pod, i int, flags ...string) (_ *missAgent, err error) {
+// startAgent starts an agent on a map of its own, and waits until it resolves what pod
+// sends to, up to room misses at a time: the i-th address is used up for that. pod is to
+// have no packet of any other agent's before.
+func (n *missNode) startAgent(ctx context.Context, name string, pod *netns.Pod, room, i int, flags ...string) (_ *missAgent, err error) {
 	maps := &mapWatch{root: filepath.Join(n.dir, "bpf"), dir: name}
 	if err := os.MkdirAll(maps.root, 0o700); err != nil {
 		return nil, err
@@ -196,71 +193,18 @@ func (n *missNode) startAgent(ctx context.Context, name string, pod *netns.Pod, 
 	if err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, a.LogTail())
 	}
-	if a.watch, err = watchMisses(target, n.config.Concurrency); err != nil {
+	if a.sender, err = n.sender(pod, target, room); err != nil {
 		return nil, err
 	}
-	sender, err := n.sender(pod, a.watch)
-	if err != nil {
-		return nil, err
-	}
-	defer sender.close()
-	if _, err := sender.miss(alive, n.cluster.endpointObject(i)); err != nil {
+	one := func(int) wire.Endpoint { return n.cluster.endpointObject(i) }
+	if err := a.sender.miss(alive, 1, 1, one, func(time.Duration) {}); err != nil {
 		return nil, fmt.Errorf("waiting until %s resolves: %w\n%s", name, err, a.LogTail())
 	}
 	return a, nil
 }
 
 // end ends it as a user would.
-func (a *missAgent) end() error { return errors.Join(a.watch.stop(), a.Stop()) }
-
-// missSender sends packets from a pod.
-type missSender struct {
-	socket *net.UDPConn
-	watch  *missWatch
-	// again counts packets that were sent again.
-	again atomic.Int64
-}
-
-func (n *missNode) sender(pod *netns.Pod, watch *missWatch) (*missSender, error) {
-	socket, err := pod.UDP(netip.AddrPortFrom(pod.Addrs[0], 0))
-	return &missSender{socket: socket, watch: watch}, err
-}
-
-func (s *missSender) close() { _ = s.socket.Close() } // nothing waits in it
-
-// sendAgain is when a packet is sent again to an address that isn't in the map: longer
-// than the interval in which the kernel gives no second signal for it.
-const sendAgain = 250 * time.Millisecond
-
-// miss sends to an endpoint that isn't in the map, and gives how long it took until it
-// was there: since right before the first packet was sent, some 10 µs before the kernel's
-// signal.
-func (s *missSender) miss(ctx context.Context, e wire.Endpoint) (time.Duration, error) {
-	come, err := s.watch.expect(e.Prefix, e.Identity)
-	if err != nil {
-		return 0, err
-	}
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	<-timer.C
-	began := await.Now()
-	for first := true; ; first = false {
-		if !first {
-			s.again.Add(1)
-		}
-		if _, err := s.socket.WriteToUDPAddrPort([]byte{'?'}, netip.AddrPortFrom(e.Prefix.Addr(), missPort)); err != nil {
-			return 0, err
-		}
-		timer.Reset(sendAgain)
-		select {
-		case at := <-come:
-			return at - began, nil
-		case <-timer.C:
-		case <-ctx.Done():
-			return 0, fmt.Errorf("%s isn't in the map: %w", e.Prefix, context.Cause(ctx))
-		}
-	}
-}
+func (a *missAgent) end() error { return errors.Join(a.sender.close(), a.Stop()) }
 
 // liftedRate is a limit that isn't reached.
 const liftedRate = 1_000_000
@@ -271,61 +215,33 @@ func (n *missNode) misses(ctx context.Context, f *MissFigures) (err error) {
 	if err != nil {
 		return err
 	}
-	agent, err := n.startAgent(ctx, "agent", pod, n.config.Misses+n.config.singles(),
+	agent, err := n.startAgent(ctx, "agent", pod, n.config.Concurrency, n.config.Misses+n.config.singles(),
 		"--ondemand-rate="+strconv.Itoa(liftedRate), "--ondemand-lookup-rate="+strconv.Itoa(liftedRate))
 	if err != nil {
 		return err
 	}
 	defer agent.Kill()
-	sender, err := n.sender(pod, agent.watch)
-	if err != nil {
-		return err
-	}
-	defer sender.close()
-
 	processes := []*process.Process{agent.Process, n.kvstoremesh, n.sources.of(0).Process}
 	before, err := cpuOfEach(processes)
 	if err != nil {
 		return err
 	}
-	looksBefore := agent.watch.looks.Load()
 	alive, stop := whileAlive(ctx, agent.Process)
 	defer stop()
-	var (
-		mu        sync.Mutex
-		latencies = follower.NewHistogram()
-		next      atomic.Int64
-		began     = time.Now()
-	)
-	workers, working := errgroup.WithContext(alive)
-	for range n.config.Concurrency {
-		workers.Go(func() error {
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= n.config.Misses {
-					return nil
-				}
-				took, err := sender.miss(working, n.cluster.endpointObject(i))
-				if err != nil {
-					return err
-				}
-				mu.Lock()
-				follower.Record(latencies, took)
-				mu.Unlock()
-			}
-		})
-	}
-	if err := workers.Wait(); err != nil {
+	latencies, looks, began := follower.NewHistogram(), agent.sender.looks, time.Now()
+	if err := agent.sender.miss(alive, n.config.Misses, n.config.Concurrency, n.cluster.endpointObject, func(took time.Duration) {
+		follower.Record(latencies, took)
+	}); err != nil {
 		return fmt.Errorf("%w\n%s", err, agent.LogTail())
 	}
 	f.Seconds = time.Since(began).Seconds()
-	f.LookEveryMicroseconds = f.Seconds * 1e6 / float64(max(1, agent.watch.looks.Load()-looksBefore))
+	f.LookEveryMicroseconds = f.Seconds * 1e6 / float64(max(1, agent.sender.looks-looks))
 	after, err := cpuOfEach(processes)
 	if err != nil {
 		return err
 	}
 	f.latencies = latencies.Export()
-	f.Latency, f.Resolved, f.SentAgain = latencyOf(f.latencies), int(latencies.TotalCount()), int(sender.again.Load())
+	f.Latency, f.Resolved, f.SentAgain = latencyOf(f.latencies), int(latencies.TotalCount()), agent.sender.again
 	f.AgentCPUSeconds, f.KVStoreMeshCPUSeconds, f.SourceCPUSeconds =
 		(after[0] - before[0]).Seconds(), (after[1] - before[1]).Seconds(), (after[2] - before[2]).Seconds()
 	families, err := scrape(ctx, agent.metrics)

@@ -45,16 +45,11 @@ func (n *missNode) scan(ctx context.Context, f *MissFigures) (err error) {
 	if err != nil {
 		return err
 	}
-	agent, err := n.startAgent(ctx, "agent-scanned", genuine, n.config.Misses+n.config.singles()+1)
+	agent, err := n.startAgent(ctx, "agent-scanned", genuine, 1, n.config.Misses+n.config.singles()+1)
 	if err != nil {
 		return err
 	}
 	defer agent.Kill()
-	sender, err := n.sender(genuine, agent.watch)
-	if err != nil {
-		return err
-	}
-	defer sender.close()
 	socket, err := scanner.UDP(netip.AddrPortFrom(scanner.Addrs[0], 0))
 	if err != nil {
 		return err
@@ -91,11 +86,10 @@ func (n *missNode) scan(ctx context.Context, f *MissFigures) (err error) {
 	running.Go(func() error {
 		defer done.Store(true)
 		for i := range n.config.singles() {
-			took, err := sender.miss(alive, n.cluster.endpointObject(n.config.Misses+i))
-			if err != nil {
+			one := func(int) wire.Endpoint { return n.cluster.endpointObject(n.config.Misses + i) }
+			if err := agent.sender.miss(alive, 1, 1, one, func(took time.Duration) { follower.Record(latencies, took) }); err != nil {
 				return err
 			}
-			follower.Record(latencies, took)
 			time.Sleep(scanPause)
 		}
 		return nil
@@ -119,7 +113,7 @@ func (n *missNode) scan(ctx context.Context, f *MissFigures) (err error) {
 	}
 	s.Signals, s.RateLimited = int(total(families, metricSignals, "result", "signalled")), int(total(families, metricSignals, "result", "rate-limited"))
 	f.inScan = latencies.Export()
-	s.Latency, s.SentAgain = latencyOf(f.inScan), int(sender.again.Load())
+	s.Latency, s.SentAgain = latencyOf(f.inScan), agent.sender.again
 	f.Scan = s
 	return agent.end()
 }

@@ -6,90 +6,122 @@ package bench
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"net/netip"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/waggle-mesh/waggle/bench/await"
+	"github.com/waggle-mesh/waggle/clustermesh/wire"
 	"github.com/waggle-mesh/waggle/ipcache"
+	"github.com/waggle-mesh/waggle/testing/netns"
 )
 
-// missWatch tells when addresses are in an agent's map. It looks for those that are waited
-// for, and no others, from outside of the agent.
-type missWatch struct {
-	target *ebpf.Map
-	end    context.CancelFunc
-	run    sync.WaitGroup
-	// looks counts them.
-	looks atomic.Int64
+const (
+	// lookForMisses is the least time between two looks at the map. Latencies are too long
+	// by the time between two at most; to look without a pause would take a processor from
+	// those who are measured.
+	lookForMisses = 200 * time.Microsecond
+	// sendAgain is when a packet is sent again to an address that isn't in the map: longer
+	// than the interval in which the kernel gives no second signal for it.
+	sendAgain = 250 * time.Millisecond
+)
 
-	mu      sync.Mutex
+// missSender sends packets from a pod, and looks for their destinations in an agent's map,
+// from outside of the agent. One goroutine does both for all that are missed at a time:
+// with a goroutine for each, that wakes for its packet and its entry, the sender took as
+// much processor time as the other cluster's etcd.
+type missSender struct {
+	socket  *net.UDPConn
 	watch   *await.Watch
-	waiting map[await.Entry]chan<- time.Duration
-	failed  error
+	target  *ebpf.Map
+	missing map[await.Entry]*missed
+	// looks counts the looks at the map, and again the packets that were sent again.
+	looks, again int
 }
 
-// lookForMisses is the least time between two looks. Latencies are too long by the time
-// between two at most; to look without a pause would take a processor from those who are
-// measured.
-const lookForMisses = 200 * time.Microsecond
+// missed is an address that was sent to and isn't in the map yet.
+type missed struct {
+	to netip.AddrPort
+	// began is right before the first packet, and sent before the last, by await.Now.
+	began, sent time.Duration
+}
 
-// watchMisses looks until stop, which closes the map, for so many at a time.
-func watchMisses(target *ebpf.Map, room int) (*missWatch, error) {
+// sender sends from pod and looks into target, which it closes, for up to room misses at a
+// time.
+func (n *missNode) sender(pod *netns.Pod, target *ebpf.Map, room int) (*missSender, error) {
 	watch, err := await.New(target, room)
 	if err != nil {
 		return nil, errors.Join(err, target.Close())
 	}
-	ctx, end := context.WithCancel(context.Background())
-	w := &missWatch{target: target, end: end, watch: watch, waiting: map[await.Entry]chan<- time.Duration{}}
-	w.run.Go(func() {
-		ticker := time.NewTicker(lookForMisses)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticker.C:
-				w.look()
+	s := &missSender{watch: watch, target: target, missing: map[await.Entry]*missed{}}
+	if s.socket, err = pod.UDP(netip.AddrPortFrom(pod.Addrs[0], 0)); err != nil {
+		return nil, errors.Join(err, watch.Close(), target.Close())
+	}
+	return s, nil
+}
+
+func (s *missSender) close() error {
+	return errors.Join(s.socket.Close(), s.watch.Close(), s.target.Close())
+}
+
+// miss sends to n endpoints that aren't in the map, of which get gives the i-th, so many at
+// a time, and yields how long it took until each was there: since right before the first
+// packet was sent, some 10 µs before the kernel's signal.
+func (s *missSender) miss(ctx context.Context, n, atATime int, get func(i int) wire.Endpoint, came func(time.Duration)) error {
+	ticker := time.NewTicker(lookForMisses)
+	defer ticker.Stop()
+	for i := 0; i < n || len(s.missing) > 0; {
+		for ; i < n && len(s.missing) < atATime; i++ {
+			if err := s.begin(get(i)); err != nil {
+				return err
 			}
 		}
-	})
-	return w, nil
-}
-
-// stop ends it. The error is that of a look.
-func (w *missWatch) stop() error {
-	w.end()
-	w.run.Wait()
-	return errors.Join(w.failed, w.watch.Close(), w.target.Close())
-}
-
-// expect gives what is told when an address has this identity: by await.Now.
-func (w *missWatch) expect(prefix netip.Prefix, identity uint32) (<-chan time.Duration, error) {
-	key, _ := ipcache.NewKey(prefix)
-	entry := await.Entry{Key: key, Identity: identity}
-	come := make(chan time.Duration, 1)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err := errors.Join(w.failed, w.watch.Expect(entry)); err != nil {
-		return nil, err
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			for e := range s.missing {
+				return fmt.Errorf("%s and %d others aren't in the map: %w", e.Key, len(s.missing)-1, context.Cause(ctx))
+			}
+			return context.Cause(ctx)
+		}
+		s.looks++
+		if err := s.watch.Look(func(e await.Entry, at time.Duration) {
+			came(at - s.missing[e].began)
+			delete(s.missing, e)
+		}); err != nil {
+			return err
+		}
+		now := await.Now()
+		for _, m := range s.missing {
+			if now-m.sent < sendAgain {
+				continue
+			}
+			s.again++
+			if err := s.send(m); err != nil {
+				return err
+			}
+		}
 	}
-	w.waiting[entry] = come
-	return come, nil
+	return nil
 }
 
-func (w *missWatch) look() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.looks.Add(1)
-	if w.failed != nil {
-		return
+// begin has one missed.
+func (s *missSender) begin(e wire.Endpoint) error {
+	key, _ := ipcache.NewKey(e.Prefix)
+	entry := await.Entry{Key: key, Identity: e.Identity}
+	if err := s.watch.Expect(entry); err != nil {
+		return err
 	}
-	w.failed = w.watch.Look(func(e await.Entry, at time.Duration) {
-		w.waiting[e] <- at
-		delete(w.waiting, e)
-	})
+	m := &missed{to: netip.AddrPortFrom(e.Prefix.Addr(), missPort), began: await.Now()}
+	s.missing[entry] = m
+	return s.send(m)
+}
+
+func (s *missSender) send(m *missed) error {
+	m.sent = await.Now()
+	_, err := s.socket.WriteToUDPAddrPort([]byte{'?'}, m.to)
+	return err
 }
