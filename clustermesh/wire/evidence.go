@@ -27,6 +27,20 @@ func (l Lookup) EvidenceKeys(cached bool) []string {
 	return []string{ClusterConfigKey(l.Cluster), CanaryKey(l.Resource, l.Cluster, cached)}
 }
 
+// Asks gives what is read for each of several look-ups: its SourceKeys, and then its
+// EvidenceKeys, which those of one cluster and resource share.
+func Asks(lookups []Lookup, cached bool) [][]string {
+	asks := make([][]string, len(lookups))
+	var evidence []string
+	for i, l := range lookups {
+		if i == 0 || l.Cluster != lookups[i-1].Cluster || l.Resource != lookups[i-1].Resource {
+			evidence = l.EvidenceKeys(cached)
+		}
+		asks[i] = append(l.SourceKeys(cached), evidence...)
+	}
+	return asks
+}
+
 // CheckAbsence says whether there is nothing where nothing was found: nil, or an error
 // that is ErrIncomplete. It is given the values of EvidenceKeys, nil for a key that isn't
 // there, and the config by which the cluster is connected, which was decoded from raw: an

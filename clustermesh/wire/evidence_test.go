@@ -48,3 +48,16 @@ func TestAbsence(t *testing.T) {
 		})
 	}
 }
+
+func TestAsks(t *testing.T) {
+	lookups := []Lookup{
+		EndpointLookup("amber", netip.MustParseAddr("10.1.0.1")), EndpointLookup("amber", netip.MustParseAddr("10.1.0.2")),
+		EndpointLookup("basil", netip.MustParseAddr("10.2.0.1")), IdentityLookup("basil", 65540),
+	}
+	for _, cached := range []bool{false, true} {
+		for i, keys := range Asks(lookups, cached) {
+			require.Equal(t, append(lookups[i].SourceKeys(cached), lookups[i].EvidenceKeys(cached)...), keys)
+		}
+	}
+	require.Empty(t, Asks(nil, false))
+}

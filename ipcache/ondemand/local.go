@@ -56,10 +56,7 @@ func (l *Local) Resolve(ctx context.Context, questions []Question) []Resolved {
 // emptied would take entries away that are in use.
 func readSource(ctx context.Context, conn remote.Connection, lookups []wire.Lookup) []looked {
 	cached := conn.Config.Capabilities.Cached
-	asks := make([][]string, len(lookups))
-	for i, lookup := range lookups {
-		asks[i] = append(lookup.SourceKeys(cached), lookup.EvidenceKeys(cached)...)
-	}
+	asks := wire.Asks(lookups, cached)
 	results := make([]looked, len(lookups))
 	for i, found := range conn.Client.Lookup(ctx, asks...) {
 		if found.Err != nil {

@@ -178,10 +178,7 @@ func (s *source) fetch(link *link, lookups []wire.Lookup) []result {
 			"remote cluster %q is asked too much: no look-up came to an end in time", link.conn.Cluster))
 	}
 	defer link.slots.Release(slots)
-	asks := make([][]string, len(lookups))
-	for i, lookup := range lookups {
-		asks[i] = append(lookup.SourceKeys(false), lookup.EvidenceKeys(false)...)
-	}
+	asks := wire.Asks(lookups, false)
 	// The error is for the breaker: that of all, if no look-up was answered.
 	found, err := link.breaker.Execute(func() (found []etcd.Got[etcd.Found], err error) {
 		s.metrics.asked.Inc()
@@ -224,7 +221,7 @@ func explain(cluster string, err error) error {
 // is none counts where the remote cluster says that all it has is there, as what is
 // pushed isn't taken away before it does.
 func (l *link) pick(lookup wire.Lookup, found []etcd.Found) (answer, error) {
-	sources := len(lookup.SourceKeys(false))
+	sources := len(found) - wire.EvidenceCount
 	for _, one := range found[:sources] {
 		kv := one.KV
 		if kv == nil {
@@ -238,7 +235,7 @@ func (l *link) pick(lookup wire.Lookup, found []etcd.Found) (answer, error) {
 		}
 		return answer{one.Header, kv}, nil
 	}
-	evidence := make([][]byte, 0, 2)
+	evidence := make([][]byte, 0, wire.EvidenceCount)
 	for _, one := range found[sources:] {
 		evidence = append(evidence, one.Value())
 	}
