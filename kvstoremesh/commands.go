@@ -4,8 +4,8 @@
 package kvstoremesh
 
 import (
-	"bytes"
 	"fmt"
+	"io"
 	"net/netip"
 
 	"github.com/cilium/hive"
@@ -13,7 +13,7 @@ import (
 	"github.com/cilium/statedb"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
-	"github.com/waggle-mesh/waggle/clustermesh/export"
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -31,7 +31,7 @@ func explainCommand(x *explainer, db *statedb.DB, client *etcd.Client) script.Cm
 		script.CmdUsage{
 			Summary: "say what is taken of a remote cluster's endpoints",
 			Args:    "CLUSTER [ADDRESS...]",
-			Flags:   export.OutputFlag,
+			Flags:   output.Flag,
 			Detail:  []string{"Says how the cluster is seen from here, and which of the addresses the local etcd has of it."},
 		},
 		func(s *script.State, args ...string) (script.WaitFunc, error) {
@@ -50,7 +50,7 @@ func explainCommand(x *explainer, db *statedb.DB, client *etcd.Client) script.Cm
 			if err := answer.look(s.Context(), client); err != nil {
 				answer.EtcdError = err.Error()
 			}
-			return export.PrintAs(s.Flags, answer, func(out *bytes.Buffer) error { return answer.print(out) })
+			return output.Answer(s.Flags, answer, answer.print)
 		},
 	)
 }
@@ -59,15 +59,15 @@ func statusCommand(x *explainer, db *statedb.DB) script.Cmd {
 	return script.Command(
 		script.CmdUsage{
 			Summary: "say how many endpoints of remote clusters are left out by their region",
-			Flags:   export.OutputFlag,
+			Flags:   output.Flag,
 		},
 		func(s *script.State, args ...string) (script.WaitFunc, error) {
 			if len(args) != 0 {
 				return nil, fmt.Errorf("%w: no arguments", script.ErrUsage)
 			}
 			status := x.status(db.ReadTxn())
-			return export.PrintAs(s.Flags, status, func(out *bytes.Buffer) error {
-				return PrintFilterStatus(out, []FilterStatus{status}, true)
+			return output.Answer(s.Flags, status, func(w io.Writer) error {
+				return PrintFilterStatus(w, []FilterStatus{status}, true)
 			})
 		},
 	)

@@ -9,11 +9,11 @@ import (
 	"io"
 	"net/netip"
 	"slices"
-	"text/tabwriter"
 
 	"github.com/cilium/statedb"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/export"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
@@ -116,12 +116,11 @@ func (s SourceStatus) remarkable() bool { return s.Skipped > 0 }
 // PrintFilterStatus writes a table of some KVStoreMeshes' status. Unless all is set, it
 // has only the clusters of which something is left out.
 func PrintFilterStatus(w io.Writer, status []FilterStatus, all bool) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "CLUSTER\tREGION\tREMOTE\tITS REGION\tENDPOINTS\tSKIPPED BY REGION")
+	table := output.NewTable(w, "CLUSTER", "REGION", "REMOTE", "ITS REGION", "ENDPOINTS", "SKIPPED BY REGION")
 	for _, of := range status {
 		for _, source := range of.Sources {
 			if all || source.remarkable() {
-				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\n", of.Cluster, export.OrDash(of.Region), source.Source,
+				table.Row(of.Cluster, export.OrDash(of.Region), source.Source,
 					export.OrDash(source.Region), source.Endpoints, source.Skipped)
 			}
 		}

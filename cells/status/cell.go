@@ -4,8 +4,7 @@
 package status
 
 import (
-	"encoding/json"
-	"strings"
+	"io"
 	"time"
 
 	"github.com/cilium/cilium/pkg/hive/health/types"
@@ -13,9 +12,9 @@ import (
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/script"
 	"github.com/cilium/statedb"
-	"github.com/spf13/pflag"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -76,28 +75,14 @@ func command(parts params) script.Cmd {
 	return script.Command(
 		script.CmdUsage{
 			Summary: "Show how this process is, and why whatever isn't well isn't",
-			Flags: func(flags *pflag.FlagSet) {
-				flags.StringP("output", "o", "text", "How it is printed: text or json")
-			},
+			Flags:   output.Flag,
 		},
 		func(st *script.State, args ...string) (script.WaitFunc, error) {
-			output, err := st.Flags.GetString("output")
-			if err != nil {
-				return nil, err
-			}
-			if len(args) != 0 || output != "text" && output != "json" {
+			if len(args) != 0 {
 				return nil, script.ErrUsage
 			}
-			return func(*script.State) (string, string, error) {
-				report := parts.report()
-				var out strings.Builder
-				if output == "json" {
-					err := json.NewEncoder(&out).Encode(report)
-					return out.String(), "", err
-				}
-				err := report.Print(&out, time.Now())
-				return out.String(), "", err
-			}, nil
+			report := parts.report()
+			return output.Answer(st.Flags, report, func(w io.Writer) error { return report.Print(w, time.Now()) })
 		},
 	)
 }

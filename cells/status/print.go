@@ -10,23 +10,23 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
 
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
 // Print writes the report as text; now is what ages are counted from.
 func (r *Report) Print(w io.Writer, now time.Time) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	table := output.NewTable(w)
 	health := "OK"
 	if !r.Healthy {
 		health = fmt.Sprintf("not OK (%d), see below", len(r.Problems))
 	}
-	fmt.Fprintf(table, "Health:\t%s\n", health)
+	table.Row("Health:", health)
 	if r.Cluster != "" {
-		fmt.Fprintf(table, "Cluster:\t%s\n", r.Cluster)
+		table.Row("Cluster:", r.Cluster)
 	}
 	r.printParts(table)
 	if err := table.Flush(); err != nil {
@@ -42,25 +42,25 @@ func (r *Report) Print(w io.Writer, now time.Time) error {
 }
 
 // printParts writes what takes a line each.
-func (r *Report) printParts(w io.Writer) {
+func (r *Report) printParts(table *output.Table) {
+	line := func(part, format string, of ...any) { table.Row(part+":", fmt.Sprintf(format, of...)) }
 	if e := r.Etcd; e != nil {
-		fmt.Fprintf(w, "Etcd:\t%d keys on %d leases, %d of %d prefixes complete\n",
-			e.Keys, e.Leases, e.Prefixes-e.Incomplete, e.Prefixes)
-		fmt.Fprintf(w, "Queue:\t%d, %d of them refused, %s behind\n", e.Queue, e.Refused, Seconds(e.LagSeconds))
-		fmt.Fprintf(w, "Commits:\t%d of %d changes, %d failed\n", e.Commits, e.Changes, e.Failures)
+		line("Etcd", "%d keys on %d leases, %d of %d prefixes complete", e.Keys, e.Leases, e.Prefixes-e.Incomplete, e.Prefixes)
+		line("Queue", "%d, %d of them refused, %s behind", e.Queue, e.Refused, Seconds(e.LagSeconds))
+		line("Commits", "%d of %d changes, %d failed", e.Commits, e.Changes, e.Failures)
 	}
 	if l := r.Lists; l != nil {
-		fmt.Fprintf(w, "Lists:\t%d now, %d served, %d put off\n", l.Open, l.Served, l.Postponed)
+		line("Lists", "%d now, %d served, %d put off", l.Open, l.Served, l.Postponed)
 	}
 	if m := r.IPCache; m != nil {
-		fmt.Fprintf(w, "Map:\t%s, %d of %d entries wanted, %d don't fit, %d failed\n", m.Map, m.Wanted, m.Capacity, m.Overflow, m.Failed)
+		line("Map", "%s, %d of %d entries wanted, %d don't fit, %d failed", m.Map, m.Wanted, m.Capacity, m.Overflow, m.Failed)
 	}
 	switch o := r.OnDemand; {
 	case o == nil:
 	case !o.Enabled:
-		fmt.Fprintf(w, "On demand:\toff\n")
+		line("On demand", "off")
 	default:
-		fmt.Fprintf(w, "On demand:\t%s, %d wait\n", o.Resolved(), o.Waiting)
+		line("On demand", "%s, %d wait", o.Resolved(), o.Waiting)
 	}
 }
 
@@ -79,22 +79,22 @@ func (r *Report) printSources(w io.Writer, now time.Time) error {
 		return nil
 	}
 	fmt.Fprintln(w)
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "SOURCE\tSTATE\tSYNCED\tNODES\tIDENTITIES\tENDPOINTS\tSERVICES\tLAST DATA\tREFUSED\tPROBLEM")
+	table := output.NewTable(w, "SOURCE", "STATE", "SYNCED", "NODES", "IDENTITIES", "ENDPOINTS", "SERVICES",
+		"LAST DATA", "REFUSED", "PROBLEM")
 	if d := r.Datastore; d != nil {
 		name := fmt.Sprintf("own (%s)", d.Kind)
 		if d.Backend != "" {
 			name = fmt.Sprintf("own (%s, %s)", d.Kind, d.Backend)
 		}
-		d.print(table, name, now)
+		table.Row(d.cells(name, now)...)
 	}
 	for i := range r.Clusters {
-		r.Clusters[i].print(table, r.Clusters[i].Name, now)
+		table.Row(r.Clusters[i].cells(r.Clusters[i].Name, now)...)
 	}
 	return table.Flush()
 }
 
-func (s *Source) print(w io.Writer, name string, now time.Time) {
+func (s *Source) cells(name string, now time.Time) []any {
 	state := "connected"
 	if !s.Connected {
 		state = "away"
@@ -102,13 +102,13 @@ func (s *Source) print(w io.Writer, name string, now time.Time) {
 	if s.Since != nil {
 		state += " for " + age(*s.Since, now)
 	}
-	fmt.Fprintf(w, "%s\t%s\t%s", name, state, yes(s.Synced))
+	cells := []any{name, state, output.YesNo(s.Synced)}
 	for _, resource := range []wire.Resource{wire.Nodes, wire.Identities, wire.Endpoints, wire.Services} {
 		text := "-" // it isn't read of this source
 		if of, read := s.Resources[resource]; read {
 			text = of.String()
 		}
-		fmt.Fprintf(w, "\t%s", text)
+		cells = append(cells, text)
 	}
 	last := "-"
 	if s.LastEvent != nil {
@@ -118,7 +118,7 @@ func (s *Source) print(w io.Writer, name string, now time.Time) {
 	for _, n := range s.Refused {
 		refused += n
 	}
-	fmt.Fprintf(w, "\t%s\t%d\t%s\n", last, refused, cmp.Or(printable(s.Problem), "-"))
+	return append(cells, last, refused, cmp.Or(printable(s.Problem), "-"))
 }
 
 // String is the number of entries, with a "+" while there may be more.
@@ -135,10 +135,9 @@ func (r *Report) printExports(w io.Writer) error {
 		return nil
 	}
 	fmt.Fprintln(w)
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "EXPORT\tSYNCED\tPUSHED\tON DEMAND\tNOT GLOBAL\tREFUSED")
+	table := output.NewTable(w, "EXPORT", "SYNCED", "PUSHED", "ON DEMAND", "NOT GLOBAL", "REFUSED")
 	for _, e := range r.Exports {
-		fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%d\t%d\n", e.Resource, yes(e.Synced), e.Pushed, e.OnDemand, e.NotGlobal, e.Refused)
+		table.Row(e.Resource, output.YesNo(e.Synced), e.Pushed, e.OnDemand, e.NotGlobal, e.Refused)
 	}
 	return table.Flush()
 }
@@ -149,14 +148,13 @@ func (r *Report) PrintProblems(w io.Writer, now time.Time) error {
 		return nil
 	}
 	fmt.Fprintln(w)
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "PROBLEM OF\tFOR\tREASON")
+	table := output.NewTable(w, "PROBLEM OF", "FOR", "REASON")
 	for _, p := range r.Problems {
 		since := "-"
 		if p.Since != nil {
 			since = age(*p.Since, now)
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\n", p.Subject, since, printable(p.Reason))
+		table.Row(p.Subject, since, printable(p.Reason))
 	}
 	return table.Flush()
 }
@@ -180,11 +178,4 @@ func age(since, now time.Time) string { return now.Sub(since).Round(time.Second)
 // Seconds is a number of seconds as text.
 func Seconds(s float64) string {
 	return time.Duration(s * float64(time.Second)).Round(time.Millisecond).String()
-}
-
-func yes(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
 }

@@ -4,9 +4,8 @@
 package export
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/cilium/hive"
@@ -16,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
@@ -54,38 +54,12 @@ func filterCommands(p commandParams) hive.ScriptCmdsOut {
 	})
 }
 
-// OutputFlag is how the commands about filters print, for PrintAs.
-func OutputFlag(flags *pflag.FlagSet) {
-	flags.StringP("output", "o", "text", "How it is printed: text or json")
-}
-
-// PrintAs prints a value as OutputFlag says.
-func PrintAs(flags *pflag.FlagSet, value any, text func(*bytes.Buffer) error) (script.WaitFunc, error) {
-	output, err := flags.GetString("output")
-	if err != nil {
-		return nil, err
-	}
-	var out bytes.Buffer
-	switch output {
-	case "text":
-		err = text(&out)
-	case "json":
-		err = json.NewEncoder(&out).Encode(value)
-	default:
-		return nil, fmt.Errorf("--output=%q: must be text or json", output)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return func(*script.State) (string, string, error) { return out.String(), "", nil }, nil
-}
-
 func explainCommand(p commandParams, x *explainer) script.Cmd {
 	return script.Command(
 		script.CmdUsage{
 			Summary: "say why a pod is or isn't synced to other clusters",
 			Args:    "NAMESPACE/POD",
-			Flags:   OutputFlag,
+			Flags:   output.Flag,
 			Detail:  []string{"Which rules apply to it, what follows for each of its addresses, and what etcd has of them."},
 		},
 		func(s *script.State, args ...string) (script.WaitFunc, error) {
@@ -109,7 +83,7 @@ func explainCommand(p commandParams, x *explainer) script.Cmd {
 			} else {
 				answer.found(has)
 			}
-			return PrintAs(s.Flags, answer, func(out *bytes.Buffer) error { return answer.Print(out) })
+			return output.Answer(s.Flags, answer, answer.Print)
 		},
 	)
 }
@@ -119,7 +93,7 @@ func statusCommand(db *statedb.DB, x *explainer) script.Cmd {
 		script.CmdUsage{
 			Summary: "say how much is pushed, on demand, and kept at home",
 			Flags: func(flags *pflag.FlagSet) {
-				OutputFlag(flags)
+				output.Flag(flags)
 				flags.Int("examples", 10, "How many pods with malformed settings are named")
 			},
 		},
@@ -132,8 +106,8 @@ func statusCommand(db *statedb.DB, x *explainer) script.Cmd {
 				return nil, err
 			}
 			status := x.status(db.ReadTxn(), limit)
-			return PrintAs(s.Flags, status, func(out *bytes.Buffer) error {
-				return PrintFilterStatus(out, []FilterStatus{status}, true)
+			return output.Answer(s.Flags, status, func(w io.Writer) error {
+				return PrintFilterStatus(w, []FilterStatus{status}, true)
 			})
 		},
 	)

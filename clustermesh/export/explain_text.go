@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -16,14 +16,14 @@ import (
 // Print writes the explanation as text: the rules, then each address and identity.
 func (e *Explanation) Print(w io.Writer) error {
 	fmt.Fprintf(w, "%s/%s/%s\n", e.Cluster, e.Namespace, e.Pod)
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	table := output.NewTable(w)
 	for _, step := range e.Steps {
-		fmt.Fprintf(table, "  %s\t%s\n", step.Rule, step.Says)
+		table.Row("  "+step.Rule, step.Says)
 	}
-	fmt.Fprintf(table, "  =>\t%s\n", outcome(e.Fate))
+	table.Row("  =>", outcome(e.Fate))
 	identities := map[uint32]struct{}{}
 	for i := range e.Endpoints {
-		fmt.Fprintf(table, "  %s\t%s\n", wire.EndpointKey(e.Endpoints[i].Address), e.Endpoints[i].text(e.EtcdError == ""))
+		table.Row("  "+wire.EndpointKey(e.Endpoints[i].Address), e.Endpoints[i].text(e.EtcdError == ""))
 	}
 	for i := range e.Endpoints {
 		ep := &e.Endpoints[i]
@@ -31,10 +31,10 @@ func (e *Explanation) Print(w io.Writer) error {
 			continue
 		}
 		identities[ep.ID] = struct{}{}
-		fmt.Fprintf(table, "  identity %d\t%s\n", ep.ID, ep.identityText(e.EtcdError == ""))
+		table.Row(fmt.Sprintf("  identity %d", ep.ID), ep.identityText(e.EtcdError == ""))
 	}
 	for _, note := range e.notes() {
-		fmt.Fprintf(table, "  note\t%s\n", note)
+		table.Row("  note", note)
 	}
 	return table.Flush()
 }

@@ -8,10 +8,10 @@ import (
 	"io"
 	"iter"
 	"slices"
-	"text/tabwriter"
 
 	"github.com/cilium/statedb"
 
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
@@ -92,12 +92,11 @@ func (r ResourceFilterStatus) remarkable() bool { return r.OnDemand+r.NotGlobal+
 // with malformed settings. Unless all is set, the table has only the resources of which
 // something is left out.
 func PrintFilterStatus(w io.Writer, status []FilterStatus, all bool) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "CLUSTER\tSYNC MODE\tREGION\tRESOURCE\tPUSHED\tON DEMAND\tNOT GLOBAL\tREFUSED")
+	table := output.NewTable(w, "CLUSTER", "SYNC MODE", "REGION", "RESOURCE", "PUSHED", "ON DEMAND", "NOT GLOBAL", "REFUSED")
 	for i := range status {
 		for _, of := range status[i].Resources {
 			if all || of.remarkable() {
-				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", status[i].Cluster, status[i].Mode, OrDash(status[i].Region),
+				table.Row(status[i].Cluster, status[i].Mode, OrDash(status[i].Region),
 					of.Resource, of.Pushed, of.OnDemand, of.NotGlobal, of.Refused)
 			}
 		}

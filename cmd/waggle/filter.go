@@ -5,11 +5,11 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
 
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/cmd/waggle/run"
 )
 
@@ -24,7 +24,7 @@ func newFilterCmd() *cobra.Command {
 }
 
 func newFilterExplainCmd() *cobra.Command {
-	dir, sockets, output := run.DefaultDir(), []string(nil), outputText
+	dir, sockets, format := run.DefaultDir(), []string(nil), output.Text
 	cmd := &cobra.Command{
 		Use:   "explain CLUSTER/NAMESPACE/POD",
 		Short: "Say why a pod is or isn't synced, and to whom",
@@ -40,9 +40,6 @@ The exit status is 1 when that can't be told, or not all of it.`,
   waggle filter explain --shell-sock-path=/run/clustermesh.sock,/run/kvstoremesh.sock amber/shop/cart-0`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			name, err := run.ParsePodName(args[0])
 			if err != nil {
 				return err
@@ -60,7 +57,7 @@ The exit status is 1 when that can't be told, or not all of it.`,
 			if answer == nil {
 				return err
 			}
-			if output == outputJSON {
+			if format == output.JSON {
 				if jsonErr := printJSON(cmd.OutOrStdout(), answer); jsonErr != nil {
 					return jsonErr
 				}
@@ -77,23 +74,11 @@ The exit status is 1 when that can't be told, or not all of it.`,
 	}
 	cmd.Flags().StringVar(&dir, "run-dir", dir, "Directory of the run")
 	cmd.Flags().StringSliceVar(&sockets, "shell-sock-path", nil, "Sockets of the shells of processes to ask instead, separated by commas")
-	cmd.Flags().StringVarP(&output, "output", "o", output, "How it is printed: text or json")
+	format.Flag(cmd.Flags())
 	return cmd
 }
 
-// How commands print.
-const (
-	outputText = "text"
-	outputJSON = "json"
-)
-
-func checkOutput(output string) error {
-	if output != outputText && output != outputJSON {
-		return fmt.Errorf("--output=%q: must be %s or %s", output, outputText, outputJSON)
-	}
-	return nil
-}
-
+// printJSON prints a value for programs, so that people can read it as well.
 func printJSON(w io.Writer, value any) error {
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")

@@ -32,6 +32,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/clustermesh/export"
 	"github.com/waggle-mesh/waggle/cmd/waggle/run"
 )
@@ -277,7 +278,7 @@ func TestFilters(t *testing.T) {
 		{`cluster amber has no namespace "shops"`, []string{sockets, "amber/shops/cart-0"}},
 		{`no endpoint of a pod "cart-9" in namespace shop`, []string{sockets, "amber/shop/cart-9"}},
 		{`"amber/cart-0": must be CLUSTER/NAMESPACE/POD`, []string{sockets, "amber/cart-0"}},
-		{`--output="yaml"`, []string{sockets, "-o", "yaml", "amber/shop/cart-0"}},
+		{`"yaml" for "-o, --output" flag: must be text or json`, []string{sockets, "-o", "yaml", "amber/shop/cart-0"}},
 		{"no mesh runs in", []string{"--run-dir=" + filepath.Join(dir, "none"), "amber/shop/cart-0"}},
 		{"absent.sock can't tell about filters", []string{sockets + "," + filepath.Join(dir, "absent.sock"), "amber/shop/cart-0"}},
 	} {
@@ -356,8 +357,8 @@ func TestFilterExplainBeforeSync(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
 	says := func(answer any) script.Cmd {
-		return script.Command(script.CmdUsage{Flags: export.OutputFlag}, func(s *script.State, _ ...string) (script.WaitFunc, error) {
-			return export.PrintAs(s.Flags, answer, func(*bytes.Buffer) error { return nil })
+		return script.Command(script.CmdUsage{Flags: output.Flag}, func(s *script.State, _ ...string) (script.WaitFunc, error) {
+			return output.Answer(s.Flags, answer, func(io.Writer) error { return nil })
 		})
 	}
 	socket := filepath.Join(dir, "s.sock")

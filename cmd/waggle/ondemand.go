@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/cmd/waggle/run"
 )
 
@@ -23,7 +24,7 @@ func newOnDemandCmd() *cobra.Command {
 }
 
 func newOnDemandListCmd() *cobra.Command {
-	dir, sockets, output := run.DefaultDir(), []string(nil), outputText
+	dir, sockets, format := run.DefaultDir(), []string(nil), output.Text
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List what was resolved on demand, and what isn't and why",
@@ -42,9 +43,6 @@ The exit status is 1 when an agent can't tell, or has the feature off.`,
   waggle ondemand list -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			if len(sockets) == 0 {
 				layout, err := run.ReadLayout(dir)
 				if err != nil {
@@ -54,7 +52,7 @@ The exit status is 1 when an agent can't tell, or has the feature off.`,
 			}
 			lists, problems := run.OnDemand(sockets)
 			out := cmd.OutOrStdout()
-			if output == outputJSON {
+			if format == output.JSON {
 				return errors.Join(printJSON(out, lists), problems)
 			}
 			for i, list := range lists {
@@ -73,6 +71,6 @@ The exit status is 1 when an agent can't tell, or has the feature off.`,
 	}
 	cmd.Flags().StringVar(&dir, "run-dir", dir, "Directory of the run")
 	cmd.Flags().StringSliceVar(&sockets, "shell-sock-path", nil, "Sockets of the shells of agents to ask instead, separated by commas")
-	cmd.Flags().StringVarP(&output, "output", "o", output, "How it is printed: text or json")
+	format.Flag(cmd.Flags())
 	return cmd
 }

@@ -12,11 +12,12 @@ import (
 	"github.com/cilium/hive/shell"
 	"github.com/spf13/cobra"
 
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/cmd/waggle/run"
 )
 
 func newStatusCmd() *cobra.Command {
-	dir, sockets, output, filters := run.DefaultDir(), []string(nil), outputText, false
+	dir, sockets, format, filters := run.DefaultDir(), []string(nil), output.Text, false
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what each cluster of a running mesh knows of the others",
@@ -48,12 +49,9 @@ The exit status is 1 if anything isn't well, or can't be asked.`,
 		GroupID: groupTools,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			out := cmd.OutOrStdout()
 			if len(sockets) > 0 {
-				return printProcesses(out, sockets, output, filters)
+				return printProcesses(out, sockets, format, filters)
 			}
 			layout, err := run.ReadLayout(dir)
 			if err != nil {
@@ -65,7 +63,7 @@ The exit status is 1 if anything isn't well, or can't be asked.`,
 			}
 			defer status.Close()
 			report := status.Report(context.Background())
-			if output == outputJSON {
+			if format == output.JSON {
 				return errors.Join(printJSON(out, report), report.Unhealthy())
 			}
 			return errors.Join(report.Print(out, filters), report.Unhealthy())
@@ -74,13 +72,13 @@ The exit status is 1 if anything isn't well, or can't be asked.`,
 	cmd.Flags().StringVar(&dir, "run-dir", dir, "Directory of the run")
 	cmd.Flags().StringSliceVar(&sockets, "shell-sock-path", nil, "Sockets of the shells of processes to ask instead")
 	cmd.Flags().BoolVar(&filters, "filters", false, "Show what filters leave out even where that is nothing")
-	cmd.Flags().StringVarP(&output, "output", "o", output, "How it is printed: text or json")
+	format.Flag(cmd.Flags())
 	return cmd
 }
 
-func printProcesses(out io.Writer, sockets []string, output string, filters bool) error {
+func printProcesses(out io.Writer, sockets []string, format output.Format, filters bool) error {
 	all, unwell := run.AskProcesses(sockets)
-	if output == outputJSON {
+	if format == output.JSON {
 		return errors.Join(printJSON(out, all), unwell)
 	}
 	for i := range all {

@@ -117,7 +117,7 @@ func TestStatusOfBadClusters(t *testing.T) {
 	_, err = waggle("status", "--run-dir="+none)
 	require.ErrorContains(t, err, "no mesh runs in \""+none+"\"")
 	_, err = waggle("status", "-o", "yaml", "--shell-sock-path="+exporter.socket)
-	require.ErrorContains(t, err, `--output="yaml"`)
+	require.ErrorContains(t, err, `"yaml" for "-o, --output" flag: must be text or json`)
 
 	mesh.untilMetrics(t, `waggle_remote_cluster_connected{target_cluster="amber"} 1`, `waggle_remote_cluster_connected{target_cluster="ghost"} 0`,
 		`waggle_remote_cluster_entries{resource="endpoints",target_cluster="amber"} 16`,

@@ -5,15 +5,15 @@ package ondemand
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"github.com/cilium/hive"
 	"github.com/cilium/hive/script"
-	"github.com/spf13/pflag"
+
+	"github.com/waggle-mesh/waggle/cells/output"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 )
 
 // errOff is the answer of commands where the feature is off.
@@ -31,31 +31,17 @@ func listCommand(s *Service) script.Cmd {
 	return script.Command(
 		script.CmdUsage{
 			Summary: "List what was resolved on demand, and what isn't looked at",
-			Flags: func(flags *pflag.FlagSet) {
-				flags.StringP("output", "o", "text", "How it is printed: text or json")
-			},
+			Flags:   output.Flag,
 		},
 		func(st *script.State, args ...string) (script.WaitFunc, error) {
-			output, err := st.Flags.GetString("output")
+			if len(args) != 0 {
+				return nil, script.ErrUsage
+			}
+			list, err := s.List()
 			if err != nil {
 				return nil, err
 			}
-			if len(args) != 0 || output != "text" && output != "json" {
-				return nil, script.ErrUsage
-			}
-			return func(*script.State) (string, string, error) {
-				list, err := s.List()
-				if err != nil {
-					return "", "", err
-				}
-				var out strings.Builder
-				if output == "json" {
-					err = json.NewEncoder(&out).Encode(list)
-				} else {
-					err = list.Print(&out)
-				}
-				return out.String(), "", err
-			}, nil
+			return output.Answer(st.Flags, list, list.Print)
 		},
 	)
 }
@@ -87,7 +73,7 @@ func missCommand(s *Service) script.Cmd {
 				}
 				out := fmt.Sprintf("%s of cluster %s: %s\n", addr, printable(r.Question.Cluster), r.Outcome)
 				if err != nil {
-					out = fmt.Sprintf("%s of cluster %s: %s: %s\n", addr, printable(r.Question.Cluster), r.Outcome, printableText(err.Error()))
+					out = fmt.Sprintf("%s of cluster %s: %s: %s\n", addr, printable(r.Question.Cluster), r.Outcome, filter.Printable(err.Error()))
 				}
 				return out, "", nil
 			}, nil

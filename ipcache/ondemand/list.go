@@ -9,10 +9,11 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"text/tabwriter"
 	"time"
 
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 )
 
 // List is what is resolved on demand, and what isn't and why.
@@ -87,8 +88,7 @@ func (s *Service) List() (List, error) {
 
 // Print writes a table, and below it what isn't looked at and why.
 func (l *List) Print(w io.Writer) error {
-	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(table, "KIND\tADDRESS\tIDENTITY\tCLUSTER\tPOD\tFROM\tUNTIL\tIDLE\tREASON")
+	table := output.NewTable(w, "KIND", "ADDRESS", "IDENTITY", "CLUSTER", "POD", "FROM", "UNTIL", "IDLE", "REASON")
 	for i := range l.Entries {
 		row := &l.Entries[i]
 		address, identity, pod, idle, reason := "-", "-", "-", "-", "-"
@@ -102,12 +102,12 @@ func (l *List) Print(w io.Writer) error {
 			pod = printable(row.Namespace + "/" + row.Pod)
 		}
 		if row.Reason != "" {
-			reason = printableText(row.Reason)
+			reason = filter.Printable(row.Reason)
 		}
 		if row.IdleSeconds >= 0 {
 			idle = time.Duration(row.IdleSeconds * float64(time.Second)).Round(time.Second).String()
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", row.Kind, address, identity, printable(row.Cluster), pod,
+		table.Row(row.Kind, address, identity, printable(row.Cluster), pod,
 			printable(row.From), row.Until.UTC().Format(time.RFC3339), idle, reason)
 	}
 	if err := table.Flush(); err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/cilium/statedb/index"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/filter"
 )
 
 // TableName is the table of what was resolved, as `db/show` knows it, after the prefix that
@@ -80,7 +81,7 @@ func (r *Row) TableRow() []string {
 		pod = printable(r.Namespace + "/" + r.Pod)
 	}
 	return []string{string(r.Kind), address, identity, printable(r.Cluster), pod, printable(r.From),
-		r.Since.UTC().Format(time.RFC3339), r.Until.UTC().Format(time.RFC3339), printableText(r.Reason)}
+		r.Since.UTC().Format(time.RFC3339), r.Until.UTC().Format(time.RFC3339), filter.Printable(r.Reason)}
 }
 
 // printable is a name for a terminal, quoted if it has what would look like another
@@ -90,14 +91,6 @@ func printable(name string) string {
 		return strconv.Quote(name)
 	}
 	return name
-}
-
-// printableText is printable for sentences.
-func printableText(text string) string {
-	if strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return strconv.Quote(text)
-	}
-	return text
 }
 
 var rowByKey = statedb.Index[*Row, string]{

@@ -10,9 +10,9 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/cells/state"
 )
 
@@ -63,15 +63,13 @@ func PrintDatastores(w io.Writer, rows []Datastore, now time.Time) error {
 	if len(rows) == 0 {
 		return nil
 	}
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "CLUSTER\tDATASTORE\tBACKEND\tSTATE\tSYNCED\tNODES\tIDENTITIES\tENDPOINTS\tSERVICES\t")
+	table := output.NewTable(w, "CLUSTER", "DATASTORE", "BACKEND", "STATE", "SYNCED", "NODES", "IDENTITIES", "ENDPOINTS", "SERVICES", "")
 	for _, row := range rows {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s", row.Cluster, cmp.Or(row.Kind, "-"), cmp.Or(row.Backend, "-"),
-			row.connection(now), yes(row.Ready))
+		cells := []any{row.Cluster, cmp.Or(row.Kind, "-"), cmp.Or(row.Backend, "-"), row.connection(now), output.YesNo(row.Ready)}
 		for _, resource := range resources {
-			fmt.Fprintf(table, "\t%d", row.Resources[resource].Entries)
+			cells = append(cells, row.Resources[resource].Entries)
 		}
-		fmt.Fprintf(table, "\t%s\n", row.Problem)
+		table.Row(append(cells, row.Problem)...)
 	}
 	return table.Flush()
 }

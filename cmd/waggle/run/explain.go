@@ -13,9 +13,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/clustermesh/export"
 	"github.com/waggle-mesh/waggle/clustermesh/filter"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
@@ -277,23 +277,23 @@ func (e *Explanation) Print(w io.Writer) error {
 	if err := e.Source.Print(w); err != nil {
 		return err
 	}
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	table := output.NewTable(w)
 	for _, reader := range e.Readers {
 		name := reader.Cluster
 		if reader.Says != nil && reader.Says.Region != "" {
 			name += " (" + reader.Says.Region + ")"
 		}
 		if len(reader.Arrivals) == 0 {
-			fmt.Fprintf(table, "  => %s\tunknown: %s\n", name, reader.Problem)
+			table.Row("  => "+name, "unknown: "+reader.Problem)
 			continue
 		}
 		first := reader.Arrivals[0]
 		if !slices.ContainsFunc(reader.Arrivals, func(a Arrival) bool { return a.Outcome != first.Outcome || a.Why != first.Why }) {
-			fmt.Fprintf(table, "  => %s\t%s\n", name, first)
+			table.Row("  => "+name, first)
 			continue
 		}
 		for _, a := range reader.Arrivals {
-			fmt.Fprintf(table, "  => %s %s\t%s\n", name, wire.EndpointKey(a.Address), a)
+			table.Row("  => "+name+" "+wire.EndpointKey(a.Address), a)
 		}
 	}
 	return table.Flush()

@@ -10,9 +10,9 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/cells/status"
 )
 
@@ -71,8 +71,7 @@ func (s *Status) Processes() []ProcessStatus {
 // PrintProcesses writes a line for each, and below it the reasons for all that isn't
 // well.
 func PrintProcesses(w io.Writer, all []ProcessStatus, now time.Time) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "CLUSTER\tPROCESS\tHEALTH\tQUEUE\tBEHIND\tCOMMITS\tFAILED\tKEYS\tLEASES")
+	table := output.NewTable(w, "CLUSTER", "PROCESS", "HEALTH", "QUEUE", "BEHIND", "COMMITS", "FAILED", "KEYS", "LEASES")
 	for i := range all {
 		p := &all[i]
 		health := "OK"
@@ -82,13 +81,12 @@ func PrintProcesses(w io.Writer, all []ProcessStatus, now time.Time) error {
 		case !p.Healthy():
 			health = fmt.Sprintf("not OK (%d)", len(p.Status.Problems))
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s", p.Cluster, p.Part, health)
 		if p.Status == nil || p.Status.Etcd == nil {
-			fmt.Fprint(table, "\t-\t-\t-\t-\t-\t-\n")
+			table.Row(p.Cluster, p.Part, health, "-", "-", "-", "-", "-", "-")
 			continue
 		}
 		e := p.Status.Etcd
-		fmt.Fprintf(table, "\t%d\t%s\t%d\t%d\t%d\t%d\n", e.Queue, status.Seconds(e.LagSeconds), e.Commits, e.Failures, e.Keys, e.Leases)
+		table.Row(p.Cluster, p.Part, health, e.Queue, status.Seconds(e.LagSeconds), e.Commits, e.Failures, e.Keys, e.Leases)
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -114,11 +112,10 @@ func PrintOnDemand(w io.Writer, all []ProcessStatus) error {
 	if len(all) == 0 {
 		return nil
 	}
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "CLUSTER\tON DEMAND\tWAITING\tREFUSED CIDRS\tBLIND FOR\tAWAY")
+	table := output.NewTable(w, "CLUSTER", "ON DEMAND", "WAITING", "REFUSED CIDRS", "BLIND FOR", "AWAY")
 	for i := range all {
 		o := all[i].Status.OnDemand
-		fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%s\t%s\n", all[i].Cluster, o.Resolved(), o.Waiting, o.RefusedCIDRs,
+		table.Row(all[i].Cluster, o.Resolved(), o.Waiting, o.RefusedCIDRs,
 			cmp.Or(strings.Join(o.Blind, ","), "-"), cmp.Or(strings.Join(o.Away, ","), "-"))
 	}
 	if err := table.Flush(); err != nil {

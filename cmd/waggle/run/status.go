@@ -11,12 +11,12 @@ import (
 	"io"
 	"log/slog"
 	"strconv"
-	"text/tabwriter"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/cells/output"
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -175,27 +175,19 @@ func Settled(rows []Row) bool {
 
 // Print writes the table.
 func Print(w io.Writer, rows []Row) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "CLUSTER\tREMOTE\tCONNECTED\tSYNCED\tNODES\tIDENTITIES\tENDPOINTS\tSERVICES\tLAG\t")
+	table := output.NewTable(w, "CLUSTER", "REMOTE", "CONNECTED", "SYNCED", "NODES", "IDENTITIES", "ENDPOINTS", "SERVICES", "LAG", "")
 	for _, row := range rows {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s", row.Cluster, row.Remote, yes(row.Connected), yes(row.Synced))
+		cells := []any{row.Cluster, row.Remote, output.YesNo(row.Connected), output.YesNo(row.Synced)}
 		for _, resource := range resources {
-			fmt.Fprintf(table, "\t%d", row.Entries[resource])
+			cells = append(cells, row.Entries[resource])
 		}
 		lag := "unknown"
 		if row.Lag >= 0 {
 			lag = strconv.Itoa(row.Lag)
 		}
-		fmt.Fprintf(table, "\t%s\t%s\n", lag, row.Problem)
+		table.Row(append(cells, lag, row.Problem)...)
 	}
 	return table.Flush()
-}
-
-func yes(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
 }
 
 func shorten(err error) string {

@@ -1,0 +1,50 @@
+// Copyright Authors of Waggle
+// SPDX-License-Identifier: Apache-2.0
+
+package output
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+
+	"github.com/spf13/pflag"
+	"github.com/stretchr/testify/require"
+)
+
+// TestAnswer has each format, and the one of neither.
+func TestAnswer(t *testing.T) {
+	answer := func(args ...string) (string, error) {
+		flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+		Flag(flags)
+		if err := flags.Parse(args); err != nil {
+			return "", err
+		}
+		wait, err := Answer(flags, []int{1, 2}, func(w io.Writer) error {
+			_, err := fmt.Fprintln(w, "one and two")
+			return err
+		})
+		require.NoError(t, err)
+		out, errOut, err := wait(nil)
+		require.NoError(t, err)
+		require.Empty(t, errOut)
+		return out, nil
+	}
+	for _, args := range [][]string{nil, {"-o", "text"}} {
+		out, err := answer(args...)
+		require.NoError(t, err)
+		require.Equal(t, "one and two\n", out)
+	}
+	out, err := answer("--output=json")
+	require.NoError(t, err)
+	require.Equal(t, "[1,2]\n", out)
+	_, err = answer("-o", "yaml")
+	require.ErrorContains(t, err, "must be text or json")
+
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	Flag(flags)
+	broken := errors.New("broken")
+	_, err = Answer(flags, nil, func(io.Writer) error { return broken })
+	require.ErrorIs(t, err, broken)
+}
