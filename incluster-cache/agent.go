@@ -190,7 +190,7 @@ func (p *datastoreParams) registerEtcd() {
 				}),
 			)
 		}
-		p.Jobs.Add(job.OneShot("follow-cache", f.run))
+		p.Jobs.Add(job.OneShot(state.DatastoreJob, f.run))
 		return nil
 	}})
 }

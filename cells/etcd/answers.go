@@ -25,10 +25,10 @@ const (
 const healthKey = "health"
 
 // ask asks etcd something now and then until ctx ends. A Writer that has nothing to
-// write finds out by nothing else that its etcd is away, or hangs. It is what
-// "etcd-writer-health" tells.
+// write finds out by nothing else that its etcd is away, or hangs. What comes of it is in
+// WriterStats.Silent, and so in the health of writerHealth.
 func (w *Writer) ask(ctx context.Context, health cell.Health) error {
-	health.OK("Asking etcd now and then; that it doesn't answer is told by writer")
+	health.OK("Asking etcd now and then; that it doesn't answer is told by " + writerHealth)
 	for {
 		pause, silent := askInterval, ""
 		_, err := w.client.get(ctx, askTimeout, &pb.RangeRequest{Key: []byte(healthKey), Serializable: true})

@@ -79,6 +79,10 @@ func newLocalClient(p clientParams) *Client {
 	return c
 }
 
+// writerHealth is the scope of health in which the Writer's module says whether the etcd
+// takes what is written to it, and answers.
+const writerHealth = "writer"
+
 type writerParams struct {
 	cell.In
 
@@ -98,11 +102,11 @@ func newLocalWriter(p writerParams) *Writer {
 	}})
 	p.Jobs.Add(
 		job.OneShot("etcd-writer", func(ctx context.Context, health cell.Health) error {
-			health.OK("Writing; what fails is told by writer")
+			health.OK("Writing; what fails is told by " + writerHealth)
 			return w.Run(ctx)
 		}),
 		job.OneShot("etcd-answers", w.ask),
-		job.Timer("etcd-writer-health", w.reportHealth(p.Health.NewScope("writer")), time.Second),
+		job.Timer("etcd-writer-health", w.reportHealth(p.Health.NewScope(writerHealth)), time.Second),
 	)
 	return w
 }

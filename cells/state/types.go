@@ -165,6 +165,11 @@ type RemoteCluster struct {
 	LastFailure time.Time
 }
 
+// RemoteClusterJob is the name of the job that follows a remote cluster, whose health says
+// how that goes. The underscore, which no cluster's name has, keeps the health of "a" from
+// being a prefix of that of "ab": health is removed by prefix.
+func RemoteClusterJob(cluster string) string { return "remote-" + cluster + "_etcd" }
+
 // ResourceState is the sync state of one resource of one remote cluster.
 type ResourceState struct {
 	Enabled bool // the source offers it
@@ -191,6 +196,9 @@ type Datastore struct {
 	// Snapshot is what is kept of it on disk; zero if nothing is.
 	Snapshot Snapshot
 }
+
+// DatastoreJob is the name of the job that follows an in-cluster cache, likewise.
+const DatastoreJob = "follow-cache"
 
 // Off says that there is none: an agent without Kubernetes has remote clusters alone.
 func (d *Datastore) Off() bool { return d.Kind == "kubernetes" && d.Backend == "" }

@@ -29,14 +29,14 @@ func (p params) report() *Report {
 	}
 	r.addExports(txn, p.Exports)
 	if p.Writer != nil {
-		r.addEtcd(p)
+		r.addEtcd(p) // what is wrong with it is in health
 	}
 	if p.Lists != nil {
 		stats := p.Lists.Stats()
 		r.Lists = &Lists{Open: stats.Open, Served: stats.Ended, Postponed: stats.Postponed}
 	}
 	if p.OnDemand != nil {
-		onDemand := p.OnDemand() // what is wrong with it is in health
+		onDemand := p.OnDemand() // likewise
 		r.OnDemand = &onDemand
 	}
 	if p.IPCache != nil {
@@ -51,15 +51,24 @@ func (r *Report) problem(subject, reason string, since time.Time) {
 	r.Problems = append(r.Problems, Problem{Subject: subject, Reason: reason, Since: when(since)})
 }
 
-// untold adds a problem unless the health of the job that deals with it has told of it,
-// with more words.
-func (r *Report) untold(job, subject, reason string, since time.Time) {
+// untold adds what is wrong with a source unless the health of the job that follows it,
+// whose row is the last part of the name, has told of it with more words. Of one that is
+// away the reason for that is enough: all else follows from it.
+func (r *Report) untold(job, subject string, s *Source, row *state.RemoteCluster) {
+	reason := s.unwell()
+	if reason == "" {
+		return
+	}
+	cause := reason
+	if !row.Connected && row.LastError != "" {
+		cause = row.LastError
+	}
 	if slices.ContainsFunc(r.Problems, func(p Problem) bool {
-		return strings.HasSuffix(p.Subject, job) && strings.Contains(p.Reason, reason)
+		return strings.HasSuffix(p.Subject, ".job-"+job) && strings.Contains(p.Reason, cause)
 	}) {
 		return
 	}
-	r.problem(subject, reason, since)
+	r.problem(subject, reason, s.unwellSince())
 }
 
 // addHealth takes over what our modules say of themselves.
@@ -123,9 +132,7 @@ func (r *Report) addCluster(row *state.RemoteCluster) {
 		Conflicts: row.Conflicts, HeldBack: row.HeldBack,
 	}
 	r.Clusters = append(r.Clusters, c)
-	if reason := c.unwell(); reason != "" {
-		r.untold("job-remote-"+c.Name+"_etcd", "cluster "+c.Name, reason, c.unwellSince())
-	}
+	r.untold(state.RemoteClusterJob(c.Name), "cluster "+c.Name, &c.Source, row)
 }
 
 // unwellSince is when the connection was lost; of other problems health knows.
@@ -142,9 +149,7 @@ func (r *Report) addDatastore(row *state.Datastore) {
 	}
 	d := &Datastore{Source: newSource(&row.RemoteCluster), Kind: row.Kind, Backend: row.Backend}
 	r.Datastore = d
-	if reason := d.unwell(); reason != "" {
-		r.untold("job-follow-cache", "datastore", reason, d.unwellSince())
-	}
+	r.untold(state.DatastoreJob, "datastore", &d.Source, &row.RemoteCluster)
 }
 
 func (r *Report) addExports(txn statedb.ReadTxn, table statedb.Table[*state.Export]) {
@@ -179,9 +184,6 @@ func (r *Report) addEtcd(p params) {
 		}
 	}
 	r.Etcd = e
-	if stats.LastError != "" {
-		r.untold(".writer", "etcd", stats.LastError, time.Time{})
-	}
 }
 
 // when is a time for JSON, where zero is none.

@@ -181,18 +181,21 @@ export of nodes                          -      not yet in etcd as a whole`, "\n
 	require.JSONEq(t, `{"healthy":true,"problems":[]}`, string(text), "what there isn't is left out")
 }
 
-// TestSameProblemOfSeveral is told of each cluster that has it.
+// TestSameProblemOfSeveral is told of each cluster that has it, once; and what else is wrong
+// with one that is connected isn't left out.
 func TestSameProblemOfSeveral(t *testing.T) {
 	r := &Report{}
 	for _, name := range []string{"basil", "coral"} {
 		r.problem("agent.clustermesh.job-remote-"+name+"_etcd", "No connection to remote cluster: refused", time.Time{})
 	}
 	for _, name := range []string{"basil", "coral", "dill"} {
-		r.addCluster(&state.RemoteCluster{Name: name, LastError: "refused"})
+		r.addCluster(&state.RemoteCluster{Name: name, LastError: "refused", Problem: "nor can it be read"})
 	}
+	r.addCluster(&state.RemoteCluster{Name: "basil", LastError: "refused", Problem: "nor can it be read", Connected: true})
 	var subjects []string
 	for _, p := range r.Problems {
 		subjects = append(subjects, p.Subject)
 	}
-	require.Equal(t, []string{"agent.clustermesh.job-remote-basil_etcd", "agent.clustermesh.job-remote-coral_etcd", "cluster dill"}, subjects)
+	require.Equal(t, []string{"agent.clustermesh.job-remote-basil_etcd", "agent.clustermesh.job-remote-coral_etcd", "cluster dill",
+		"cluster basil"}, subjects)
 }

@@ -155,9 +155,7 @@ func (m *Mesh) configure(name string, f file) {
 	c.status.start()
 	c.configure(f)
 	log.Info("Adding remote cluster")
-	// The underscore, which no cluster's name has, keeps the health of "a" from
-	// being a prefix of that of "ab": health is removed by prefix.
-	m.jobs.Add(job.OneShot(fmt.Sprintf("remote-%s_etcd", name), func(ctx context.Context, health cell.Health) error {
+	m.jobs.Add(job.OneShot(state.RemoteClusterJob(name), func(ctx context.Context, health cell.Health) error {
 		if c.live(ctx, health) {
 			m.leave(name)
 		}
