@@ -80,7 +80,7 @@ func (c *cluster) writeRow() {
 			continue
 		}
 		resources[r.resource] = state.ResourceState{Enabled: r.enabled, Synced: r.enabled && r.complete,
-			Entries: r.scope.Held(), Skipped: r.admission.skipped.len()}
+			Entries: r.scope.Held(), Skipped: r.admission.skipped.len(), Lists: r.reader.Lists()}
 		// The additions of later schemas may never come.
 		ready = ready && (r.complete || r.resource == wire.EndpointSlices)
 	}

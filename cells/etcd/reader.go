@@ -130,7 +130,7 @@ func NewReader(cfg ReaderConfig, observer Observer) *Reader {
 // source is away.
 func (r *Reader) Synced() bool { return r.synced.Load() }
 
-// Lists is the number of lists made so far, for metrics and tests.
+// Lists is the number of lists begun so far. One that was resumed has made none.
 func (r *Reader) Lists() uint64 { return r.lists.Load() }
 
 // LastError is why the source isn't being followed, or nil while it is. A list

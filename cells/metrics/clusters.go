@@ -21,12 +21,13 @@ var (
 	clusterRefused   = counter(clusterPrefix+"refused_total", "Values of it that were not taken in", metrics.LabelTargetCluster, "reason")
 	clusterConflicts = gauge(clusterPrefix+"conflicts", "Addresses that it claims and another cluster holds", metrics.LabelTargetCluster)
 	clusterHeldBack  = gauge(clusterPrefix+"held_back_endpoints", "Endpoints of it that wait for their identity", metrics.LabelTargetCluster)
+	clusterLists     = counter(clusterPrefix+"lists_total", "Lists of its resources: more than one of each means that its etcd was another one, had compacted, or was asked again", metrics.LabelTargetCluster)
 	clusterLastEvent = gauge(clusterPrefix+"last_event_timestamp_seconds", "When data of it last arrived", metrics.LabelTargetCluster)
 )
 
 // clusters is what the table of remote clusters says beyond upstream's metrics of them.
 var clusters = newSource("remote-cluster", "What is read of remote clusters as metrics",
-	[]desc{clusterConnected, clusterSynced, clusterEntries, clusterRefused, clusterConflicts, clusterHeldBack, clusterLastEvent},
+	[]desc{clusterConnected, clusterSynced, clusterEntries, clusterRefused, clusterConflicts, clusterHeldBack, clusterLists, clusterLastEvent},
 	func(s *source, db *statedb.DB, table statedb.Table[*state.RemoteCluster]) {
 		s.read = func(ch into) {
 			for row := range table.All(db.ReadTxn()) {
@@ -37,11 +38,14 @@ var clusters = newSource("remote-cluster", "What is read of remote clusters as m
 				if !row.LastEvent.IsZero() {
 					ch.put(clusterLastEvent, float64(row.LastEvent.Unix()), row.Name)
 				}
+				lists := uint64(0)
 				for resource, of := range row.Resources {
+					lists += of.Lists
 					if of.Enabled {
 						ch.put(clusterEntries, float64(of.Entries), row.Name, string(resource))
 					}
 				}
+				ch.put(clusterLists, float64(lists), row.Name)
 				for reason, n := range row.Refused {
 					ch.put(clusterRefused, float64(n), row.Name, string(reason))
 				}

@@ -178,6 +178,10 @@ type ResourceState struct {
 	// Skipped counts what the source has and isn't taken, being regional in another
 	// region.
 	Skipped int
+	// Lists counts how often it was listed since the start, or since the source changed
+	// its layout. Each after the first took more than a reconnect: another etcd, history
+	// that was compacted, or entries that were wanted again.
+	Lists uint64
 }
 
 // Datastore is the one row of the table "datastore": where this cluster's own

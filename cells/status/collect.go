@@ -99,7 +99,7 @@ func newSource(row *state.RemoteCluster) Source {
 	}
 	for resource, of := range row.Resources {
 		if of.Enabled {
-			s.Resources[resource] = Resource{Synced: of.Synced, Entries: of.Entries, Skipped: of.Skipped}
+			s.Resources[resource] = Resource{Synced: of.Synced, Entries: of.Entries, Skipped: of.Skipped, Lists: of.Lists}
 		}
 	}
 	return s

@@ -88,6 +88,9 @@ type Resource struct {
 	Entries int  `json:"entries"`
 	// Skipped isn't taken, being regional in another region.
 	Skipped int `json:"skipped,omitempty"`
+	// Lists counts how often it was listed since the start: more than once means that
+	// reconnects don't do.
+	Lists uint64 `json:"lists"`
 }
 
 // Export is what becomes of one resource on its way to other clusters: where it is,

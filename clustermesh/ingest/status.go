@@ -116,7 +116,7 @@ func (h *handler) writeStatus() {
 	ready := len(h.streams) > 0
 	resources := make(map[wire.Resource]state.ResourceState, len(h.streams))
 	for _, s := range h.streams {
-		of := state.ResourceState{Enabled: s.enabled, Synced: s.enabled && s.reader.Synced()}
+		of := state.ResourceState{Enabled: s.enabled, Synced: s.enabled && s.reader.Synced(), Lists: s.reader.Lists()}
 		switch s.resource {
 		case wire.Identities:
 			of.Entries = counts.Identities
