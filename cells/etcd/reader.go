@@ -80,6 +80,7 @@ type Reader struct {
 	absentAt int64
 	events   []Event
 	seed     seed
+	outage   outage // which may outlast a Run
 	// confirmPatience is the constant, but in tests.
 	confirmPatience time.Duration
 
@@ -193,11 +194,27 @@ func (r *Reader) Run(ctx context.Context, client *Client) error {
 			errors.Is(err, errUnconfirmed) {
 			continue
 		}
-		r.setError(err)
-		r.cfg.Log.Warn("Following etcd prefix interrupted", "prefix", r.cfg.Prefix, "error", err)
+		r.interrupted(ctx, err)
 		if sleep(ctx, backoff.Step()) != nil {
 			return nil
 		}
+	}
+}
+
+// interrupted says why the source isn't being followed, and follows that it is again.
+func (r *Reader) interrupted(ctx context.Context, err error) {
+	r.setError(err)
+	level := slog.LevelDebug
+	if r.outage.failed(time.Now(), err) {
+		level = slog.LevelWarn
+	}
+	r.cfg.Log.Log(ctx, level, "Following etcd prefix is interrupted, trying again", "prefix", r.cfg.Prefix, "error", err)
+}
+
+func (r *Reader) follows() {
+	r.setError(nil)
+	if since, was := r.outage.over(); was {
+		r.cfg.Log.Info("Following etcd prefix again", "prefix", r.cfg.Prefix, "interrupted-since", since)
 	}
 }
 
@@ -237,7 +254,7 @@ func (r *Reader) follow(ctx context.Context, client *Client) (followed bool, err
 		generation = now
 		_, changed = client.Generation()
 	}
-	r.setError(nil)
+	r.follows()
 	return true, r.watch(ctx, client, generation, changed)
 }
 

@@ -8,6 +8,7 @@
 //	config.go      flags and upstream's etcd configuration file
 //	client.go      a connection, and whether it is still to the same etcd; existing.go asks for a few keys
 //	reader.go      list, watch, resume, relist; diff.go is its pure part, what it remembers
+//	outage.go      what of an etcd's absence is news to a log
 //	resume.go      to go on where a Reader of an earlier process was
 //	watchgroup.go  one watch for several Readers
 //	keymap.go      how Readers and Scopes remember keys

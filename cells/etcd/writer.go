@@ -81,6 +81,7 @@ type Writer struct {
 	callbacks []func()             // to call from Run, without the lock
 	eased     chan struct{}        // closed and renewed when less is pending
 	stats     WriterStats
+	outage    outage
 
 	onCommit func(Commit) // set before Run
 }
@@ -455,6 +456,11 @@ func (w *Writer) succeeded(ctx context.Context, batch []*operation, header *pb.R
 		*known = r
 		op.lease = 0
 	}
+	if !w.noSpace { // else deletes succeed, and puts don't
+		if since, was := w.outage.over(); was {
+			w.log.Info("Writing to etcd again", "failed-since", since)
+		}
+	}
 	w.wrote(batch, header.Revision)
 	w.queueRefills(gone)
 	w.plan.succeeded(batch)
@@ -490,9 +496,11 @@ func (w *Writer) failed(batch []*operation, err error) {
 	}
 	w.stats.Failures++
 	w.noSpace = errors.Is(err, rpctypes.ErrNoSpace)
-	if w.stats.LastError == "" {
-		w.log.Warn("Writing to etcd failed, trying again", "operations", len(batch), "error", err)
+	level := slog.LevelDebug
+	if w.outage.failed(time.Now(), err) {
+		level = slog.LevelWarn
 	}
+	w.log.Log(context.Background(), level, "Writing to etcd failed, trying again", "operations", len(batch), "error", err)
 	w.stats.LastError = err.Error()
 	w.notUntil = time.Now().Add(w.retry.Step())
 }
