@@ -186,7 +186,7 @@ func register(p params) error {
 	}
 	p.Jobs.Add(job.OneShot("apply", applier.run))
 	if p.Config.Manifests != "" {
-		source := newManifests(p.Log, p.Config.Manifests, kinds, newProblems(p.Log, "Manifest", p.Metrics))
+		source := newManifests(p.Log, p.Config.Manifests, kinds, newProblems(p.Log, "Manifest", p.Metrics, problemManifest))
 		p.Lifecycle.Append(cell.Hook{OnStart: source.check})
 		p.Jobs.Add(job.OneShot("read-manifests", source.run))
 		return nil
@@ -223,7 +223,9 @@ func assemble(p params) ([]*kind, *applier, error) {
 		applier.add(c)
 		return c
 	}
-	report := func(k kind) *problems { return newProblems(p.Log, k.Kind, p.Metrics) }
+	report := func(k kind) *problems {
+		return newProblems(p.Log, k.Kind, p.Metrics, append([]problem{problemType}, k.problems...)...)
+	}
 	all := labels.Everything()
 
 	milestone := func(resource wire.Resource, kinds ...collector) {

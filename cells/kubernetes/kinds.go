@@ -34,6 +34,8 @@ type kind struct {
 	custom bool
 	// optional: without its CRD the kind counts as listed, and empty.
 	optional bool
+	// problems are what may be wrong with an object, beside problemType.
+	problems []problem
 
 	store cache.ReflectorStore
 }
@@ -43,6 +45,7 @@ var (
 	ciliumNodeKind = kind{
 		GroupVersionKind: ciliumv2.SchemeGroupVersion.WithKind("CiliumNode"),
 		custom:           true,
+		problems:         []problem{problemAddress},
 		newObject:        func() runtime.Object { return &ciliumv2.CiliumNode{} },
 		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.CiliumV2().CiliumNodes(), s)
@@ -51,6 +54,7 @@ var (
 	ciliumIdentityKind = kind{
 		GroupVersionKind: ciliumv2.SchemeGroupVersion.WithKind("CiliumIdentity"),
 		custom:           true,
+		problems:         []problem{problemName, problemLabels},
 		newObject:        func() runtime.Object { return &ciliumv2.CiliumIdentity{} },
 		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.CiliumV2().CiliumIdentities(), s)
@@ -60,6 +64,7 @@ var (
 		GroupVersionKind: ciliumv2.SchemeGroupVersion.WithKind("CiliumEndpoint"),
 		custom:           true,
 		namespaced:       true,
+		problems:         []problem{problemAddress},
 		newObject:        func() runtime.Object { return &ciliumv2.CiliumEndpoint{} },
 		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.CiliumV2().CiliumEndpoints(metav1.NamespaceAll), s)
@@ -68,6 +73,7 @@ var (
 	ciliumEndpointSliceKind = kind{
 		GroupVersionKind: ciliumv2alpha1.SchemeGroupVersion.WithKind("CiliumEndpointSlice"),
 		custom:           true,
+		problems:         []problem{problemAddress, problemNetworking},
 		newObject:        func() runtime.Object { return &ciliumv2alpha1.CiliumEndpointSlice{} },
 		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.CiliumV2alpha1().CiliumEndpointSlices(), s)
@@ -84,6 +90,7 @@ var (
 	podKind = kind{
 		GroupVersionKind: slim_corev1.SchemeGroupVersion.WithKind("Pod"),
 		namespaced:       true,
+		problems:         []problem{problemSetting},
 		newObject:        func() runtime.Object { return &metav1.PartialObjectMetadata{} },
 		listWatch:        listWatchOfPods,
 	}
@@ -98,6 +105,7 @@ var (
 	endpointSliceKind = kind{
 		GroupVersionKind: slim_discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"),
 		namespaced:       true,
+		problems:         []problem{problemAddress},
 		newObject:        func() runtime.Object { return &slim_discoveryv1.EndpointSlice{} },
 		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.Slim().DiscoveryV1().EndpointSlices(metav1.NamespaceAll), s)
@@ -108,6 +116,7 @@ var (
 		custom:           true,
 		optional:         true,
 		namespaced:       true,
+		problems:         []problem{problemTimestamp},
 		newObject:        func() runtime.Object { return &mcsapiv1alpha1.ServiceExport{} },
 		listWatch: func(cs client.Clientset, s labels.Selector) (*cache.ListWatch, error) {
 			return listWatchOf(cs.MulticlusterV1alpha1().ServiceExports(metav1.NamespaceAll), s)

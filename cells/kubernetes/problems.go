@@ -64,7 +64,12 @@ type problems struct {
 	suppressed int
 }
 
-func newProblems(log *slog.Logger, kind string, metrics *Metrics) *problems {
+// newProblems expects some problems: they are counted from 0 on, so that a rate can be seen
+// from the first one on.
+func newProblems(log *slog.Logger, kind string, metrics *Metrics, expected ...problem) *problems {
+	for _, problem := range expected {
+		metrics.Problems.WithLabelValues(kind, string(problem))
+	}
 	return &problems{
 		log:     log.With("kind", kind),
 		kind:    kind,
@@ -99,11 +104,17 @@ func (p *problems) add(problem problem, err error, attrs ...slog.Attr) {
 	p.log.LogAttrs(context.Background(), slog.LevelWarn, "Ignoring what is wrong in an object", attrs...)
 }
 
+// The actions by which Metrics.Events are counted.
+const (
+	actionUpsert = "upsert"
+	actionDelete = "delete"
+)
+
 // Metrics of this room.
 type Metrics struct {
 	// Problems counts what was ignored, by kind and by problem.
 	Problems metric.Vec[metric.Counter]
-	// Events counts the changes applied, by kind and action (upsert, delete).
+	// Events counts the changes applied, by kind and action.
 	Events metric.Vec[metric.Counter]
 	// Batches counts the transactions that took them in: Events divided by
 	// Batches is the size of an average batch.

@@ -105,6 +105,9 @@ func newReflector[O any, T, M any](
 	kind string, problems *problems, metrics *Metrics,
 	convert func(O, report) (T, bool), apply apply[T, M],
 ) *reflector[T, M] {
+	for _, action := range []string{actionUpsert, actionDelete} {
+		metrics.Events.WithLabelValues(kind, action) // from 0 on
+	}
 	return &reflector[T, M]{
 		kind: kind,
 		convert: func(obj any, report report) (T, bool) {
@@ -342,10 +345,10 @@ func (r *reflector[T, M]) applyBatch(tx *state.Txn, batch *pending[T]) {
 		r.listed = true
 	}
 	if upserts > 0 {
-		r.metrics.Events.WithLabelValues(r.kind, "upsert").Add(float64(upserts))
+		r.metrics.Events.WithLabelValues(r.kind, actionUpsert).Add(float64(upserts))
 	}
 	if deletes > 0 {
-		r.metrics.Events.WithLabelValues(r.kind, "delete").Add(float64(deletes))
+		r.metrics.Events.WithLabelValues(r.kind, actionDelete).Add(float64(deletes))
 	}
 }
 

@@ -22,14 +22,12 @@ import (
 
 // notAtOnce are metrics that a program has once there was something to tell, and what.
 var notAtOnce = map[string]string{
-	"waggle_kubernetes_problems_total":            "an object was malformed",
 	"waggle_remote_cluster_refused_total":         "a remote cluster's value was refused",
 	"waggle_datastore_refused":                    "a value of the cluster's own was",
 	"waggle_datastore_restored_entries":           "the start found a snapshot",
 	"waggle_datastore_started":                    "likewise",
 	"waggle_datastore_snapshot_bytes":             "a snapshot was written",
 	"waggle_datastore_snapshot_timestamp_seconds": "likewise",
-	"waggle_ondemand_revalidations_total":         "the time of an entry was over",
 }
 
 // TestMetricsAreListed has each program serve, of what begins with our prefix, what

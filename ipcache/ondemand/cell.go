@@ -141,7 +141,7 @@ func register(p params) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Metrics.engine = s.engine
+	p.Metrics.follow(s.engine)
 	initialized := p.Writer.RegisterInitializer(initializer, wire.Endpoints)
 	restored := func() {
 		tx := p.Writer.Begin()

@@ -320,7 +320,7 @@ func (f *fixture) build(options ...option) {
 	}
 	f.engine, err = newEngine(s, []IPCacheMissResolver{f.source})
 	require.NoError(f, err)
-	s.metrics.engine = f.engine
+	s.metrics.follow(f.engine)
 }
 
 var epoch = time.Unix(1600000000, 0)

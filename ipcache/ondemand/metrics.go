@@ -57,13 +57,35 @@ func newMetrics() *Metrics {
 	}
 	for side := range m.bySide {
 		m.bySide[side] = map[Outcome]prometheus.Counter{}
-		for _, o := range []Outcome{OutcomeTable, OutcomeNegative, OutcomeTimeout, OutcomeRefused, OutcomeUnavailable, OutcomeDropped} {
-			if side > 0 {
-				m.bySide[side][o] = m.misses.WithLabelValues(bpf.Side(side).String(), string(o))
-			}
-		}
+	}
+	for _, o := range []Outcome{OutcomeTable, OutcomeNegative, OutcomeTimeout, OutcomeRefused, OutcomeUnavailable} {
+		m.expect(o)
+	}
+	m.expectMisses(OutcomeDropped)
+	for _, o := range []Outcome{outcomeUnused, outcomeTakenOver} {
+		m.revalidations.WithLabelValues(string(o))
 	}
 	return m
+}
+
+// expect has an outcome of lookups told before there is one: from 0 on a rate can be seen.
+func (m *Metrics) expect(o Outcome) {
+	m.expectMisses(o)
+	m.revalidations.WithLabelValues(string(o))
+}
+
+func (m *Metrics) expectMisses(o Outcome) {
+	for side := bpf.Side(1); int(side) < len(m.bySide); side++ {
+		m.bySide[side][o] = m.misses.WithLabelValues(side.String(), string(o))
+	}
+}
+
+// follow has an engine counted, before it runs.
+func (m *Metrics) follow(e *engine) {
+	for _, r := range e.chain.others {
+		m.expect(Outcome(r.Name()))
+	}
+	m.engine = e
 }
 
 func (m *Metrics) miss(side bpf.Side, outcome Outcome, n uint64) {
