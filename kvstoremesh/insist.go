@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/cilium/hive/cell"
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
@@ -33,4 +34,16 @@ func insist(ctx context.Context, log *slog.Logger, ask func(context.Context) err
 		case <-time.After(backoff.Step()):
 		}
 	}
+}
+
+// insistent is insist for a job, whose health says meanwhile what can't be done. It fails
+// only because the process stops, which is no failure of the job.
+func insistent(ctx context.Context, log *slog.Logger, health cell.Health, problem string, ask func(context.Context) error) error {
+	return insist(ctx, log, func(ctx context.Context) error {
+		err := ask(ctx)
+		if err != nil && ctx.Err() == nil {
+			health.Degraded(problem, err)
+		}
+		return err
+	})
 }

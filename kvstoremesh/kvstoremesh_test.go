@@ -4,6 +4,7 @@
 package kvstoremesh
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -27,6 +28,7 @@ import (
 	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
+	"github.com/waggle-mesh/waggle/testing/relay"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -44,17 +46,18 @@ type fixture struct {
 	stop          func()
 	ttl           time.Duration // of the mesh's leases; 0 is a minute
 	log           *slog.Logger  // the mesh's; nil is one that says nothing
+	address       string        // at which the mesh has the local etcd; empty is the server's
 }
 
 func startEtcd(t testing.TB) (*etcd.Server, *etcd.Client) {
 	server, err := etcd.StartServer(context.Background(), etcd.ServerConfig{Dir: t.TempDir(), ListenURL: "http://127.0.0.1:0"})
 	require.NoError(t, err)
 	t.Cleanup(server.Close)
-	return server, connect(t, server, time.Minute)
+	return server, connect(t, server.URL(), time.Minute)
 }
 
-func connect(t testing.TB, server *etcd.Server, ttl time.Duration) *etcd.Client {
-	client, err := etcd.NewClient(slog.New(slog.DiscardHandler), etcd.ClientConfig{Endpoints: []string{server.URL()}, LeaseTTL: ttl})
+func connect(t testing.TB, url string, ttl time.Duration) *etcd.Client {
+	client, err := etcd.NewClient(slog.New(slog.DiscardHandler), etcd.ClientConfig{Endpoints: []string{url}, LeaseTTL: ttl})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, client.Close()) })
 	return client
@@ -80,7 +83,7 @@ func (f *fixture) startMesh(edit func(*Config)) {
 	stateWriter, err := state.NewWriter(f.db)
 	require.NoError(f.t, err)
 	f.rows = stateWriter.Tables().RemoteClusters
-	client := connect(f.t, f.server, cmp.Or(f.ttl, time.Minute))
+	client := connect(f.t, cmp.Or(f.address, f.server.URL()), cmp.Or(f.ttl, time.Minute))
 	writer := etcd.NewWriter(log, client)
 	f.mesh = newKVStoreMesh(log, config, wire.ClusterInfo{ID: 9, Name: "local", MaxConnectedClusters: 255}, client, writer, stateWriter)
 	f.mesh.relistJitter = -1
@@ -346,7 +349,7 @@ func TestRemoveInterrupted(t *testing.T) {
 	f.stop()
 	f.startMesh(nil)
 	health, _ := cell.NewSimpleHealth()
-	require.NoError(t, f.mesh.drainOrphans(t.Context(), health, func() []string { return []string{"another"} }))
+	f.mesh.drainOrphans(t.Context(), health, func() []string { return []string{"another"} })
 	require.Empty(t, f.content(t, "cilium/"))
 }
 
@@ -361,12 +364,12 @@ func TestOrphanComesBack(t *testing.T) {
 	f.startMesh(nil)
 	asked := 0
 	health, _ := cell.NewSimpleHealth()
-	require.NoError(t, f.mesh.drainOrphans(t.Context(), health, func() []string {
+	f.mesh.drainOrphans(t.Context(), health, func() []string {
 		if asked++; asked == 1 {
 			return nil
 		}
 		return []string{"c"}
-	}))
+	})
 	require.Len(t, f.content(t, wire.CacheRoot), len(wire.Resources))
 }
 
@@ -480,6 +483,58 @@ func TestRestartWhileTheSourceIsAway(t *testing.T) {
 	require.NoError(t, f.mesh.adoptLeases(t.Context()))
 	f.eventually("cilium/", before)
 	require.NotEmpty(t, before)
+}
+
+// TestStartBeforeTheLocalEtcd starts a KVStoreMesh whose etcd comes up later, with what an
+// earlier process has written, some of it of a cluster that is gone: it waits, and says so,
+// and then every lease is kept and the rest removed.
+func TestStartBeforeTheLocalEtcd(t *testing.T) {
+	f := &fixture{t: t}
+	f.server, f.local = startEtcd(t)
+	for i := range 3 {
+		lease, err := f.local.Etcd().Grant(t.Context(), 600)
+		require.NoError(t, err)
+		for _, cluster := range []string{"c", "gone"} {
+			_, err = f.local.Etcd().Put(t.Context(), fmt.Sprintf("%sn%d", wire.CachePrefix(wire.Nodes, cluster), i), "v", clientv3.WithLease(lease.ID))
+			require.NoError(t, err)
+			_, err = f.local.Etcd().Put(t.Context(), wire.CanaryKey(wire.Resources[i], cluster, true), "v", clientv3.WithLease(lease.ID))
+			require.NoError(t, err)
+		}
+	}
+	r, err := relay.Listen("127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(r.Close)
+	var log bytes.Buffer // read when all that logs has ended
+	f.log, f.address = slog.New(slog.NewTextHandler(&log, nil)), "http://"+r.Address()
+	f.startMesh(nil)
+
+	health, says := cell.NewSimpleHealth()
+	var jobs sync.WaitGroup
+	jobs.Go(func() { assert.NoError(t, f.mesh.keepLeases(t.Context(), health.NewScope("leases"))) })
+	jobs.Go(func() {
+		f.mesh.drainOrphans(t.Context(), health.NewScope("orphans"), func() []string { return []string{"c"} })
+	})
+	level := func(job string) (level cell.Level) {
+		if child := says.GetChild(job); child != nil {
+			child.Lock()
+			defer child.Unlock()
+			level = child.Level
+		}
+		return level
+	}
+	for _, job := range []string{"leases", "orphans"} {
+		require.Eventually(t, func() bool { return level(job) == cell.StatusDegraded }, patience, tick)
+	}
+	r.Aim(strings.TrimPrefix(f.server.URL(), "http://"))
+	jobs.Wait()
+	for _, job := range []string{"leases", "orphans"} {
+		require.Equal(t, cell.StatusOK, level(job))
+	}
+	require.Equal(t, 3, f.mesh.writer.Stats().Leases)
+	require.Len(t, f.content(t, "cilium/"), 6, "what is left is of the other cluster")
+	f.stop()
+	require.NotContains(t, log.String(), "level=ERROR")
+	require.Contains(t, log.String(), "Reading from the local etcd failed, trying again")
 }
 
 // TestProblemIsSaid has the source's etcd refuse to be read, which is no matter

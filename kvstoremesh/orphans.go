@@ -6,7 +6,6 @@ package kvstoremesh
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -38,17 +37,22 @@ func registerOrphans(m *kvStoreMesh, mesh *remote.Mesh, jobs job.Group) {
 		case <-ctx.Done():
 			return nil
 		}
-		return m.drainOrphans(ctx, health, mesh.Clusters)
-	}, job.WithRetry(-1, &job.ExponentialBackoff{Min: time.Second, Max: time.Minute})))
+		m.drainOrphans(ctx, health, mesh.Clusters)
+		return nil
+	}))
 }
 
 // drainOrphans removes the data of every cluster that configured doesn't name. How it
 // goes with each is in health, in a scope of its own.
-func (m *kvStoreMesh) drainOrphans(ctx context.Context, health cell.Health, configured func() []string) error {
+func (m *kvStoreMesh) drainOrphans(ctx context.Context, health cell.Health, configured func() []string) {
 	health.OK("Looking for data of clusters that are no longer configured")
-	names, err := m.cachedClusters(ctx)
-	if err != nil {
+	var names []string
+	look := func(ctx context.Context) (err error) {
+		names, err = m.cachedClusters(ctx)
 		return err
+	}
+	if insistent(ctx, m.log, health, "Data of clusters that are no longer configured can't be looked for", look) != nil {
+		return // the process stops
 	}
 	known := configured()
 	var drains sync.WaitGroup
@@ -62,7 +66,7 @@ func (m *kvStoreMesh) drainOrphans(ctx context.Context, health cell.Health, conf
 	}
 	if len(orphans) == 0 {
 		health.OK("There is only data of clusters that are configured")
-		return nil
+		return
 	}
 	health.OK(fmt.Sprintf("Removing the data of %d clusters that are no longer configured", len(orphans)))
 	for _, name := range orphans {
@@ -71,7 +75,6 @@ func (m *kvStoreMesh) drainOrphans(ctx context.Context, health cell.Health, conf
 	if drains.Wait(); ctx.Err() == nil {
 		health.OK(fmt.Sprintf("Done with the data of %d clusters that were no longer configured", len(orphans)))
 	}
-	return nil
 }
 
 // cachedClusters lists the clusters of which there is cached data.
@@ -96,18 +99,12 @@ func (m *kvStoreMesh) cachedClusters(ctx context.Context) ([]string, error) {
 func (m *kvStoreMesh) drainOrphan(ctx context.Context, health cell.Health, configured func() []string, name string) {
 	defer health.Stopped("the drain has ended")
 	log := m.log.With("cluster", name)
-	insist := func(ctx context.Context, log *slog.Logger, ask func(context.Context) error) error {
-		return insist(ctx, log, func(ctx context.Context) error {
-			err := ask(ctx)
-			if err != nil && ctx.Err() == nil {
-				health.Degraded("What is left of the cluster can't be read", err)
-			}
-			return err
-		})
+	read := func(ask func(context.Context) error) error {
+		return insistent(ctx, log, health, "What is left of the cluster can't be read", ask)
 	}
 	health.OK("Reading what is left of the cluster")
 	config := func(ctx context.Context) error { return m.configs.LoadKey(ctx, name) }
-	if insist(ctx, log, config) != nil {
+	if read(config) != nil {
 		return // the process stops, and the next one finds it again
 	}
 	if !m.deleteOrphanConfig(name) {
@@ -128,7 +125,7 @@ func (m *kvStoreMesh) drainOrphan(ctx context.Context, health cell.Health, confi
 	for _, resource := range slices.Backward(wire.Resources) {
 		scope := m.writer.Scope(etcd.ScopeConfig{
 			Prefix: wire.CachePrefix(resource, name), Canary: wire.CanaryKey(resource, name, true), Lease: true})
-		err := insist(ctx, log, scope.Load)
+		err := read(scope.Load)
 		if err == nil {
 			err = scope.Drop(ctx)
 		}

@@ -6,7 +6,6 @@ package kvstoremesh
 import (
 	"context"
 	"strings"
-	"time"
 
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/hive/job"
@@ -22,15 +21,19 @@ import (
 
 func registerWarmStart(m *kvStoreMesh, mesh *remote.Mesh, jobs job.Group) {
 	if mesh.Enabled() {
-		jobs.Add(job.OneShot("adopt-leases", func(ctx context.Context, health cell.Health) error {
-			health.OK("Looking for the leases of what an earlier process has written")
-			if err := m.adoptLeases(ctx); err != nil {
-				return err
-			}
-			health.OK("The leases of what an earlier process has written are kept alive")
-			return nil
-		}, job.WithRetry(-1, &job.ExponentialBackoff{Min: time.Second, Max: time.Minute})))
+		jobs.Add(job.OneShot("adopt-leases", m.keepLeases))
 	}
+}
+
+// keepLeases is the job. The local etcd may come up after us, and its leases last: those
+// that it had when it went get their time anew.
+func (m *kvStoreMesh) keepLeases(ctx context.Context, health cell.Health) error {
+	health.OK("Looking for the leases of what an earlier process has written")
+	err := insistent(ctx, m.log, health, "What an earlier process has written can't be looked for", m.adoptLeases)
+	if err == nil {
+		health.OK("The leases of what an earlier process has written are kept alive")
+	}
+	return nil // else the process stops
 }
 
 // adoptLeases leaves alone what the local cluster's exporter wrote: if that has
