@@ -19,6 +19,7 @@ import (
 	"github.com/cilium/hive/cell"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 )
 
 // OwnServerCell runs an embedded etcd for the client of Cell in the same hive, and
@@ -107,7 +108,7 @@ func serverConfig(cfg ServerConfig) (*embed.Config, error) {
 		}
 	}
 	config.UnsafeNoFsync = true
-	config.GRPCAdditionalServerOptions = cfg.GRPC
+	config.GRPCAdditionalServerOptions = append([]grpc.ServerOption{grpc.ForceServerCodecV2(newServerCodec())}, cfg.GRPC...)
 	// There is no slow follower to keep raft's log for. By default it keeps the last
 	// 5,000 transactions in memory, all of them where a cache is filled by large
 	// ones: 188 MiB after 600,000 keys.
