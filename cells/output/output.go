@@ -18,8 +18,11 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// flagName is the long name of the flag -o.
-const flagName = "output"
+// The flag -o, by its long name.
+const (
+	flagName = "output"
+	usage    = "How it is printed: text or json"
+)
 
 // Format is how a command answers, as the value of its flag.
 type Format string
@@ -48,18 +51,26 @@ func (*Format) Type() string { return "string" }
 // Flag adds the flag that sets it; without the flag it is Text.
 func (f *Format) Flag(flags *pflag.FlagSet) {
 	*f = Text
-	flags.VarP(f, flagName, "o", "How it is printed: text or json")
+	flags.VarP(f, flagName, "o", usage)
 }
 
-// Flag adds the flag to a shell's command that answers by Answer.
-func Flag(flags *pflag.FlagSet) { new(Format).Flag(flags) }
+// Flag adds the flag to a shell's command that answers by Answer, which looks at it: a
+// script may expect a command to fail, but not its flags to be malformed.
+func Flag(flags *pflag.FlagSet) { flags.StringP(flagName, "o", string(Text), usage) }
 
 // Answer is the answer of a shell's command with the flag of Flag: a value, on one line
 // of JSON, or what text writes of it.
 func Answer(flags *pflag.FlagSet, value any, text func(io.Writer) error) (script.WaitFunc, error) {
+	var format Format
+	name, err := flags.GetString(flagName)
+	if err != nil {
+		return nil, err
+	}
+	if err := format.Set(name); err != nil {
+		return nil, fmt.Errorf("--%s=%q: %w", flagName, name, err)
+	}
 	var out bytes.Buffer
-	var err error
-	if Format(flags.Lookup(flagName).Value.String()) == JSON {
+	if format == JSON {
 		err = json.NewEncoder(&out).Encode(value)
 	} else {
 		err = text(&out)

@@ -18,14 +18,14 @@ func TestAnswer(t *testing.T) {
 	answer := func(args ...string) (string, error) {
 		flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 		Flag(flags)
-		if err := flags.Parse(args); err != nil {
-			return "", err
-		}
+		require.NoError(t, flags.Parse(args))
 		wait, err := Answer(flags, []int{1, 2}, func(w io.Writer) error {
 			_, err := fmt.Fprintln(w, "one and two")
 			return err
 		})
-		require.NoError(t, err)
+		if err != nil {
+			return "", err
+		}
 		out, errOut, err := wait(nil)
 		require.NoError(t, err)
 		require.Empty(t, errOut)
@@ -40,7 +40,15 @@ func TestAnswer(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "[1,2]\n", out)
 	_, err = answer("-o", "yaml")
-	require.ErrorContains(t, err, "must be text or json")
+	require.EqualError(t, err, `--output="yaml": must be text or json`)
+
+	var format Format
+	line := pflag.NewFlagSet("", pflag.ContinueOnError)
+	format.Flag(line)
+	require.Equal(t, Text, format)
+	require.ErrorContains(t, line.Parse([]string{"-o", "yaml"}), "must be text or json")
+	require.NoError(t, line.Parse([]string{"-o", "json"}))
+	require.Equal(t, JSON, format)
 
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	Flag(flags)
