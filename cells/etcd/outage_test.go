@@ -10,8 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -80,21 +82,29 @@ func (l *lines) at(t *testing.T, level slog.Level) (out []line) {
 // TestOutageInLog has a Reader's etcd go away and come back: the log has each reason once,
 // over however many attempts, and that it is over.
 func TestOutageInLog(t *testing.T) {
-	there := strings.TrimPrefix(startServer(t, ServerConfig{}).URL(), "http://")
+	server := startServer(t, ServerConfig{}).URL()
+	there, writes := strings.TrimPrefix(server, "http://"), clientAt(t, time.Minute, server)
 	r, err := relay.Listen("127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(r.Close)
 	r.Aim(there)
 	var log lines
 	began := time.Now()
+	var watched atomic.Int64
 	reader := NewReader(ReaderConfig{Log: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Prefix: "p/", RelistJitter: -1}, ObserverFunc(func(context.Context, Batch) {}))
+		Prefix: "p/", RelistJitter: -1}, ObserverFunc(func(_ context.Context, b Batch) {
+		if !b.Listing && len(b.Events) > 0 {
+			watched.Add(1)
+		}
+	}))
 	startReader(t, reader, clientAt(t, time.Minute, "http://"+r.Address()))
 	require.Eventually(t, reader.Synced, patience, tick)
 	require.Empty(t, log.at(t, slog.LevelWarn))
 
 	for outages, quiet := 1, 0; outages <= 2; outages++ {
 		before := len(log.at(t, slog.LevelWarn))
+		put(t, writes, "p/a", strconv.Itoa(outages))
+		require.Eventually(t, func() bool { return watched.Load() == int64(outages) }, patience, tick, "its watch is there")
 		r.Aim("")
 		require.Eventually(t, func() bool { return len(log.at(t, slog.LevelDebug)) >= quiet+2 }, patience, tick)
 		require.Len(t, log.at(t, slog.LevelInfo), outages-1)
