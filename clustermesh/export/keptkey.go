@@ -99,16 +99,24 @@ func (k *KeptKey) watch(ctx context.Context, health cell.Health) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return reader.Run(ctx, k.client) })
 	group.Go(func() error {
-		watching := false
+		said := ""
+		say := func(text string) {
+			if text != said {
+				said = text
+				health.OK(text)
+			}
+		}
 		tick := time.NewTicker(watchReportInterval)
 		defer tick.Stop()
 		for {
-			if err := reader.LastError(); err != nil {
-				watching = false
+			switch err := reader.LastError(); {
+			case err != nil:
+				said = ""
 				health.Degraded("Can't see changes by others", err)
-			} else if !watching {
-				watching = true
-				health.OK("Watching for changes by others")
+			case reader.Synced():
+				say("Watching for changes by others")
+			default:
+				say("Listing")
 			}
 			select {
 			case <-ctx.Done():

@@ -5,6 +5,7 @@ package export
 
 import (
 	"context"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -59,4 +60,31 @@ func TestKeptKeyAway(t *testing.T) {
 	p.aim(0)
 	eventually("it is written again", func() bool { return is() == ours })
 	eventually("all is well", func() bool { return watches.problem() == "" })
+}
+
+// TestKeptKeyListing: what is only listed isn't watched yet, at an etcd that takes the
+// connection and doesn't answer.
+func TestKeptKeyListing(t *testing.T) {
+	p := newPair(t)
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
+	require.NoError(t, err)
+	defer silent.Close()
+	p.relay.Aim(silent.Addr().String())
+	kept := NewKeptKey(quietly(), p.through, nil, wire.ClusterConfigPrefix, localName, []byte(`{"id":3}`))
+	close(kept.written)
+	ctx, cancel := context.WithCancel(t.Context())
+	var jobs sync.WaitGroup
+	defer jobs.Wait()
+	defer cancel()
+	var health healthRecorder
+	jobs.Go(func() { _ = kept.watch(ctx, &health) })
+
+	const watching = "Watching for changes by others"
+	require.Eventually(t, func() bool { return len(health.said()) > 1 }, 2*time.Minute, 10*time.Millisecond)
+	require.NotContains(t, health.said(), watching)
+	p.aim(0)
+	require.Eventually(t, func() bool {
+		said := health.said()
+		return said[len(said)-1] == watching
+	}, 2*time.Minute, 10*time.Millisecond)
 }

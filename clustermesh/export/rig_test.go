@@ -277,19 +277,29 @@ func serviceExport(namespace, name string) *wire.ServiceExport {
 
 var owner = state.Owner{Object: "endpoint/x"}
 
-// healthRecorder remembers the last thing that health was told.
+// healthRecorder remembers what health was told.
 type healthRecorder struct {
 	cell.Health
-	mu  sync.Mutex
-	err error
+	mu    sync.Mutex
+	texts []string
+	err   error // of the last one
 }
 
-func (h *healthRecorder) OK(string)                    { h.set(nil) }
-func (h *healthRecorder) Degraded(_ string, err error) { h.set(err) }
-func (h *healthRecorder) NewScope(string) cell.Health  { return h }
-func (h *healthRecorder) Stopped(string)               {}
-func (h *healthRecorder) Close()                       {}
-func (h *healthRecorder) set(err error)                { h.mu.Lock(); h.err = err; h.mu.Unlock() }
+func (h *healthRecorder) OK(text string)                  { h.set(text, nil) }
+func (h *healthRecorder) Degraded(text string, err error) { h.set(text, err) }
+func (h *healthRecorder) NewScope(string) cell.Health     { return h }
+func (h *healthRecorder) Stopped(string)                  {}
+func (h *healthRecorder) Close()                          {}
+func (h *healthRecorder) set(text string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.texts, h.err = append(h.texts, text), err
+}
+func (h *healthRecorder) said() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.texts)
+}
 func (h *healthRecorder) problem() (text string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
