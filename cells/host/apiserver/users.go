@@ -124,7 +124,7 @@ func newUsersBackoff() wait.Backoff {
 
 // usersFile is the configuration file.
 type usersFile struct {
-	Users *[]struct {
+	Users []struct {
 		Name string `json:"name"`
 		Role string `json:"role"`
 	} `json:"users"`
@@ -148,16 +148,18 @@ func (u *users) read() (wanted *wantedUsers, err error) {
 		return nil, err
 	}
 	var file usersFile
-	if err := yaml.Unmarshal(data, &file); err != nil {
+	var keys map[string]any
+	if err := errors.Join(yaml.Unmarshal(data, &file), yaml.Unmarshal(data, &keys)); err != nil {
 		return nil, fmt.Errorf("parsing %q: %w", u.config.Path, err)
 	}
-	if file.Users == nil {
-		// None is an empty list; without one it is another file, or a part of it.
+	// The chart of a cluster without others has the key and nothing below it. Without the
+	// key it is another file, or a part of it.
+	if _, ok := keys["users"]; !ok {
 		return nil, fmt.Errorf("%q has no list \"users\"", u.config.Path)
 	}
-	wanted = &wantedUsers{roles: make(map[string]string, len(*file.Users)), unclear: map[string]bool{}}
+	wanted = &wantedUsers{roles: make(map[string]string, len(file.Users)), unclear: map[string]bool{}}
 	var errs []error
-	for i, user := range *file.Users {
+	for i, user := range file.Users {
 		switch role, twice := wanted.roles[user.Name]; {
 		case user.Name == "":
 			wanted.nameless = true

@@ -103,4 +103,8 @@ func TestUsers(t *testing.T) {
 	write("users:\n- {name: remote-y, role: remote}\n")
 	h.Start()
 	become(map[string][]string{"remote-y": {"remote"}})
+
+	// The last one leaves: this is what the chart then has.
+	write("users:\n")
+	become(nil)
 }
