@@ -33,6 +33,8 @@ const (
 	// ready: when it is to replace one that is about to end, it shouldn't be ready before
 	// it has taken over.
 	readyAfter = 10 * time.Second
+	// tryTimeout is how long an etcd may take to say who has the lock until that is a problem.
+	tryTimeout = 5 * time.Second
 	// resignTimeout bounds what is asked of etcd at the end, which may have ended before.
 	resignTimeout = 2 * time.Second
 )
@@ -67,11 +69,15 @@ type electionParams struct {
 	Leader     *upstream.LeaderLifecycle
 	Metrics    mesh.Metrics
 	Readiness  readiness
-	LockTTL    lockTTL `optional:"true"`
+	Times      electionTimes `optional:"true"`
 }
 
-// lockTTL is the time to live of the lock's lease in tests, instead of upstream's.
-type lockTTL time.Duration
+// electionTimes are those of tests. Where one is 0 it is the usual one.
+type electionTimes struct {
+	// lockTTL is the time to live of the lock's lease.
+	lockTTL    time.Duration
+	readyAfter time.Duration
+}
 
 // election is one replica's part in it.
 type election struct {
@@ -136,13 +142,13 @@ func (e *election) session(ctx context.Context, health cell.Health) (*concurrenc
 			e.Log.Warn("Waiting for the local etcd", "error", err)
 		}
 	}
-	err := e.insist(ctx, "taking a lease for the leader election", func(ctx context.Context) error {
+	err := e.insist(ctx, health, "taking a lease for the leader election", func(ctx context.Context) error {
 		if _, err := e.Client.WaitReady(ctx, lockName, waits); err != nil {
 			return err
 		}
 		asking, cancel := context.WithTimeout(ctx, defaults.LockLeaseTTL)
 		defer cancel()
-		lease, err := e.Client.Etcd().Grant(asking, int64(cmp.Or(time.Duration(e.LockTTL), defaults.LockLeaseTTL).Seconds()))
+		lease, err := e.Client.Etcd().Grant(asking, int64(cmp.Or(e.Times.lockTTL, defaults.LockLeaseTTL).Seconds()))
 		if err != nil {
 			return err
 		}
@@ -153,25 +159,33 @@ func (e *election) session(ctx context.Context, health cell.Health) (*concurrenc
 	return session, err
 }
 
-// lock waits for this replica's turn.
+// lock waits for this replica's turn. That another one is the leader is said once the
+// etcd has, and by nobody else but who says later that it is this one.
 func (e *election) lock(ctx context.Context, session *concurrency.Session, lock *concurrency.Mutex, health cell.Health) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(session.Ctx(), func() { cancel(errLeadershipLost) })
 	defer stop()
-	waiting := time.AfterFunc(readyAfter, func() {
-		e.Log.Info("Another replica is the leader, waiting for it to end")
-		health.OK("Another replica is the leader, waiting for it to end")
-		e.Readiness.ready()
-	})
+	waiting := time.AfterFunc(cmp.Or(e.Times.readyAfter, readyAfter), e.Readiness.ready)
 	defer waiting.Stop()
 	e.Log.Info("Acquiring the lock of the leader", "key", lockName)
-	return e.insist(ctx, "acquiring the lock of the leader", lock.Lock)
+	health.OK("Acquiring the lock of the leader")
+	return e.insist(ctx, health, "acquiring the lock of the leader", func(ctx context.Context) error {
+		trying, cancel := context.WithTimeout(ctx, tryTimeout)
+		err := lock.TryLock(trying)
+		cancel()
+		if !errors.Is(err, concurrency.ErrLocked) {
+			return err
+		}
+		e.Log.Info("Another replica is the leader, waiting for it to end")
+		health.OK("Another replica is the leader, waiting for it to end")
+		return lock.Lock(ctx)
+	})
 }
 
 // insist does something with the local etcd until it succeeds or ctx ends, whose cause
-// it returns.
-func (e *election) insist(ctx context.Context, doing string, do func(context.Context) error) error {
+// it returns. What do says of health holds until it fails.
+func (e *election) insist(ctx context.Context, health cell.Health, doing string, do func(context.Context) error) error {
 	backoff := wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 10, Cap: 5 * time.Second}
 	for failed := false; ; failed = true {
 		err := do(ctx)
@@ -183,6 +197,7 @@ func (e *election) insist(ctx context.Context, doing string, do func(context.Con
 		case !failed:
 			e.Log.Warn("The local etcd has a problem, trying again", "doing", doing, "error", err)
 		}
+		health.Degraded("The local etcd has a problem, trying again", fmt.Errorf("%s: %w", doing, err))
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)

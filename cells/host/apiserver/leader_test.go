@@ -61,7 +61,7 @@ func newReplica(t *testing.T, name string, id uint32, local string, remotes *mes
 		"enable-gops":        "false",
 		"shell-sock-path":    filepath.Join(t.TempDir(), "shell.sock"),
 	}, KVStoreMesh,
-		cell.Provide(func() lockTTL { return lockTTL(ttl) }),
+		cell.Provide(func() electionTimes { return electionTimes{lockTTL: ttl} }),
 		cell.DecorateAll(func(hive.Shutdowner) hive.Shutdowner { return r }),
 		cell.Invoke(func(m upstream.Metrics, s syncstate.SyncState, h cluster.GetClusterHandler) {
 			r.metrics, r.state, r.clusters = m, s, h
