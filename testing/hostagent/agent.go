@@ -8,16 +8,18 @@
 //
 //	kube-apiserver ◀─▶ upstream's client ─▶ upstream's control plane + the test's cells ─▶ fake datapath
 //
-//	agent.go   an agent that is started and stopped, and what a test looks at
-//	parts.go   what upstream's agent is made of here
-//	node.go    the Kubernetes node that it runs on
-//	pods.go    pods on that node
-//	shell.go   its shell
+//	agent.go       an agent that is started and stopped, and what a test looks at
+//	parts.go       what upstream's agent is made of here
+//	node.go        the Kubernetes node that it runs on
+//	pods.go        pods on that node
+//	shell.go       its shell
+//	datapath.go    the map that the agent's ipcache has in the kernel
 //
 // The datapath is upstream's own fake: maps and programs of a real one would be
-// the host's. In upstream's "dry mode" an agent also neither restores endpoints of
-// an earlier start nor puts the host's addresses into its ipcache. Nobody here waits
-// for the former, which upstream's jobs would do for ever.
+// the host's. A test that is about the ipcache's map adds a [Datapath]. In upstream's "dry
+// mode" an agent also neither restores endpoints of an earlier start nor puts the host's
+// addresses into its ipcache. Nobody here waits for the former, which upstream's jobs would
+// do for ever.
 //
 // It isn't built with the race detector: upstream's agent, which isn't made to be
 // stopped and started in one process, has races of its own when it stops (its identity
