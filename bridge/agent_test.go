@@ -74,13 +74,19 @@ func (c *cluster) node() string { return fmt.Sprintf("172.18.%d.2", c.ID) }
 // identity is the number of an identity of the cluster, with its labels.
 func (c *cluster) identity(t *testing.T, n uint32) identity.NumericIdentity {
 	t.Helper()
+	return c.identityIn(t, namespace, n)
+}
+
+// identityIn is one of another namespace.
+func (c *cluster) identityIn(t *testing.T, in string, n uint32) identity.NumericIdentity {
+	t.Helper()
 	id := c.ID<<16 + n
 	_, err := c.objects.CiliumV2().CiliumIdentities().Create(t.Context(), &ciliumv2.CiliumIdentity{
 		ObjectMeta: metav1.ObjectMeta{Name: strconv.FormatUint(uint64(id), 10)},
 		SecurityLabels: map[string]string{
 			"k8s:app":                          "app-" + strconv.FormatUint(uint64(n), 10),
 			"k8s:io.cilium.k8s.policy.cluster": c.Name,
-			"k8s:io.kubernetes.pod.namespace":  namespace,
+			"k8s:io.kubernetes.pod.namespace":  in,
 		},
 	}, metav1.CreateOptions{})
 	require.NoError(t, err)

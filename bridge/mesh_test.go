@@ -36,11 +36,11 @@ import (
 )
 
 // globalService makes a service of all clusters, with a backend in this one.
-func (c *cluster) globalService(t *testing.T, name, backend string) {
+func (c *cluster) globalService(t *testing.T, in, name, backend string) {
 	t.Helper()
-	_, err := c.objects.Slim().CoreV1().Services(namespace).Create(t.Context(), &slimcorev1.Service{
+	_, err := c.objects.Slim().CoreV1().Services(in).Create(t.Context(), &slimcorev1.Service{
 		ObjectMeta: slimmetav1.ObjectMeta{
-			Name: name, Namespace: namespace, Annotations: map[string]string{annotation.GlobalService: "true"},
+			Name: name, Namespace: in, Annotations: map[string]string{annotation.GlobalService: "true"},
 		},
 		Spec: slimcorev1.ServiceSpec{
 			ClusterIP: fmt.Sprintf("10.96.%d.7", c.ID), ClusterIPs: []string{fmt.Sprintf("10.96.%d.7", c.ID)},
@@ -48,15 +48,15 @@ func (c *cluster) globalService(t *testing.T, name, backend string) {
 		},
 	}, metav1.CreateOptions{})
 	require.NoError(t, err)
-	c.backend(t, name, name+"-0", backend)
+	c.backend(t, in, name, name+"-0", backend)
 }
 
 // backend gives a service one more.
-func (c *cluster) backend(t *testing.T, service, slice, address string) {
+func (c *cluster) backend(t *testing.T, in, service, slice, address string) {
 	t.Helper()
-	_, err := c.objects.Slim().DiscoveryV1().EndpointSlices(namespace).Create(t.Context(), &slimdiscoveryv1.EndpointSlice{
+	_, err := c.objects.Slim().DiscoveryV1().EndpointSlices(in).Create(t.Context(), &slimdiscoveryv1.EndpointSlice{
 		ObjectMeta: slimmetav1.ObjectMeta{
-			Name: slice, Namespace: namespace, Labels: map[string]string{slimdiscoveryv1.LabelServiceName: service},
+			Name: slice, Namespace: in, Labels: map[string]string{slimdiscoveryv1.LabelServiceName: service},
 		},
 		AddressType: slimdiscoveryv1.AddressTypeIPv4,
 		Endpoints:   []slimdiscoveryv1.Endpoint{{Addresses: []string{address}}},
@@ -78,12 +78,12 @@ type meshParts struct {
 
 // backends waits until upstream's load balancer has these backends of a service, and of
 // clusters that aren't its own.
-func (p *meshParts) backends(t *testing.T, a *hostagent.Agent, service string, want ...string) {
+func (p *meshParts) backends(t *testing.T, a *hostagent.Agent, in, service string, want ...string) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		var got []string
 		for backend := range p.Backends.All(a.DB.ReadTxn()) {
-			of := backend.GetInstance(loadbalancer.NewServiceName(namespace, service))
+			of := backend.GetInstance(loadbalancer.NewServiceName(in, service))
 			if of != nil && of.ClusterID != 0 {
 				got = append(got, fmt.Sprintf("%d %s", of.ClusterID, backend.Address.String()))
 			}
@@ -121,9 +121,9 @@ func TestMesh(t *testing.T) {
 	away, west := mesh.NewCluster(t, "away", 4), mesh.NewCluster(t, "west", 3)
 	hidden, seen, stolen, honest := north.identity(t, 1000), south.identity(t, 1000), thief.identity(t, 1000), liar.identity(t, 1000)
 	north.create(t, north.endpoint("web-0", "10.1.0.1", hidden))
-	north.globalService(t, "web", "10.1.0.1")
+	north.globalService(t, namespace, "web", "10.1.0.1")
 	south.create(t, south.endpoint("web-0", "10.2.0.1", seen))
-	south.globalService(t, "web", "10.2.0.1")
+	south.globalService(t, namespace, "web", "10.2.0.1")
 	thief.create(t, thief.endpoint("web-0", "10.9.0.1", stolen))
 	liar.create(t, liar.endpoint("web-0", "10.5.0.1", honest))
 
@@ -173,9 +173,9 @@ func TestMesh(t *testing.T) {
 	require.Nil(t, a.Identities.LookupIdentityByID(t.Context(), stolen))
 
 	// Services: upstream merges what it reads in the views.
-	parts.backends(t, a, "web", "1 10.1.0.1:8080/TCP", "2 10.2.0.1:8080/TCP")
-	south.backend(t, "web", "web-1", "10.2.0.2")
-	parts.backends(t, a, "web", "1 10.1.0.1:8080/TCP", "2 10.2.0.1:8080/TCP", "2 10.2.0.2:8080/TCP")
+	parts.backends(t, a, namespace, "web", "1 10.1.0.1:8080/TCP", "2 10.2.0.1:8080/TCP")
+	south.backend(t, namespace, "web", "web-1", "10.2.0.2")
+	parts.backends(t, a, namespace, "web", "1 10.1.0.1:8080/TCP", "2 10.2.0.1:8080/TCP", "2 10.2.0.2:8080/TCP")
 
 	// What has opted out isn't there until it is missed.
 	_, ok := a.IPCache.LookupByIP("10.1.0.1")
@@ -208,9 +208,9 @@ func TestMesh(t *testing.T) {
 	// A cluster goes with its services, and with what was resolved of it.
 	directory.Remove("north")
 	hasNot(t, a, "10.1.0.1")
-	parts.backends(t, a, "web", "2 10.2.0.1:8080/TCP", "2 10.2.0.2:8080/TCP")
+	parts.backends(t, a, namespace, "web", "2 10.2.0.1:8080/TCP", "2 10.2.0.2:8080/TCP")
 	directory.Remove("south")
-	parts.backends(t, a, "web")
+	parts.backends(t, a, namespace, "web")
 
 	// After its time what was resolved goes by itself.
 	directory.Add("north", north.Etcd)
@@ -219,7 +219,7 @@ func TestMesh(t *testing.T) {
 	a.SetFlag("datastore", "kubernetes")
 	a.Restart()
 	<-had
-	parts.backends(t, a, "web", "1 10.1.0.1:8080/TCP")
+	parts.backends(t, a, namespace, "web", "1 10.1.0.1:8080/TCP")
 	miss(t, a, "10.1.0.1", hidden)
 	hasNot(t, a, "10.1.0.1")
 	knows(t, a, hidden, false)
