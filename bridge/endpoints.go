@@ -62,7 +62,7 @@ func newEndpoints(log *slog.Logger, db *statedb.DB, table statedb.Table[*state.E
 	ipc *ipcache.IPCache, policy policyUpdater, local localEndpoints) *endpoints {
 	return &endpoints{
 		log: log, db: db, table: table, options: options, ipcache: ipc, policy: policy,
-		listener: newListener(), limit: rate.NewLimiter(rate.Every(complaintInterval), 1),
+		listener: newListener(options.writes), limit: rate.NewLimiter(rate.Every(complaintInterval), 1),
 		room:     ipcachemap.MaxEntries,
 		delays:   delays{local: local, seen: map[netip.Prefix]appearance{}},
 		advanced: make(chan struct{}), synced: make(chan struct{}),

@@ -129,11 +129,64 @@ func TestSources(t *testing.T) {
 	require.False(t, found)
 }
 
+// TestHeldAddressIsFreedMeanwhile: another source takes an address and lets go of it while
+// we change it, at any point of that.
+func TestHeldAddressIsFreedMeanwhile(t *testing.T) {
+	const address = "10.0.0.1"
+	for name, test := range map[string]struct{ before, meanwhile []bool }{
+		"it let go when we were refused": {before: []bool{true}, meanwhile: []bool{false}},
+		"it came after us":               {meanwhile: []bool{true, false}},
+		"it came back":                   {before: []bool{true}, meanwhile: []bool{false, true, false}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, Options{Local: true, Remote: true})
+			r.ipcache.AddListener(r.listener)
+			agent := func(holds []bool) {
+				for _, has := range holds {
+					if has {
+						_, err := r.ipcache.Upsert(address, nil, 0, nil, ipcache.Identity{ID: 5, Source: source.Local})
+						require.NoError(t, err)
+					} else {
+						r.ipcache.Delete(address, source.Local) //nolint:staticcheck // as the agent does
+					}
+				}
+			}
+			tx := r.writer.Begin()
+			tx.UpsertEndpoint(r.writer.Origin("north", 1, state.SourceClusterMesh), state.Owner{}, endpointAt(address, 70001))
+			tx.Commit()
+			row, _, found := r.table.Get(r.db.ReadTxn(), state.EndpointByPrefix(endpointAt(address, 0).Prefix))
+			require.True(t, found)
+			entry, ok, err := newEntry(row)
+			require.NoError(t, err)
+			require.True(t, ok)
+
+			// What put does, with the agent in between.
+			agent(test.before)
+			r.listener.take()
+			b := newBatch(r.endpoints)
+			r.listener.begin(row.Prefix())
+			_, err = b.upsert(entry)
+			require.Equal(t, len(test.before) > 0, err != nil)
+			agent(test.meanwhile)
+			r.listener.contest(row.Prefix(), err != nil)
+			r.listener.end()
+
+			require.Contains(t, r.listener.take(), row.Prefix())
+			b.put(row)
+			got, _ := r.ipcache.LookupByIP(address)
+			require.EqualValues(t, 70001, got.ID)
+			require.Zero(t, r.listener.contested())
+			require.Equal(t, 1, r.listener.size())
+			require.Empty(t, r.listener.take(), "it is written again and again")
+		})
+	}
+}
+
 // TestListenerHearsWhileItIsAsked: what is freed isn't lost, nor read while it is written
 // to, however the two fall together.
 func TestListenerHearsWhileItIsAsked(t *testing.T) {
 	const count = 10_000
-	l := newListener()
+	l := newListener(Options{}.writes)
 	var hears sync.WaitGroup
 	hears.Go(func() {
 		for n := range count {

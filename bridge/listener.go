@@ -14,6 +14,7 @@ import (
 	cmtypes "github.com/cilium/cilium/pkg/clustermesh/types"
 	"github.com/cilium/cilium/pkg/ipcache"
 	ipcachemap "github.com/cilium/cilium/pkg/maps/ipcache"
+	"github.com/cilium/cilium/pkg/source"
 	"github.com/cilium/hive/cell"
 
 	"github.com/waggle-mesh/waggle/cells/status"
@@ -26,10 +27,13 @@ const capacityInterval = 5 * time.Second
 // stronger source that had their addresses lets go, and to know how many there are. It is
 // called with the ipcache locked, by whoever changes it.
 type listener struct {
+	// ours says whether entries of a source are ours.
+	ours func(source.Source) bool
+
 	mu sync.Mutex
 	// entries is how many prefixes the map is to have.
 	entries int
-	// own is the prefix that we are changing now.
+	// own is the prefix that we are changing now, which others may change meanwhile.
 	own netip.Prefix
 	// held are the prefixes of ours that a stronger source has, and freed those that may
 	// be ours again.
@@ -37,8 +41,9 @@ type listener struct {
 	wake        chan struct{}
 }
 
-func newListener() *listener {
+func newListener(ours func(source.Source) bool) *listener {
 	return &listener{
+		ours: ours,
 		held: map[netip.Prefix]struct{}{}, freed: map[netip.Prefix]struct{}{},
 		wake: make(chan struct{}, 1),
 	}
@@ -46,7 +51,7 @@ func newListener() *listener {
 
 // OnIPIdentityCacheChange implements upstream's listener.
 func (l *listener) OnIPIdentityCacheChange(kind ipcache.CacheModification, in cmtypes.PrefixCluster, _, _ net.IP,
-	old *ipcache.Identity, _ ipcache.Identity, _ uint8, _ *ipcache.K8sMetadata, _ uint8) {
+	old *ipcache.Identity, now ipcache.Identity, _ uint8, _ *ipcache.K8sMetadata, _ uint8) {
 	prefix := in.AsPrefix()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -57,8 +62,8 @@ func (l *listener) OnIPIdentityCacheChange(kind ipcache.CacheModification, in cm
 		l.entries++
 		return // nobody had it
 	}
-	if prefix == l.own {
-		return
+	if prefix == l.own && l.ours(now.Source) && (old == nil || l.ours(old.Source)) {
+		return // it is ours
 	}
 	l.freed[prefix] = struct{}{}
 	select {
@@ -67,7 +72,10 @@ func (l *listener) OnIPIdentityCacheChange(kind ipcache.CacheModification, in cm
 	}
 }
 
-// begin and end enclose a change of ours.
+// begin and end enclose a change of ours, throughout which the ipcache isn't locked: who
+// holds the address may let go of it right after it was refused to us. So what another
+// source has a part in is heard of in between as well. At worst a row is written again that
+// is in place, which is no change.
 func (l *listener) begin(prefix netip.Prefix) {
 	l.mu.Lock()
 	l.own = prefix
