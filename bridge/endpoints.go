@@ -39,8 +39,9 @@ type endpoints struct {
 	options Options
 	ipcache *ipcache.IPCache
 	policy  policyUpdater
-	// capacity is the health of the map's size.
-	capacity cell.Health
+	// capacity is the health of the map's size, which is looked at once in an interval.
+	capacity         cell.Health
+	capacityInterval time.Duration
 	// room is how many entries that map has, of all sources.
 	room     int
 	listener *listener
@@ -63,7 +64,7 @@ func newEndpoints(log *slog.Logger, db *statedb.DB, table statedb.Table[*state.E
 	return &endpoints{
 		log: log, db: db, table: table, options: options, ipcache: ipc, policy: policy,
 		listener: newListener(options.writes), limit: rate.NewLimiter(rate.Every(complaintInterval), 1),
-		room:     ipcachemap.MaxEntries,
+		room: ipcachemap.MaxEntries, capacityInterval: capacityInterval,
 		delays:   delays{local: local, seen: map[netip.Prefix]appearance{}},
 		advanced: make(chan struct{}), synced: make(chan struct{}),
 	}

@@ -4,12 +4,14 @@
 package bridge
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"log/slog"
 	"net/netip"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,6 +23,7 @@ import (
 	"github.com/cilium/cilium/pkg/source"
 	"github.com/cilium/hive/cell"
 	"github.com/cilium/statedb"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/waggle-mesh/waggle/cells/state"
@@ -237,17 +240,50 @@ func manyEndpoints(origin *state.Origin, n int) func(*state.Txn) {
 	}
 }
 
-// TestOverflow has more endpoints than the agent's map has room for.
+// TestOverflow has more endpoints than the agent's map has room for, which health says, and
+// the log once.
 func TestOverflow(t *testing.T) {
 	r := newRig(t, Options{Remote: true})
 	origin := r.writer.Origin("north", 1, state.SourceClusterMesh)
 	require.Equal(t, ipcachemap.MaxEntries, r.room)
-	r.room = 1000
+	r.room, r.capacityInterval = 1000, time.Millisecond
+	health, told := cell.NewSimpleHealth()
+	r.capacity = health
+	var logged bytes.Buffer
+	r.log = slog.New(slog.NewTextHandler(&logged, nil))
 	r.start(t)
 	r.write(t, manyEndpoints(origin, 1088))
 	require.Equal(t, 88, r.overflow())
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	_, own := cell.NewSimpleHealth()
+	go func() { ended <- r.reportCapacity(ctx, own) }()
+	says := func(level cell.Level, status, reason string) {
+		t.Helper()
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			told.Lock()
+			defer told.Unlock()
+			require.Equal(c, level, told.Level)
+			require.Equal(c, status, told.Status)
+			if reason != "" {
+				require.EqualError(c, told.Error, reason)
+			}
+		}, time.Minute, time.Millisecond)
+	}
+	const full = "The ipcache is larger than its map"
+	says(cell.StatusDegraded, full, "88 of 1088 entries don't fit into a map of 1000")
+	r.write(t, manyEndpoints(origin, 1089))
+	says(cell.StatusDegraded, full, "89 of 1089 entries don't fit into a map of 1000")
 	r.write(t, func(tx *state.Txn) { tx.DeleteOrigin(origin, wire.Endpoints) })
 	require.Zero(t, r.overflow())
+	says(cell.StatusOK, "0 of 1000 entries", "")
+	cancel()
+	require.NoError(t, <-ended)
+	require.Equal(t, 1, strings.Count(logged.String(), "\n"), logged.String())
+	require.Contains(t, logged.String(), "level=ERROR")
+	require.Contains(t, logged.String(), "missing=88 capacity=1000")
 }
 
 // BenchmarkEndpoints is 500,000 endpoints from the table to upstream's ipcache.

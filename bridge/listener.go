@@ -136,7 +136,7 @@ func (e *endpoints) status() status.IPCache {
 // reportCapacity is the job that says so in health.
 func (e *endpoints) reportCapacity(ctx context.Context, health cell.Health) error {
 	health.OK("Comparing the ipcache with the room in its map; how that is, is told by capacity")
-	tick := time.NewTicker(capacityInterval)
+	tick := time.NewTicker(e.capacityInterval)
 	defer tick.Stop()
 	full := false
 	for {
