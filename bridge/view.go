@@ -10,11 +10,13 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cilium/cilium/api/v1/models"
 	"github.com/cilium/cilium/pkg/kvstore"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -203,13 +205,30 @@ func (v *view) endpoints(s *stream) {
 	s.done()
 }
 
+// heldPatience is how long endpoints that wait for their identities keep the others from
+// counting as complete: longer than any of them waits, by as much as it may take until
+// those are in the tables.
+const heldPatience = ingest.DefaultHoldTimeout + time.Second
+
 // canaries says which resources are complete. ClusterMesh begins to read one when it is.
+//
+// Endpoints that wait for their identities when the last one comes are waited for, and none
+// that begin to wait later: of a cluster that keeps naming identities which it doesn't have
+// there always are some.
 func (v *view) canaries(s *stream) {
 	told := map[wire.Resource]bool{}
+	var patience <-chan time.Time // since endpoints were synced, but for those that wait
+	waited := false
 	for first := true; ; first = false {
 		row, _, changed, found := v.of.tables.RemoteClusters.GetWatch(v.of.db.ReadTxn(), state.RemoteClusterByName(v.cluster))
 		for _, resource := range wire.Resources {
-			if !found || told[resource] || !complete(row, resource) {
+			if !found || told[resource] || !row.Resources[resource].Synced {
+				continue
+			}
+			if resource == wire.Endpoints && row.HeldBack > 0 && !waited {
+				if patience == nil {
+					patience = time.After(heldPatience)
+				}
 				continue
 			}
 			told[resource] = true
@@ -226,15 +245,10 @@ func (v *view) canaries(s *stream) {
 		case <-s.ctx.Done():
 			return
 		case <-changed:
+		case <-patience:
+			waited = true
 		}
 	}
-}
-
-// complete says whether the tables have all of a resource that the cluster had. Endpoints
-// that wait for their identities are no reason to wait for longer than those do.
-func complete(row *state.RemoteCluster, resource wire.Resource) bool {
-	of := row.Resources[resource]
-	return of.Synced && (resource != wire.Endpoints || row.HeldBack == 0)
 }
 
 // stream is where a prefix is told of.

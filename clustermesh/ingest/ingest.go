@@ -54,11 +54,11 @@ import (
 )
 
 const (
-	// defaultHoldTimeout bounds how long an endpoint waits for its identity. A
+	// DefaultHoldTimeout bounds how long an endpoint waits for its identity. A
 	// watch that has to be made anew, with a list and its jitter of a second,
 	// takes a few seconds, so that an identity which takes longer than this is
 	// one that isn't coming.
-	defaultHoldTimeout = 10 * time.Second
+	DefaultHoldTimeout = 10 * time.Second
 	// defaultHoldLimit bounds how many endpoints of one cluster wait at once. At
 	// some 400 bytes each that is 3 MB, for a source that names identities which
 	// don't exist.
@@ -81,7 +81,7 @@ type Options struct {
 	// Startup, if set, is told which clusters have been taken in.
 	Startup *Startup
 	// HoldTimeout is how long an endpoint waits for its identity, and HoldLimit how many
-	// of one cluster do at once; 0 is ten seconds, and 8192.
+	// of one cluster do at once; 0 is DefaultHoldTimeout, and 8192.
 	HoldTimeout time.Duration
 	HoldLimit   int
 	// RelistJitter is that of etcd.ReaderConfig.
@@ -96,7 +96,7 @@ type Options struct {
 // complete fills in what was left out.
 func (o *Options) complete() {
 	if o.HoldTimeout == 0 {
-		o.HoldTimeout = defaultHoldTimeout
+		o.HoldTimeout = DefaultHoldTimeout
 	}
 	if o.HoldLimit == 0 {
 		o.HoldLimit = defaultHoldLimit
