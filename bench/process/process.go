@@ -111,7 +111,7 @@ func (p *Process) LogTail() string {
 	return string(log)
 }
 
-// Stop ends the process: by SIGTERM, and if it hasn't ended some seconds later,
+// Stop ends the process: by SIGTERM, and if it hasn't ended within stopPatience,
 // by SIGKILL to its process group. The error says that it had to be killed. A
 // process that has ended is left alone.
 func (p *Process) Stop() error {
