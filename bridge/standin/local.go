@@ -17,10 +17,11 @@ import (
 	"github.com/waggle-mesh/waggle/cells/state"
 )
 
-// localPods knows the pods, of the table and of what this agent has written, whose endpoints name the address of a node as theirs, for
-// the nodes that were asked for, of which there is one. Upstream asks every ten seconds
-// for each pod of its node, so that a walk through all of the cluster won't do, and an
-// index in the table would cost as much for each endpoint of the cluster.
+// localPods knows the pods, of the table and of what this agent has written, whose
+// endpoints name the address of a node as theirs, for the nodes that were asked for, of
+// which there is one. Upstream asks every ten seconds for each pod of its node, so that a
+// walk through all of the cluster won't do, and an index in the table would cost as much
+// for each endpoint of the cluster.
 type localPods struct {
 	db    *statedb.DB
 	table statedb.Table[*state.Endpoint]
