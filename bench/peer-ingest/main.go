@@ -10,6 +10,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -38,14 +39,14 @@ func main() {
 }
 
 // run takes in all clusters, says so on standard output, and waits for ctx.
-func run(ctx context.Context, configs string, opts map[string]string) error {
+func run(ctx context.Context, configs string, opts map[string]string) (err error) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	files, err := os.ReadDir(configs)
 	if err != nil {
 		return fmt.Errorf("reading the configurations: %w", err)
 	}
 	cache := ipcache.NewIPCache(&ipcache.Configuration{Context: ctx, Logger: log})
-	defer cache.Shutdown()
+	defer func() { err = errors.Join(err, cache.Shutdown()) }()
 	factory := store.NewFactory(log, store.MetricsProvider())
 	var watchers []*ipcache.IPIdentityWatcher
 	for _, file := range files {
