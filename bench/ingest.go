@@ -17,8 +17,9 @@ import (
 	"github.com/waggle-mesh/waggle/bench/process"
 )
 
-// Bridge is our cells up to the tables, and from there to upstream's ipcache.IPCache: what
-// cilium-agent has with --clustermesh-ingest=waggle.
+// Bridge is our cells up to the tables, and the endpoints from there to upstream's
+// ipcache.IPCache, as in cilium-agent with --clustermesh-ingest=waggle. There identities and
+// nodes go on as well, to upstream's ClusterMesh; here they end in the tables.
 const Bridge = "bridge"
 
 // IngestPeers are the names of the peers of an agent: upstream's
@@ -42,7 +43,8 @@ const (
 // all clusters, from one etcd that has them as a KVStoreMesh would have cached
 // them, to its tables and to the kernel's map. Without the right to use BPF the
 // error is ipcache.ErrBPFNotPermitted.
-// Peers have no map, and take in the endpoints only.
+// Peers have no map, and take in the endpoints only; Bridge takes in the others up to our
+// tables.
 func Ingest(ctx context.Context, config Config) (*IngestReport, error) {
 	config.Layout, config.CacheEtcds = LayoutCache, 1
 	if err := config.Mesh.Validate(); err != nil {
@@ -68,7 +70,7 @@ func Ingest(ctx context.Context, config Config) (*IngestReport, error) {
 		}
 		path, program, takes := config.PeerProgram, ingestProgram, "endpoints"
 		if name == Bridge {
-			path, program, takes = "", bridgeProgram, "endpoints, identities and nodes"
+			path, program, takes = "", bridgeProgram, "endpoints to upstream's ipcache, identities and nodes to our tables,"
 		}
 		if programs[name], err = peerProgram(path, config.Program, program); err != nil {
 			return nil, err

@@ -4,9 +4,10 @@
 //go:build peers
 
 // Peer-bridge is our way into upstream's agent, for "waggle bench ingest": the cells of
-// an agent up to its tables, and the bridge from there to upstream's ipcache.IPCache,
-// which is what cilium-agent has with --clustermesh-ingest=waggle. It has no BPF map, as
-// peer-ingest hasn't; nodes and identities are read as well.
+// an agent up to its tables, and the bridge's way for endpoints from there to upstream's
+// ipcache.IPCache, as in cilium-agent with --clustermesh-ingest=waggle. It has no BPF map,
+// as peer-ingest hasn't. Nodes and identities are read as well, and end in our tables: for
+// want of a ClusterMesh nobody asks for the views by which upstream has them.
 package main
 
 import (
