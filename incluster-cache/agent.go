@@ -45,7 +45,7 @@ var CacheOnlyCell = cell.Module(
 	"State of this cluster from its cache or none",
 
 	cell.Config(cacheOnlyConfig()),
-	cell.Provide(func() WithoutKubernetes { return true }),
+	cell.Provide(func() withoutKubernetes { return true }),
 
 	datastoreParts,
 )
@@ -95,7 +95,7 @@ type readManifests struct {
 	cell.In
 
 	From    reading.Manifests `optional:"true"`
-	Without WithoutKubernetes `optional:"true"`
+	Without withoutKubernetes `optional:"true"`
 }
 
 // validateDatastore reports at start, so that commands which only inspect the hive
@@ -125,7 +125,7 @@ type datastoreParams struct {
 	Reads     reading.From          `optional:"true"`
 	Node      NodeName              `optional:"true"`
 	Dialer    Dialer                `optional:"true"`
-	Without   WithoutKubernetes     `optional:"true"`
+	Without   withoutKubernetes     `optional:"true"`
 }
 
 // registerDatastore adds what the choice makes run.

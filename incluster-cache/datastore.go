@@ -56,9 +56,9 @@ var DefaultDatastoreConfig = DatastoreConfig{
 	StateDir:     "/var/run/waggle",
 }
 
-// WithoutKubernetes is for an agent in a program that has no client of Kubernetes, if a
-// hive provides it: such an agent says so, and refuses --datastore=kubernetes.
-type WithoutKubernetes bool
+// withoutKubernetes is for an agent in a program that has no client of Kubernetes, which
+// CacheOnlyCell provides: such an agent says so, and refuses --datastore=kubernetes.
+type withoutKubernetes bool
 
 // Flags registers the flags.
 func (def DatastoreConfig) Flags(flags *pflag.FlagSet) {
@@ -72,7 +72,7 @@ func (def DatastoreConfig) Flags(flags *pflag.FlagSet) {
 }
 
 // validate refuses what contradicts itself, and gives the reason.
-func (def DatastoreConfig) validate(store etcd.Config, manifests reading.Manifests, without WithoutKubernetes) error {
+func (def DatastoreConfig) validate(store etcd.Config, manifests reading.Manifests, without withoutKubernetes) error {
 	if def.RelistJitter < 0 {
 		return fmt.Errorf("--%s=%v: must not be negative", flagRelistJitter, def.RelistJitter)
 	}

@@ -57,9 +57,8 @@ type Datapath struct {
 	health cell.Health
 	open   Opener
 
-	mu       sync.RWMutex
-	target   Map // nil when not open
-	fallback error
+	mu     sync.RWMutex
+	target Map // nil when not open
 
 	// Of the reconciler, for Stats.
 	wanted, failed, overflow atomic.Int64
@@ -91,7 +90,7 @@ func (d *Datapath) Start(cell.HookContext) error {
 	}
 
 	d.mu.Lock()
-	d.target, d.fallback = target, fallback
+	d.target = target
 	d.mu.Unlock()
 	if fallback != nil {
 		d.log.Warn("The ipcache is kept in memory only: no datapath reads it", "error", fallback)
@@ -105,14 +104,6 @@ func (d *Datapath) Start(cell.HookContext) error {
 
 // Stop closes the map.
 func (d *Datapath) Stop(cell.HookContext) error { return d.Close() }
-
-// Fallback is why the map is in memory although the one in the kernel would have
-// been preferred; nil if it isn't so.
-func (d *Datapath) Fallback() error {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.fallback
-}
 
 // PinPath is where the map is pinned, for BPF programs that are to read it; false
 // if it isn't in the kernel.

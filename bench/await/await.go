@@ -23,8 +23,8 @@ import (
 // MaxAwaited is how many entries can be waited for at once: MAX_SLOTS in look.c.
 const MaxAwaited = 1024
 
-// ErrBusy says that as many entries are waited for as can be.
-var ErrBusy = errors.New("too many entries are waited for at once")
+// errBusy says that as many entries are waited for as can be.
+var errBusy = errors.New("too many entries are waited for at once")
 
 // The states of a slot: EMPTY is 0, and these AWAITED and FOUND in look.c.
 const (
@@ -80,10 +80,10 @@ func New(target *ebpf.Map, room int) (_ *Watch, err error) {
 	return w, err
 }
 
-// Expect waits for an entry. The error is ErrBusy.
+// Expect waits for an entry. It is an error if as many are waited for as can be.
 func (w *Watch) Expect(e Entry) error {
 	if len(w.free) == 0 {
-		return ErrBusy
+		return errBusy
 	}
 	i := w.free[len(w.free)-1]
 	slot := lookSlot{Identity: e.Identity, State: waits}

@@ -50,7 +50,7 @@ func TestWatch(t *testing.T) {
 	six, valueOfSix := entryOf(t, "fd00::1/128", 1002)
 	require.NoError(t, w.Expect(one))
 	require.NoError(t, w.Expect(six))
-	require.ErrorIs(t, w.Expect(one), ErrBusy)
+	require.ErrorIs(t, w.Expect(one), errBusy)
 	require.Empty(t, look())
 
 	cidr, world := entryOf(t, "10.1.0.0/16", 2)

@@ -56,7 +56,7 @@ func newLocalClient(p clientParams) *Client {
 		OnStart: func(ctx cell.HookContext) error {
 			cfg := p.Config
 			if p.Own != nil && p.Own.runs() {
-				cfg = cfg.at(p.Own.LocalURL())
+				cfg = cfg.at(p.Own.localURL())
 			}
 			var err error
 			if c.cfg, err = cfg.Client(); err != nil {

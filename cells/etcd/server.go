@@ -23,7 +23,7 @@ type ServerConfig struct {
 	CertFile, KeyFile, TrustedCAFile string
 	AllowedHostnames                 []string
 	// LocalDir, if set, is a directory for two more sockets: one for clients of
-	// this process, who need no certificate (see Server.LocalURL), and one for what
+	// this process, who need no certificate (see localURL), and one for what
 	// etcd serves by HTTP, its metrics and health. ListenURL is then for gRPC alone,
 	// and faster under TLS: where etcd serves both at one address, gRPC goes through
 	// Go's HTTP server.
@@ -67,9 +67,9 @@ type Server struct {
 // URL is the address for clients.
 func (s *Server) URL() string { return s.url }
 
-// LocalURL is the address for clients of this process: a Unix socket where there is
+// localURL is the address for clients of this process: a Unix socket where there is
 // one (ServerConfig.LocalDir), else URL.
-func (s *Server) LocalURL() string { return cmp.Or(s.local, s.url) }
+func (s *Server) localURL() string { return cmp.Or(s.local, s.url) }
 
 // Err delivers the error that ends the server, if one does.
 func (s *Server) Err() <-chan error { return s.ended }

@@ -176,8 +176,8 @@ type runningServer struct {
 // URL is the server's address for others.
 func (r *runningServer) URL() string { return r.server.URL() }
 
-// LocalURL is its address for this process.
-func (r *runningServer) LocalURL() string { return r.server.LocalURL() }
+// localURL is its address for this process.
+func (r *runningServer) localURL() string { return r.server.localURL() }
 
 func newServer(p serverParams, local string) (*runningServer, error) {
 	if err := p.Flags.validate(); err != nil {

@@ -43,7 +43,7 @@ var Parts = cell.Module(
 
 var parts = cell.Group(
 	// Which clusters are still to be waited for.
-	cell.Provide(NewStartup),
+	cell.Provide(newStartup),
 	// What makes the Handler of each remote cluster.
 	cell.Provide(newFactory),
 	// The tables' initializer.

@@ -117,7 +117,7 @@ func TestTablesAreInitializedWithoutWhatIsAway(t *testing.T) {
 }
 
 func TestStartup(t *testing.T) {
-	s := NewStartup()
+	s := newStartup()
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.ErrorContains(t, s.Wait(ended), "list of remote clusters")

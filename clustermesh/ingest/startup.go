@@ -24,8 +24,8 @@ type Startup struct {
 	settled chan struct{}
 }
 
-// NewStartup makes a Startup that knows of no cluster.
-func NewStartup() *Startup {
+// newStartup makes a Startup that knows of no cluster.
+func newStartup() *Startup {
 	return &Startup{pending: map[string]struct{}{}, settled: make(chan struct{})}
 }
 

@@ -12,7 +12,7 @@ func BenchmarkCheck(b *testing.B) {
 	e := podEndpoint()
 	key := EndpointKey(e.Prefix)
 	e.Identity = IdentityRangeFor(7, 511).Min + MinIdentity
-	node := NodeFromUpstream(upstreamNode(fullCiliumNode()))
+	node := ofUpstream(upstreamNode(fullCiliumNode()))
 	id := Identity{ID: e.Identity, Labels: "k8s:app=web;k8s:io.cilium.k8s.policy.cluster=east;k8s:io.kubernetes.pod.namespace=shop;"}
 	for name, check := range map[string]func() error{
 		"endpoint-key": func() error { return v.CheckKey(Endpoints, key) },
@@ -54,7 +54,7 @@ func BenchmarkDecodeNode(b *testing.B) {
 
 // BenchmarkMarshalNode is the encoding of one node.
 func BenchmarkMarshalNode(b *testing.B) {
-	node := NodeFromUpstream(upstreamNode(fullCiliumNode()))
+	node := ofUpstream(upstreamNode(fullCiliumNode()))
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := MarshalNode(&node); err != nil {

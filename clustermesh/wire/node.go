@@ -64,15 +64,8 @@ func decodeAnyNode(key string, value []byte) (Node, error) {
 	return n, nil
 }
 
-// NodeFromUpstream converts upstream's node, for example one that
-// nodetypes.ParseCiliumNode made. Addresses and prefixes that are not valid ones
-// are left out, as ParseCiliumNode does. The maps are shared with in, not copied.
-func NodeFromUpstream(in *nodetypes.Node) Node {
-	n, _ := nodeFromUpstream(in)
-	return n
-}
-
-// nodeFromUpstream also says what it left out.
+// nodeFromUpstream converts upstream's node. Addresses and prefixes that are not valid
+// ones are left out, and the error names them. The maps are shared with in, not copied.
 func nodeFromUpstream(in *nodetypes.Node) (Node, error) {
 	var c nodeConversion
 	n := Node{
@@ -137,8 +130,8 @@ func (c *nodeConversion) prefixes(what string, ipv6 bool, in []*cidr.CIDR) []net
 	return out
 }
 
-// NodeToUpstream is the inverse of NodeFromUpstream, for what takes in nodes
-// inside upstream's programs. The maps are shared with n, not copied.
+// NodeToUpstream gives upstream's form of a node, for what takes in nodes inside
+// upstream's programs. The maps are shared with n, not copied.
 func NodeToUpstream(n *Node) *nodetypes.Node {
 	out := &nodetypes.Node{
 		Name:            n.Name,

@@ -232,9 +232,9 @@ func (i *Interfaces) kindOf(device netlink.Link) (Kind, bool) {
 		return 0, false
 	}
 	switch name := device.Attrs().Name; {
-	case i.pods.Match(name):
+	case i.pods.match(name):
 		return KindPod, true
-	case !i.devices.Match(name):
+	case !i.devices.match(name):
 		return 0, false
 	}
 	switch tunnel := device.(type) {

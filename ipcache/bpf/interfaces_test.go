@@ -327,10 +327,10 @@ func TestPatterns(t *testing.T) {
 	for name, want := range map[string]bool{
 		"lxc": true, "lxc123": true, "lx": false, "mylxc1": false, "eth0": true, "eth01": false, "cilium_vxlan": true, "": false,
 	} {
-		require.Equal(t, want, patterns.Match(name), name)
+		require.Equal(t, want, patterns.match(name), name)
 	}
-	require.True(t, Patterns{"+"}.Match("anything"))
-	require.False(t, Patterns{}.Match("lxc1"))
+	require.True(t, Patterns{"+"}.match("anything"))
+	require.False(t, Patterns{}.match("lxc1"))
 	for _, bad := range []string{"", "a+b", "a b", "a/b", "abcdefghijklmnop", "lxc++", "lxc*", "eth[01]", "eth?", "eth0:1", "."} {
 		require.ErrorContains(t, Patterns{"ok", bad}.Validate(), fmt.Sprintf("%.5s", bad), bad)
 	}

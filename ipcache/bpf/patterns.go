@@ -39,8 +39,8 @@ func (p Patterns) Validate() error {
 // has that is meant to be read.
 func isInNoName(r rune) bool { return r == '/' || r == ':' || r == ' ' || !unicode.IsPrint(r) }
 
-// Match says whether one of the patterns selects the interface.
-func (p Patterns) Match(name string) bool {
+// match says whether one of the patterns selects the interface.
+func (p Patterns) match(name string) bool {
 	for _, pattern := range p {
 		if prefix, ok := strings.CutSuffix(pattern, "+"); ok && strings.HasPrefix(name, prefix) || name == pattern {
 			return true
