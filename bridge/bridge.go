@@ -102,7 +102,7 @@ func provideEndpoints(p params, agent agentParts) *endpoints {
 	if !p.Options.Local && !p.Options.Remote {
 		return nil
 	}
-	e := newEndpoints(p.Log, p.DB, p.Writer.Tables().Endpoints, p.Options, agent.IPCache, agent.Policy, agent.Endpoints)
+	e := newEndpoints(p.Log, p.DB, p.Writer, p.Options, agent.IPCache, agent.Policy, agent.Endpoints)
 	e.capacity = p.Health.NewScope("capacity")
 	return e
 }
@@ -137,7 +137,7 @@ func registerNodes(p params, fence regeneration.Fence, manager manager.NodeManag
 	if !p.Options.Local {
 		return
 	}
-	n := newNodes(p.DB, p.Writer.Tables().Nodes, manager)
+	n := newNodes(p.DB, p.Writer, manager)
 	fence.Add("waggle-nodes", n.waitSynced)
 	p.Jobs.Add(job.OneShot("nodes", n.run))
 }

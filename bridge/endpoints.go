@@ -36,6 +36,7 @@ type endpoints struct {
 	log     *slog.Logger
 	db      *statedb.DB
 	table   statedb.Table[*state.Endpoint]
+	writer  *state.Writer // whose table it is
 	options Options
 	ipcache *ipcache.IPCache
 	policy  policyUpdater
@@ -59,10 +60,10 @@ type endpoints struct {
 	synced chan struct{}
 }
 
-func newEndpoints(log *slog.Logger, db *statedb.DB, table statedb.Table[*state.Endpoint], options Options,
+func newEndpoints(log *slog.Logger, db *statedb.DB, writer *state.Writer, options Options,
 	ipc *ipcache.IPCache, policy policyUpdater, local localEndpoints) *endpoints {
 	return &endpoints{
-		log: log, db: db, table: table, options: options, ipcache: ipc, policy: policy,
+		log: log, db: db, table: writer.Tables().Endpoints, writer: writer, options: options, ipcache: ipc, policy: policy,
 		listener: newListener(options.writes), limit: rate.NewLimiter(rate.Every(complaintInterval), 1),
 		room: ipcachemap.MaxEntries, capacityInterval: capacityInterval,
 		delays:   delays{local: local, seen: map[netip.Prefix]appearance{}},
@@ -106,8 +107,7 @@ func (e *endpoints) run(ctx context.Context, health cell.Health) error {
 		return fmt.Errorf("watching endpoints: %w", err)
 	}
 	e.ipcache.AddListener(e.listener)
-	looks := time.NewTicker(ingest.CompleteInterval)
-	defer looks.Stop()
+	complete := ingest.LocalDone(e.writer, e.table)
 	health.OK("Waiting for endpoints")
 	for said := ""; ; {
 		txn := e.db.ReadTxn()
@@ -131,9 +131,8 @@ func (e *endpoints) run(ctx context.Context, health cell.Health) error {
 		close(e.advanced)
 		e.advanced = make(chan struct{})
 		e.mu.Unlock()
-		look := looks.C
 		if ingest.LocalComplete(txn, e.table) {
-			look = nil
+			complete = nil
 			select {
 			case <-e.synced:
 			default:
@@ -153,7 +152,7 @@ func (e *endpoints) run(ctx context.Context, health cell.Health) error {
 			return nil
 		case <-changed:
 		case <-whenInitialized:
-		case <-look:
+		case <-complete:
 		case <-e.listener.wake:
 		}
 	}

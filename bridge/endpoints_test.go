@@ -48,7 +48,7 @@ func newRig(t testing.TB, options Options) *rig {
 	require.NoError(t, err)
 	log := slog.New(slog.DiscardHandler)
 	ipc := ipcache.NewIPCache(&ipcache.Configuration{Context: t.Context(), Logger: log})
-	return &rig{newEndpoints(log, db, writer.Tables().Endpoints, options, ipc, noPolicy{}, nil), db, writer}
+	return &rig{newEndpoints(log, db, writer, options, ipc, noPolicy{}, nil), db, writer}
 }
 
 // start runs the job until the test ends.

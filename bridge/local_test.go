@@ -177,7 +177,7 @@ func TestLocalIsComplete(t *testing.T) {
 	r.writer.RegisterInitializer("clustermesh", wire.Resources...)
 	local := r.writer.Origin("west", 3, state.SourceLocal)
 	manager := &nodesTold{}
-	n := newNodes(r.db, r.writer.Tables().Nodes, manager)
+	n := newNodes(r.db, r.writer, manager)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	ended := make(chan error)
 	_, health := cell.NewSimpleHealth()

@@ -6,7 +6,6 @@ package bridge
 import (
 	"context"
 	"fmt"
-	"time"
 
 	nodetypes "github.com/cilium/cilium/pkg/node/types"
 	"github.com/cilium/cilium/pkg/source"
@@ -30,12 +29,13 @@ type nodeManager interface {
 type nodes struct {
 	db      *statedb.DB
 	table   statedb.Table[*state.Node]
+	writer  *state.Writer
 	manager nodeManager
 	synced  chan struct{}
 }
 
-func newNodes(db *statedb.DB, table statedb.Table[*state.Node], manager nodeManager) *nodes {
-	return &nodes{db: db, table: table, manager: manager, synced: make(chan struct{})}
+func newNodes(db *statedb.DB, writer *state.Writer, manager nodeManager) *nodes {
+	return &nodes{db: db, table: writer.Tables().Nodes, writer: writer, manager: manager, synced: make(chan struct{})}
 }
 
 // waitSynced waits until the agent knows the nodes that the table had of this cluster at
@@ -58,8 +58,7 @@ func (n *nodes) run(ctx context.Context, health cell.Health) error {
 		return fmt.Errorf("watching nodes: %w", err)
 	}
 	health.OK("Waiting for nodes")
-	looks := time.NewTicker(ingest.CompleteInterval)
-	defer looks.Stop()
+	complete := ingest.LocalDone(n.writer, n.table)
 	for {
 		txn := n.db.ReadTxn()
 		batch, changed := changes.Next(txn)
@@ -75,9 +74,8 @@ func (n *nodes) run(ctx context.Context, health cell.Health) error {
 			}
 		}
 		// Remote clusters, of which any may be away, are none of its.
-		look := looks.C
 		if ingest.LocalComplete(txn, n.table) {
-			look = nil
+			complete = nil
 			select {
 			case <-n.synced:
 			default:
@@ -90,7 +88,7 @@ func (n *nodes) run(ctx context.Context, health cell.Health) error {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-		case <-look:
+		case <-complete:
 		}
 	}
 }

@@ -94,7 +94,8 @@ type standins struct {
 	enabled bool
 
 	db     *statedb.DB
-	tables state.Tables
+	writer *state.Writer
+	tables state.Tables // the Writer's
 	jobs   job.Group
 	log    *slog.Logger
 	stop   context.Context
@@ -116,14 +117,14 @@ func newStandins(p params) *standins {
 		cancel()
 		return nil
 	}})
-	s := &standins{enabled: true, db: p.DB, tables: p.Writer.Tables(), jobs: p.Jobs, log: p.Log, stop: stop}
+	s := &standins{enabled: true, db: p.DB, writer: p.Writer, tables: p.Writer.Tables(), jobs: p.Jobs, log: p.Log, stop: stop}
 	p.Jobs.Add(job.OneShot("await-cluster", s.awaitAll))
 	s.written = newWritten(s.db, s.tables.Endpoints)
 	local := newLocalPods(s.db, s.tables.Endpoints, s.written)
 	p.Jobs.Add(job.OneShot("follow-local-endpoints", local.follow))
 	s.endpoints = newEndpointResource(s, &p, ciliumEndpoints, local)
 	s.slices = newEndpointResource(s, &p, ciliumEndpointSlices, local)
-	s.nodes = resource.New[*ciliumv2.CiliumNode](p.Lifecycle, s.serve(nodeRows(s.db, s.tables.Nodes, p.Cluster.Name)), p.Metrics,
+	s.nodes = resource.New[*ciliumv2.CiliumNode](p.Lifecycle, s.serve(nodeRows(s.db, s.writer, p.Cluster.Name)), p.Metrics,
 		resource.WithMetric("CiliumNode"))
 	return s
 }
@@ -144,9 +145,9 @@ func withoutCleanup(cfg endpointcleanup.Config, s *standins, lc cell.Lifecycle) 
 
 func newEndpointResource[T runtime.Object](s *standins, p *params, f form[T], local *localPods) resource.Resource[T] {
 	return &endpointResource[T]{
-		Resource: resource.New[T](p.Lifecycle, s.serve(endpointRows(s.db, s.tables.Endpoints, f)), p.Metrics,
+		Resource: resource.New[T](p.Lifecycle, s.serve(endpointRows(s.db, s.writer, f)), p.Metrics,
 			resource.WithMetric(f.metric)),
-		store: endpointStore[T]{db: s.db, table: s.tables.Endpoints, form: f, local: local},
+		writer: s.writer, store: endpointStore[T]{db: s.db, table: s.tables.Endpoints, form: f, local: local},
 	}
 }
 
@@ -156,7 +157,7 @@ func (s *standins) serve(source source) listerWatcher {
 }
 
 func (s *standins) allocator(upstream identitycell.CachingIdentityAllocator) *allocator {
-	identities := newIdentities(s.log, s.db, s.tables.Identities)
+	identities := newIdentities(s.log, s.db, s.writer)
 	a := &allocator{CachingIdentityAllocator: upstream, served: s.serve(identities).served, identities: identities}
 	s.jobs.Add(job.Timer("check-created-identities", a.check, createdInterval))
 	return a

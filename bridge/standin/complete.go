@@ -28,11 +28,11 @@ func (s *standins) awaitAll(ctx context.Context, health cell.Health) error {
 		waiting := fmt.Sprintf("Waiting for all %s of this cluster since %s", table.Name(), begun.UTC().Format(time.RFC3339))
 		health.OK(waiting)
 		graceCtx, cancel := context.WithDeadline(ctx, begun.Add(completeGrace))
-		err := ingest.AwaitLocal(graceCtx, s.db, table)
+		err := ingest.AwaitLocal(graceCtx, s.writer, table)
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			health.Degraded(waiting, errIncomplete)
-			err = ingest.AwaitLocal(ctx, s.db, table)
+			err = ingest.AwaitLocal(ctx, s.writer, table)
 		}
 		if err != nil {
 			return nil //nolint:nilerr // the hive stops

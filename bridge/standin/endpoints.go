@@ -118,9 +118,10 @@ func podOfRow(row *state.Endpoint) string {
 }
 
 // endpointRows is the source of all endpoints of this cluster in a form.
-func endpointRows[T runtime.Object](db *statedb.DB, table statedb.Table[*state.Endpoint], f form[T]) *rows[*state.Endpoint] {
+func endpointRows[T runtime.Object](db *statedb.DB, writer *state.Writer, f form[T]) *rows[*state.Endpoint] {
+	table := writer.Tables().Endpoints
 	return &rows[*state.Endpoint]{
-		db: db, table: table, what: f.what,
+		db: db, writer: writer, table: table, what: f.what,
 		keyOf:  func(row *state.Endpoint) string { return row.Prefix().String() },
 		nameOf: podOfRow,
 		object: func(txn statedb.ReadTxn, name string) (runtime.Object, bool) {

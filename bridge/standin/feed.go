@@ -11,13 +11,15 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/waggle-mesh/waggle/cells/state"
 	"github.com/waggle-mesh/waggle/clustermesh/ingest"
 )
 
 // rows is the source of objects that are made of the rows of a table.
 type rows[Row any] struct {
-	db    *statedb.DB
-	table statedb.Table[Row]
+	db     *statedb.DB
+	writer *state.Writer
+	table  statedb.Table[Row]
 	// what names the objects.
 	what string
 	// keyOf is the row's own key.
@@ -34,7 +36,9 @@ func (r *rows[Row]) name() string { return r.what }
 
 func (r *rows[Row]) readTxn() statedb.ReadTxn { return r.db.ReadTxn() }
 
-func (r *rows[Row]) await(ctx context.Context) error { return ingest.AwaitLocal(ctx, r.db, r.table) }
+func (r *rows[Row]) await(ctx context.Context) error {
+	return ingest.AwaitLocal(ctx, r.writer, r.table)
+}
 
 func (r *rows[Row]) open() (feed, error) {
 	changes, err := follow(r.db, r.table)

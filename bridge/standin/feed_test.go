@@ -35,7 +35,7 @@ func told(t *testing.T, s *tables, f feed) (lines []string) {
 // TestEndpointFeed is that rows become endpoints of pods, whichever rows they are.
 func TestEndpointFeed(t *testing.T) {
 	s := newTables(t)
-	source := endpointRows(s.db, s.writer.Tables().Endpoints, ciliumEndpoints)
+	source := endpointRows(s.db, s.writer, ciliumEndpoints)
 	feed, err := source.open()
 	require.NoError(t, err)
 	require.Empty(t, told(t, s, feed))
@@ -64,7 +64,7 @@ func TestEndpointFeed(t *testing.T) {
 
 func TestNodeFeed(t *testing.T) {
 	s := newTables(t)
-	feed, err := nodeRows(s.db, s.writer.Tables().Nodes, "west").open()
+	feed, err := nodeRows(s.db, s.writer, "west").open()
 	require.NoError(t, err)
 	s.commit(func(tx *state.Txn) {
 		tx.UpsertNode(s.local, wire.Node{Name: "one", Cluster: "west", ClusterID: 2, BootID: "b", Labels: map[string]string{"zone": "a"}})
@@ -88,7 +88,7 @@ func (s *tables) deleteIdentity(id uint32) func(*state.Txn) {
 // identity once, in whichever order creation and table bring it.
 func TestIdentityFeed(t *testing.T) {
 	s := newTables(t)
-	ids := newIdentities(hivetest.Logger(t), s.db, s.writer.Tables().Identities)
+	ids := newIdentities(hivetest.Logger(t), s.db, s.writer)
 	s.commit(s.upsertIdentity(131500, "k8s:app=a;"), func(tx *state.Txn) {
 		tx.UpsertIdentity(s.remote, wire.Identity{ID: 65537, Labels: "k8s:app=far;"})
 	})
@@ -146,7 +146,7 @@ func TestIdentityFeed(t *testing.T) {
 // endpoints that use it are yet to go.
 func TestLeavingIdentity(t *testing.T) {
 	s := newTables(t)
-	ids := newIdentities(hivetest.Logger(t), s.db, s.writer.Tables().Identities)
+	ids := newIdentities(hivetest.Logger(t), s.db, s.writer)
 	feed, err := ids.open()
 	require.NoError(t, err)
 	bee := endpoint("bee", "10.244.1.1", "10.0.0.1")

@@ -25,9 +25,10 @@ import (
 // this agent has created and that aren't there yet. Without the latter the allocator
 // would think an identity gone that it has just made.
 type identities struct {
-	log   *slog.Logger
-	db    *statedb.DB
-	table statedb.Table[*state.Identity]
+	log    *slog.Logger
+	db     *statedb.DB
+	writer *state.Writer
+	table  statedb.Table[*state.Identity]
 
 	mu sync.Mutex
 	// created are this agent's own that the table hasn't had yet, by number.
@@ -35,15 +36,18 @@ type identities struct {
 	feeds   map[*identityFeed]struct{}
 }
 
-func newIdentities(log *slog.Logger, db *statedb.DB, table statedb.Table[*state.Identity]) *identities {
-	return &identities{log: log, db: db, table: table, created: map[uint32]created{}, feeds: map[*identityFeed]struct{}{}}
+func newIdentities(log *slog.Logger, db *statedb.DB, writer *state.Writer) *identities {
+	return &identities{log: log, db: db, writer: writer, table: writer.Tables().Identities,
+		created: map[uint32]created{}, feeds: map[*identityFeed]struct{}{}}
 }
 
 func (i *identities) name() string { return "ciliumidentities" }
 
 func (i *identities) readTxn() statedb.ReadTxn { return i.db.ReadTxn() }
 
-func (i *identities) await(ctx context.Context) error { return ingest.AwaitLocal(ctx, i.db, i.table) }
+func (i *identities) await(ctx context.Context) error {
+	return ingest.AwaitLocal(ctx, i.writer, i.table)
+}
 
 func (i *identities) open() (feed, error) {
 	changes, err := follow(i.db, i.table)

@@ -16,9 +16,10 @@ import (
 
 // nodeRows is the source of this cluster's CiliumNodes, of what is known of a node
 // elsewhere. What only its own agent and the operator need of one isn't there.
-func nodeRows(db *statedb.DB, table statedb.Table[*state.Node], cluster string) *rows[*state.Node] {
+func nodeRows(db *statedb.DB, writer *state.Writer, cluster string) *rows[*state.Node] {
+	table := writer.Tables().Nodes
 	return &rows[*state.Node]{
-		db: db, table: table, what: "ciliumnodes",
+		db: db, writer: writer, table: table, what: "ciliumnodes",
 		keyOf: func(row *state.Node) string { return row.Cluster + "/" + row.Name },
 		nameOf: func(row *state.Node) string {
 			if row.Origin == nil || row.Origin.Source != state.SourceLocal {

@@ -32,12 +32,13 @@ var errNoIndex = errors.New("no such index")
 // this agent has written.
 type endpointResource[T runtime.Object] struct {
 	resource.Resource[T]
-	store endpointStore[T]
+	writer *state.Writer
+	store  endpointStore[T]
 }
 
 // Store waits until the table has all of this cluster, as upstream's waits for a list.
 func (r *endpointResource[T]) Store(ctx context.Context) (resource.Store[T], error) {
-	if err := ingest.AwaitLocal(ctx, r.store.db, r.store.table); err != nil {
+	if err := ingest.AwaitLocal(ctx, r.writer, r.store.table); err != nil {
 		return nil, err
 	}
 	return &r.store, nil

@@ -178,7 +178,7 @@ func onNode[T runtime.Object](t *testing.T, store resource.Store[T], node string
 func TestPositions(t *testing.T) {
 	s, stands := startStandins(t)
 	s.commit(s.complete)
-	served := stands.serve(newIdentities(hivetest.Logger(t), s.db, s.writer.Tables().Identities))
+	served := stands.serve(newIdentities(hivetest.Logger(t), s.db, s.writer))
 
 	_, err := served.Watch(metav1.ListOptions{ResourceVersion: "1"})
 	require.True(t, k8serrors.IsResourceExpired(err), "%v", err)

@@ -131,7 +131,7 @@ func (h recorder) Degraded(string, error) { h.levels <- cell.StatusDegraded }
 // that it has it.
 func TestAwaitAll(t *testing.T) {
 	s := newTables(t)
-	stands := &standins{db: s.db, tables: s.writer.Tables()}
+	stands := &standins{db: s.db, writer: s.writer, tables: s.writer.Tables()}
 	health, done := recorder{levels: make(chan cell.Level, 16)}, make(chan error)
 	go func() { done <- stands.awaitAll(t.Context(), health) }()
 	require.Equal(t, cell.StatusOK, <-health.levels)

@@ -26,7 +26,7 @@ type Txn struct {
 	changes     map[*Origin]*Counts
 	last        *Origin
 	lastChange  *Counts
-	initialized []func(statedb.WriteTxn)
+	initialized []mark
 	// uses are the changes to the Writer's; unused has the identities of which there
 	// was none left at some point.
 	uses   map[uint32]int32
@@ -46,13 +46,16 @@ func (tx *Txn) Commit() {
 		return
 	}
 	for _, done := range tx.initialized {
-		done(tx.wtxn)
+		done.set(tx.wtxn)
 	}
 	// The next Txn may begin with the commit.
 	tx.countUses()
 	tx.dropGone()
 	tx.wtxn.Commit()
 	tx.w.count(tx.changes)
+	if len(tx.initialized) > 0 {
+		tx.w.marked(tx.initialized)
+	}
 	tx.w = nil
 }
 

@@ -244,6 +244,7 @@ type Counts struct {
 //	w.Begin() *Txn                             locks all tables of this package; one at a time in the process
 //	w.Origin(cluster, id, source) *Origin      interned
 //	w.RegisterInitializer(name, resources...) func(*Txn)
+//	w.InitializerDone(name, table) <-chan struct{}
 //	w.Counts(cluster) Counts, w.CountByOrigin() map[*Origin]Counts
 //
 // A Txn is used by one goroutine and ends with Commit or Abort:
@@ -271,7 +272,7 @@ type Counts struct {
 //
 // Initial sync of a source is expressed by statedb table initializers: the
 // function that RegisterInitializer gives before start marks it done, and
-// readers use Table.Initialized.
+// readers use Table.Initialized, or for one of several sources w.InitializerDone.
 
 // PrefixOf is a single address as the prefix that keys the endpoints table.
 func PrefixOf(ip netip.Addr) netip.Prefix { return netip.PrefixFrom(ip, ip.BitLen()) }

@@ -29,7 +29,13 @@ type Writer struct {
 	mu      sync.Mutex
 	origins map[Origin]*Origin
 	counts  map[*Origin]Counts
+	// pending are closed, and go, with the Txn that marks them done.
+	pending map[initializer]chan struct{}
+	none    chan struct{} // closed
 }
+
+// initializer is one of a table.
+type initializer struct{ name, table string }
 
 // NewWriter registers the tables with db. It fails when they are registered
 // already: there is one Writer for a database.
@@ -40,6 +46,8 @@ func newWriter(db *statedb.DB, prefix TablePrefix) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
+	none := make(chan struct{})
+	close(none)
 	return &Writer{
 		db:      db,
 		tables:  t,
@@ -47,6 +55,8 @@ func newWriter(db *statedb.DB, prefix TablePrefix) (*Writer, error) {
 		uses:    map[uint32]int32{},
 		origins: map[Origin]*Origin{},
 		counts:  map[*Origin]Counts{},
+		pending: map[initializer]chan struct{}{},
+		none:    none,
 	}, nil
 }
 
@@ -99,28 +109,71 @@ func (w *Writer) Begin() *Txn {
 func (w *Writer) RegisterInitializer(name string, resources ...wire.Resource) func(*Txn) {
 	wtxn := w.db.WriteTxn(w.metas...)
 	defer wtxn.Commit()
-	var done []func(statedb.WriteTxn)
+	var done []mark
+	register := func(table registrar) {
+		m := mark{initializer{name, table.Name()}, table.RegisterInitializer(wtxn, name)}
+		done = append(done, m)
+		w.mu.Lock()
+		w.pending[m.of] = make(chan struct{})
+		w.mu.Unlock()
+	}
 	for _, resource := range resources {
 		switch resource {
 		case wire.Endpoints:
-			done = append(done, w.tables.endpoints.RegisterInitializer(wtxn, name))
+			register(w.tables.endpoints)
 		case wire.Identities:
-			done = append(done, w.tables.identities.RegisterInitializer(wtxn, name))
+			register(w.tables.identities)
 		case wire.Nodes:
-			done = append(done, w.tables.nodes.RegisterInitializer(wtxn, name))
+			register(w.tables.nodes)
 		case wire.Services:
-			done = append(done, w.tables.services.RegisterInitializer(wtxn, name))
+			register(w.tables.services)
 		case wire.ServiceExports:
-			done = append(done, w.tables.serviceExports.RegisterInitializer(wtxn, name))
+			register(w.tables.serviceExports)
 		case Namespaces:
-			done = append(done, w.tables.namespaces.RegisterInitializer(wtxn, name))
+			register(w.tables.namespaces)
 		case Workloads:
-			done = append(done, w.tables.workloads.RegisterInitializer(wtxn, name))
+			register(w.tables.workloads)
 		}
 	}
 	// statedb remembers a mark even when its transaction is aborted, so the
 	// marks wait for the Txn's Commit.
 	return func(tx *Txn) { tx.initialized = append(tx.initialized, done...) }
+}
+
+// registrar is a table, whatever its rows are.
+type registrar interface {
+	statedb.TableMeta
+	RegisterInitializer(wtxn statedb.WriteTxn, name string) func(statedb.WriteTxn)
+}
+
+// mark says that an initializer is done.
+type mark struct {
+	of  initializer
+	set func(statedb.WriteTxn)
+}
+
+// InitializerDone is closed once the initializer of that name of a table is done, or there
+// is none: a transaction that is begun after that doesn't have it among the pending ones.
+// It is for after the start, when all are registered.
+func (w *Writer) InitializerDone(name string, table statedb.TableMeta) <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if pending, ok := w.pending[initializer{name, table.Name()}]; ok {
+		return pending
+	}
+	return w.none
+}
+
+// marked wakes those who wait for these.
+func (w *Writer) marked(done []mark) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, m := range done {
+		if pending, ok := w.pending[m.of]; ok {
+			close(pending)
+			delete(w.pending, m.of)
+		}
+	}
 }
 
 // CountByOrigin gives the counts of every origin that holds or claims

@@ -185,22 +185,40 @@ func TestInitializer(t *testing.T) {
 		done, _ := table.Initialized(f.db.ReadTxn())
 		return done
 	}
+	// As one who waits sees it.
+	done := func(name string, table statedb.TableMeta) bool {
+		select {
+		case <-f.w.InitializerDone(name, table):
+			require.NotContains(t, table.PendingInitializers(f.db.ReadTxn()), name)
+			return true
+		default:
+			return false
+		}
+	}
 	require.False(t, initialized(f.tables.Endpoints))
 	require.False(t, initialized(f.tables.Nodes))
 	require.False(t, initialized(f.tables.Namespaces))
+	require.True(t, done("slow", f.tables.Nodes), "it has none of that name")
+	earlier := f.w.InitializerDone("all", f.tables.Nodes)
 
 	tx := f.w.Begin()
 	all(tx)
 	tx.Abort()
 	require.False(t, initialized(f.tables.Nodes), "an aborted Txn marks nothing")
+	require.False(t, done("all", f.tables.Nodes))
 
 	f.do(all)
 	f.do(all)
+	<-earlier
+	require.True(t, done("all", f.tables.Nodes))
+	require.True(t, done("all", f.tables.Endpoints))
+	require.False(t, done("slow", f.tables.Endpoints))
 	require.True(t, initialized(f.tables.Nodes))
 	require.True(t, initialized(f.tables.Services))
 	require.False(t, initialized(f.tables.Endpoints))
 	require.Equal(t, []string{"slow"}, f.tables.Endpoints.PendingInitializers(f.db.ReadTxn()))
 	f.do(slow)
+	require.True(t, done("slow", f.tables.Endpoints))
 	require.True(t, initialized(f.tables.Endpoints))
 	require.True(t, initialized(f.tables.Namespaces))
 }

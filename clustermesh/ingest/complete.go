@@ -7,15 +7,11 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/cilium/statedb"
-)
 
-// CompleteInterval is the pause between two looks whether a table is complete: statedb
-// tells when the last source of a table is, remote clusters included, and of one only
-// when it is asked.
-const CompleteInterval = 20 * time.Millisecond
+	"github.com/waggle-mesh/waggle/cells/state"
+)
 
 // LocalComplete says whether a table has had all of this cluster once, however long a
 // remote one takes.
@@ -23,21 +19,26 @@ func LocalComplete(txn statedb.ReadTxn, table statedb.TableMeta) bool {
 	return !slices.Contains(table.PendingInitializers(txn), LocalInitializer)
 }
 
-// AwaitLocal waits until a table has had all of this cluster once.
-func AwaitLocal(ctx context.Context, db *statedb.DB, table statedb.TableMeta) error {
-	ticker := time.NewTicker(CompleteInterval)
-	defer ticker.Stop()
-	for {
-		txn := db.ReadTxn()
-		if LocalComplete(txn, table) {
-			return nil
-		}
-		_, all := table.Initialized(txn)
-		select {
-		case <-all:
-		case <-ticker.C:
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for the table %q to have all of this cluster: %w", table.Name(), ctx.Err())
-		}
+// LocalDone is closed once a table has had all of this cluster: LocalComplete is true of
+// each transaction that is begun after that. The cache may be away for long and those who
+// wait be many, each endpoint of the node among them, so that nobody is woken before. It
+// is for after the start.
+func LocalDone(writer *state.Writer, table statedb.TableMeta) <-chan struct{} {
+	return writer.InitializerDone(LocalInitializer, table)
+}
+
+// AwaitLocal waits for LocalDone.
+func AwaitLocal(ctx context.Context, writer *state.Writer, table statedb.TableMeta) error {
+	done := LocalDone(writer, table)
+	select {
+	case <-done:
+		return nil
+	default:
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the table %q to have all of this cluster: %w", table.Name(), ctx.Err())
 	}
 }
