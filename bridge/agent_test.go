@@ -322,6 +322,7 @@ func TestLocalCluster(t *testing.T) {
 		require.Equal(c, []string{"waggle.remote-clusters.job-remote-away_etcd"}, degraded(a))
 		require.Zero(c, parts.Mesh.NumReadyClusters())
 	}, patience, tick)
+	jobsReport(t, a)
 
 	// A policy that names a port has its number, and the next one.
 	createNamespace(t, a)

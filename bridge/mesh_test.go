@@ -7,6 +7,7 @@ package bridge_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -32,6 +33,7 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 	"github.com/waggle-mesh/waggle/ipcache/ondemand"
 	"github.com/waggle-mesh/waggle/testing/hostagent"
+	"github.com/waggle-mesh/waggle/testing/jobs"
 	"github.com/waggle-mesh/waggle/testing/mesh"
 )
 
@@ -197,6 +199,7 @@ func TestMesh(t *testing.T) {
 	require.Equal(t, types.LevelOK, string(a.OurHealth()["waggle.bridge.capacity"].Level))
 	require.Contains(t, a.OurHealth(), "waggle.bridge.job-endpoints")
 	require.Contains(t, shell(t, a, "db/show health"), "waggle.bridge")
+	jobsReport(t, a)
 	for metric, value := range map[string]string{
 		"waggle_ipcache_wanted_entries": "[1-9][0-9]*", "waggle_ipcache_capacity": "512000", "waggle_ipcache_overflow_entries": "0",
 		"waggle_ondemand_entries": "1", "cilium_clustermesh_remote_clusters": "5",
@@ -224,6 +227,16 @@ func TestMesh(t *testing.T) {
 	hasNot(t, a, "10.1.0.1")
 	knows(t, a, hidden, false)
 	require.Contains(t, shell(t, a, "waggle/status -o json"), `"kubernetes"`)
+}
+
+// jobsReport: whatever runs of ours in an agent says something of itself.
+func jobsReport(t *testing.T, a *hostagent.Agent) {
+	t.Helper()
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		names, silent := jobs.Silent(maps.Values(a.OurHealth()))
+		require.NotEmpty(c, names)
+		require.Empty(c, silent)
+	}, patience, tick)
 }
 
 // miss resolves an address until the agent's ipcache has what comes of it, which it may

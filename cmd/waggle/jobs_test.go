@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -16,22 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/waggle-mesh/waggle/cmd/waggle/run"
+	"github.com/waggle-mesh/waggle/testing/jobs"
 )
-
-// jobOf is the name of the job that a row of health is the own one of: the hive gives each
-// job that it starts a scope.
-func jobOf(row *types.Status) (name string, found bool) {
-	if len(row.ID.Component) == 0 {
-		return "", false
-	}
-	last := row.ID.Component[len(row.ID.Component)-1]
-	for _, prefix := range []string{"job-", "timer-job-", "observer-job-"} {
-		if name, found = strings.CutPrefix(last, prefix); found {
-			return name, true
-		}
-	}
-	return "", false
-}
 
 // notOurs are the modules of a program whose jobs are upstream's.
 var notOurs = []string{"health", "infrastructure"}
@@ -85,23 +70,15 @@ func startAll(t *testing.T) (all []startedProgram) {
 }
 
 // TestJobsReport starts each program, and whatever runs in it as a job says something of
-// itself: "Running" is what the hive says of one that is silent.
+// itself.
 func TestJobsReport(t *testing.T) {
 	all := startAll(t)
 	for _, w := range all {
 		require.EventuallyWithT(t, func(collect *assert.CollectT) {
-			var jobs, silent []string
-			for _, row := range w.health() {
-				name, found := jobOf(&row)
-				if !found || slices.Contains(notOurs, row.ID.Module[0]) {
-					continue
-				}
-				jobs = append(jobs, name)
-				if row.Message == "" || row.Message == "Running" {
-					silent = append(silent, row.ID.String())
-				}
-			}
-			assert.NotEmpty(collect, jobs, w.name)
+			names, silent := jobs.Silent(slices.Values(slices.DeleteFunc(w.health(), func(row types.Status) bool {
+				return slices.Contains(notOurs, row.ID.Module[0])
+			})))
+			assert.NotEmpty(collect, names, w.name)
 			assert.Empty(collect, silent, w.name)
 		}, 2*time.Minute, 20*time.Millisecond)
 	}

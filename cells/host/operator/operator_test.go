@@ -83,6 +83,9 @@ func TestOperator(t *testing.T) {
 	second := startReplica(t, flags...)
 	requireKeys(t, second.client, local)
 
+	first.requireJobs("exporter", "cache")
+	second.requireJobs("cache")
+
 	first.kill()
 	createPod(t, server, "shop", "web-2", "10.1.0.3")
 	local, remote = with(local, "state/ip/v1/default/10.1.0.3"), with(remote, "state/ip/v1/default/10.1.0.3")

@@ -4,20 +4,25 @@
 package operator_test
 
 import (
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 
+	"github.com/cilium/cilium/pkg/hive/health/types"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
 
 	"github.com/waggle-mesh/waggle/cells/etcd"
+	"github.com/waggle-mesh/waggle/testing/jobs"
 	"github.com/waggle-mesh/waggle/testing/mesh"
 )
 
@@ -26,6 +31,7 @@ type replica struct {
 	t      *testing.T
 	socket string // of its in-cluster cache
 	client *etcd.Client
+	shell  string // its socket
 	// kill is a SIGKILL: it gives nothing back, the leader's lease included.
 	kill func()
 }
@@ -64,6 +70,8 @@ func startReplica(t *testing.T, flags ...string) *replica {
 		}
 	}()
 	require.NoError(t, <-started)
+	r.shell, err = jobs.ShellOf(process.Process.Pid)
+	require.NoError(t, err)
 	r.kill = sync.OnceFunc(func() {
 		_ = process.Process.Kill()
 		<-ended
@@ -92,4 +100,29 @@ func keys(t *testing.T, client *etcd.Client) []string {
 		out = append(out, strings.TrimPrefix(string(kv.Key), "cilium/"))
 	}
 	return out
+}
+
+// requireJobs waits until each job of ours in the operator says something of itself, and
+// some of each of these modules run.
+func (r *replica) requireJobs(modules ...string) {
+	r.t.Helper()
+	require.EventuallyWithT(r.t, func(c *assert.CollectT) {
+		rows, err := jobs.Ask(r.shell)
+		require.NoError(c, err)
+		ours := map[string][]types.Status{}
+		for _, row := range rows {
+			if len(row.ID.Module) > 1 && row.ID.Module[0] == "waggle" {
+				ours[row.ID.Module[1]] = append(ours[row.ID.Module[1]], row)
+			}
+		}
+		require.Subset(c, slices.Collect(maps.Keys(ours)), modules)
+		for _, rows := range ours {
+			_, silent := jobs.Silent(slices.Values(rows))
+			require.Empty(c, silent)
+		}
+		for _, module := range modules {
+			names, _ := jobs.Silent(slices.Values(ours[module]))
+			require.NotEmpty(c, names, module)
+		}
+	}, patience, tick)
 }
