@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -43,18 +44,25 @@ const patience = 3 * time.Minute
 // northPort is where the other cluster's etcd is.
 const northPort = 32379
 
-// values are what an operator would say; everything else is the chart's.
+// values are what an operator would say, but for the other clusters; everything else is the
+// chart's.
 const values = `
 cluster: {name: west, id: 2}
 clustermesh:
   useAPIServer: true
   config:
     enabled: true
-    clusters:
-    - {name: north, port: 32379, ips: [127.0.0.1]}
+    clusters: %s
   apiserver:
     metrics: {enabled: true, kvstoremesh: {enabled: true}, etcd: {enabled: true}}
 `
+
+// Other clusters: one, or none that is enabled.
+const (
+	north   = "[{name: north, port: 32379, ips: [127.0.0.1]}]"
+	nobody  = "[]"
+	noNorth = "[{name: north, enabled: false}]"
+)
 
 // TestChart runs the Deployment of upstream's chart with this program in its image.
 func TestChart(t *testing.T) {
@@ -66,14 +74,13 @@ func TestChart(t *testing.T) {
 	}
 	api := kubeapi.Start(t)
 	createEndpoint(t, api)
-	p := newPod(t, render(t), api)
+	p := newPod(t, render(t, north), api)
 	p.startNorth()
 
 	run(t, p.command(p.container("etcd-init")))
-	for _, name := range []string{"etcd", "apiserver"} {
-		p.start(name, p.command(p.container(name)))
-	}
-	kvstoremesh := p.command(p.container("kvstoremesh"))
+	p.start("etcd", p.command(p.container("etcd")))
+	apiserver, kvstoremesh := p.command(p.container("apiserver")), p.command(p.container("kvstoremesh"))
+	p.start("apiserver", apiserver)
 	p.start("kvstoremesh", kvstoremesh)
 	for _, name := range []string{"apiserver", "kvstoremesh"} {
 		c := p.container(name)
@@ -114,7 +121,29 @@ func TestChart(t *testing.T) {
 	} {
 		checkFed(t, p.container(name), namespace)
 	}
+	checkShell(t, p.container("apiserver"), p, apiserver, "etcd-users", "readyz")
+	checkShell(t, p.container("kvstoremesh"), p, kvstoremesh, "leader", "readyz")
 	checkTakeOver(t, p, client, kvstoremesh)
+	checkAlone(t, p, client, apiserver)
+}
+
+// checkAlone has the other clusters leave: the chart's list of users is then empty, and
+// the last of them has no access any more.
+func checkAlone(t *testing.T, p *pod, client *clientv3.Client, apiserver *exec.Cmd) {
+	t.Helper()
+	const configMap, file = "clustermesh-remote-users", "users.yaml"
+	for _, clusters := range []string{noNorth, nobody} {
+		at := slices.IndexFunc(p.spec.Volumes, func(v corev1.Volume) bool { return v.ConfigMap != nil && v.ConfigMap.Name == configMap })
+		require.NotEqual(t, -1, at)
+		next := p.write(file, []byte(render(t, clusters).configMaps[configMap].Data[file]))
+		require.NoError(t, os.Rename(next, filepath.Join(p.volumes[p.spec.Volumes[at].Name], file)))
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			users, err := client.UserList(t.Context())
+			require.NoError(c, err)
+			require.NotContains(c, users.Users, "remote-north")
+			require.Contains(c, healthOf(c, apiserver), "etcd-users: OK: 0 users")
+		}, patience, 50*time.Millisecond)
+	}
 }
 
 // createEndpoint has one pod in the cluster.
@@ -143,10 +172,11 @@ type manifests struct {
 	configMaps map[string]corev1.ConfigMap
 }
 
-func render(t *testing.T) *manifests {
+// render renders the chart with these other clusters.
+func render(t *testing.T, clusters string) *manifests {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "values.yaml")
-	require.NoError(t, os.WriteFile(file, []byte(values), 0o600))
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, values, clusters), 0o600))
 	chart := filepath.Join(os.Getenv(upstreamEnv), "install", "kubernetes", "cilium")
 	cmd := exec.Command(chartBinary, "--values", file, chart)
 	var stderr bytes.Buffer
@@ -186,6 +216,7 @@ func newPod(t *testing.T, m *manifests, api *kubeapi.Server) *pod {
 	dir := t.TempDir()
 	p := &pod{t: t, dir: dir, manifests: m, spec: m.deployment.Spec.Template.Spec, uid: "e2f1a8f0-5f0c-4a54-9d0b-6f0a4b6f7d11",
 		volumes: map[string]string{}, files: map[string]string{}}
+	p.join(api)
 	for _, volume := range p.spec.Volumes {
 		at := filepath.Join(dir, "volumes", volume.Name)
 		require.NoError(t, os.MkdirAll(at, 0o700))
@@ -209,7 +240,13 @@ func newPod(t *testing.T, m *manifests, api *kubeapi.Server) *pod {
 	}
 	p.files["/etc/hosts"] = p.write("hosts", []byte(hosts))
 	p.files["/var/lib/cilium/etcd-config.yaml"] = filepath.Join(os.Getenv(upstreamEnv), "clustermesh-apiserver", "etcd-config.yaml")
+	return p
+}
 
+// join gives the containers what a kubelet does, so that they find the API server.
+func (p *pod) join(api *kubeapi.Server) {
+	t := p.t
+	t.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", api.Kubeconfig)
 	require.NoError(t, err)
 	server, err := url.Parse(config.Host)
@@ -217,8 +254,7 @@ func newPod(t *testing.T, m *manifests, api *kubeapi.Server) *pod {
 	const account = "/var/run/secrets/kubernetes.io/serviceaccount/"
 	p.files[account+"token"] = p.write("token", []byte(config.BearerToken))
 	p.files[account+"ca.crt"] = p.write("ca.crt", config.CAData)
-	p.env = []string{"KUBERNETES_SERVICE_HOST=" + server.Hostname(), "KUBERNETES_SERVICE_PORT=" + server.Port(), "GOPS_CONFIG_DIR=" + dir}
-	return p
+	p.env = []string{"KUBERNETES_SERVICE_HOST=" + server.Hostname(), "KUBERNETES_SERVICE_PORT=" + server.Port(), "GOPS_CONFIG_DIR=" + p.dir}
 }
 
 func writeItems(t *testing.T, dir string, data map[string][]byte, items []corev1.KeyToPath) {
