@@ -59,7 +59,7 @@ func (c *serverCodec) Marshal(v any) (data mem.BufferSlice, err error) {
 // Unmarshal implements encoding.CodecV2.
 func (c *serverCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	c.received.Add(float64(data.Len()))
-	return c.codec.unmarshal(data, v)
+	return c.unmarshal(data, v)
 }
 
 // maxSharedBytes bounds what is kept of what others may be told as well: a commit of 1,024
