@@ -103,9 +103,14 @@ func (a *Agent) removeEndpoints() {
 		a.removeEndpoint(pod)
 	}
 	for _, pod := range a.pods {
+		endpoints := a.config.Server.Cilium.CiliumV2().CiliumEndpoints(pod.Namespace)
 		require.Eventually(a.t, func() bool {
 			// Not the test's context, which has ended when this is its clean-up.
-			_, err := a.config.Server.Cilium.CiliumV2().CiliumEndpoints(pod.Namespace).Get(context.Background(), pod.Name, metav1.GetOptions{})
+			_, err := endpoints.Get(context.Background(), pod.Name, metav1.GetOptions{})
+			if err == nil && pod.Endpoint.GetCiliumEndpointUID() == "" {
+				// It was removed while it was created: upstream's agent leaves it to the operator.
+				_ = endpoints.Delete(context.Background(), pod.Name, metav1.DeleteOptions{}) // or is asked again
+			}
 			return k8serrors.IsNotFound(err)
 		}, startTimeout, 10*time.Millisecond, "what runs for the endpoint of %s/%s doesn't end", pod.Namespace, pod.Name)
 	}
