@@ -198,7 +198,7 @@ func (n *missNode) startAgent(ctx context.Context, name string, pod *netns.Pod, 
 	}
 	one := func(int) wire.Endpoint { return n.cluster.endpointObject(i) }
 	if err := a.sender.miss(alive, 1, 1, one, func(time.Duration) {}); err != nil {
-		return nil, fmt.Errorf("waiting until %s resolves: %w\n%s", name, err, a.LogTail())
+		return nil, errors.Join(fmt.Errorf("waiting until %s resolves: %w\n%s", name, err, a.LogTail()), a.sender.close())
 	}
 	return a, nil
 }
