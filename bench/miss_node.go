@@ -228,14 +228,22 @@ func (n *missNode) misses(ctx context.Context, f *MissFigures) (err error) {
 	}
 	alive, stop := whileAlive(ctx, agent.Process)
 	defer stop()
-	latencies, looks, began := follower.NewHistogram(), agent.sender.looks, time.Now()
+	looks, _, err := agent.sender.watch.Looks()
+	if err != nil {
+		return err
+	}
+	latencies, began := follower.NewHistogram(), time.Now()
 	if err := agent.sender.miss(alive, n.config.Misses, n.config.Concurrency, n.cluster.endpointObject, func(took time.Duration) {
 		follower.Record(latencies, took)
 	}); err != nil {
 		return fmt.Errorf("%w\n%s", err, agent.LogTail())
 	}
 	f.Seconds = time.Since(began).Seconds()
-	f.LookEveryMicroseconds = f.Seconds * 1e6 / float64(max(1, agent.sender.looks-looks))
+	looked, _, err := agent.sender.watch.Looks()
+	if err != nil {
+		return err
+	}
+	f.LookEveryMicroseconds = f.Seconds * 1e6 / float64(max(1, looked-looks))
 	after, err := cpuOfEach(processes)
 	if err != nil {
 		return err

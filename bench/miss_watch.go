@@ -20,26 +20,25 @@ import (
 )
 
 const (
-	// lookForMisses is the least time between two looks at the map. Latencies are too long
-	// by the time between two at most; to look without a pause would take a processor from
-	// those who are measured.
-	lookForMisses = 200 * time.Microsecond
+	// seeWhatCame is the least time between two looks at what has come, for which others can
+	// be sent to. No latency depends on it.
+	seeWhatCame = 200 * time.Microsecond
 	// sendAgain is when a packet is sent again to an address that isn't in the map: longer
 	// than the interval in which the kernel gives no second signal for it.
 	sendAgain = 250 * time.Millisecond
 )
 
-// missSender sends packets from a pod, and looks for their destinations in an agent's map,
-// from outside of the agent. One goroutine does both for all that are missed at a time:
-// with a goroutine for each, that wakes for its packet and its entry, the sender took as
-// much processor time as the other cluster's etcd.
+// missSender sends packets from a pod, and waits for their destinations to come into an
+// agent's map, from outside of the agent. One goroutine does both for all that are missed at
+// a time: with a goroutine for each, that wakes for its packet and its entry, the sender took
+// as much processor time as the other cluster's etcd.
 type missSender struct {
 	socket  *net.UDPConn
 	watch   *await.Watch
 	target  *ebpf.Map
 	missing map[await.Entry]*missed
-	// looks counts the looks at the map, and again the packets that were sent again.
-	looks, again int
+	// again counts the packets that were sent again.
+	again int
 }
 
 // missed is an address that was sent to and isn't in the map yet.
@@ -71,7 +70,7 @@ func (s *missSender) close() error {
 // a time, and yields how long it took until each was there: since right before the first
 // packet was sent, some 10 µs before the kernel's signal.
 func (s *missSender) miss(ctx context.Context, n, atATime int, get func(i int) wire.Endpoint, came func(time.Duration)) error {
-	ticker := time.NewTicker(lookForMisses)
+	ticker := time.NewTicker(seeWhatCame)
 	defer ticker.Stop()
 	for i := 0; i < n || len(s.missing) > 0; {
 		for ; i < n && len(s.missing) < atATime; i++ {
@@ -87,8 +86,7 @@ func (s *missSender) miss(ctx context.Context, n, atATime int, get func(i int) w
 			}
 			return context.Cause(ctx)
 		}
-		s.looks++
-		if err := s.watch.Look(func(e await.Entry, at time.Duration) {
+		if err := s.watch.Arrived(func(e await.Entry, at time.Duration) {
 			came(at - s.missing[e].began)
 			delete(s.missing, e)
 		}); err != nil {

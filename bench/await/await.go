@@ -1,14 +1,15 @@
 // Copyright Authors of Waggle
 // SPDX-License-Identifier: Apache-2.0
 
-// Package await tells when entries come into another process's ipcache map. A program
-// in the kernel looks up all that are waited for in one system call (BPF_PROG_TEST_RUN):
-// a lookup is 0.1 µs that way, and from user space ten to twenty times that, by which 64
-// of them 2,000 times a second took a seventh of two processors from those who were
-// measured.
+// Package await tells when entries come into another process's ipcache map. A timer in the
+// kernel looks up all that are waited for: a lookup is 0.1 µs there, and from user space ten
+// to twenty times that; and it looks between the others' work, where a process that looks
+// waits for a processor as long as those who are measured keep all of them busy. As it
+// interrupts whoever runs, what it takes may be counted as theirs.
 package await
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -26,11 +27,9 @@ const MaxAwaited = 1024
 // errBusy says that as many entries are waited for as can be.
 var errBusy = errors.New("too many entries are waited for at once")
 
-// The states of a slot: EMPTY is 0, and these AWAITED and FOUND in look.c.
-const (
-	waits = 1
-	found = 2
-)
+// interval is the time between two looks, by which a time may be too late. A look for 64
+// entries takes 7 µs (BenchmarkLook).
+const interval = 200 * time.Microsecond
 
 const slotSize = int64(unsafe.Sizeof(lookSlot{}))
 
@@ -41,13 +40,12 @@ type Entry struct {
 	Identity uint32
 }
 
-// Watch looks for entries. Its methods aren't safe for concurrent use.
+// Watch waits for entries. Its methods aren't safe for concurrent use.
 type Watch struct {
 	objects lookObjects
 	slots   *ebpf.Memory
 	entries []Entry
 	free    []int
-	frame   []byte
 }
 
 // New watches target, which has to have the layout of Cilium's ipcache, for up to room
@@ -56,7 +54,7 @@ func New(target *ebpf.Map, room int) (_ *Watch, err error) {
 	if room < 1 || room > MaxAwaited {
 		return nil, fmt.Errorf("%d entries at once: must be 1 to %d", room, MaxAwaited)
 	}
-	w := &Watch{entries: make([]Entry, room), frame: make([]byte, 14)} // as the kernel wants at least
+	w := &Watch{entries: make([]Entry, room)}
 	for i := range room {
 		w.free = append(w.free, i)
 	}
@@ -69,14 +67,20 @@ func New(target *ebpf.Map, room int) (_ *Watch, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := spec.Variables["used"].Set(uint32(room)); err != nil {
+	if err := errors.Join(spec.Variables["used"].Set(uint32(room)), spec.Variables["interval"].Set(uint64(interval))); err != nil {
 		return nil, err
 	}
 	spec.Maps["target"].MaxEntries, spec.Maps["target"].Flags = target.MaxEntries(), target.Flags()
 	if err := spec.LoadAndAssign(&w.objects, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{"target": target}}); err != nil {
 		return nil, err
 	}
-	w.slots, err = w.objects.Slots.Memory()
+	if w.slots, err = w.objects.Slots.Memory(); err != nil {
+		return nil, err
+	}
+	code, err := w.objects.WaggleLook.Run(&ebpf.RunOptions{Data: make([]byte, 14)}) // as the kernel wants at least
+	if err == nil && code != 0 {
+		err = fmt.Errorf("starting the timer: %w", unix.Errno(code))
+	}
 	return w, err
 }
 
@@ -86,47 +90,66 @@ func (w *Watch) Expect(e Entry) error {
 		return errBusy
 	}
 	i := w.free[len(w.free)-1]
-	slot := lookSlot{Identity: e.Identity, State: waits}
+	slot := lookSlot{Identity: e.Identity}
 	slot.Key.Bytes = *(*[24]uint8)(unsafe.Pointer(&e.Key))
-	if _, err := w.slots.WriteAt(unsafe.Slice((*byte)(unsafe.Pointer(&slot)), slotSize), int64(i)*slotSize); err != nil {
-		return fmt.Errorf("waiting for an entry: %w", err)
+	if err := w.write(i, 0, unsafe.Slice((*byte)(unsafe.Pointer(&slot)), slotSize)); err != nil {
+		return err
+	}
+	if err := w.write(i, unsafe.Offsetof(slot.Awaited), taken); err != nil {
+		return err
 	}
 	w.free, w.entries[i] = w.free[:len(w.free)-1], e
 	return nil
 }
 
-// Look yields those that have come, with the time at which that was seen, by the clock of
-// [Now], and waits for them no longer.
-func (w *Watch) Look(come func(e Entry, at time.Duration)) error {
-	n, err := w.objects.WaggleLook.Run(&ebpf.RunOptions{Data: w.frame})
-	if err != nil {
-		return fmt.Errorf("looking into a map: %w", err)
-	}
-	for i := 0; i < len(w.entries) && n > 0; i++ {
-		var slot lookSlot
-		raw := unsafe.Slice((*byte)(unsafe.Pointer(&slot)), slotSize)
-		if _, err := w.slots.ReadAt(raw, int64(i)*slotSize); err != nil {
-			return fmt.Errorf("looking into a map: %w", err)
-		}
-		if slot.State != found {
-			continue
-		}
-		n--
-		at := time.Duration(slot.Time)
-		clear(raw) // empty
-		if _, err := w.slots.WriteAt(raw, int64(i)*slotSize); err != nil {
-			return fmt.Errorf("looking into a map: %w", err)
-		}
-		w.free = append(w.free, i)
-		come(w.entries[i], at)
+// taken and vacant are the values of Awaited. Each is written after or before the rest of a
+// slot, in the order in which amd64 has others see it.
+var taken, vacant = binary.NativeEndian.AppendUint32(nil, 1), binary.NativeEndian.AppendUint32(nil, 0)
+
+func (w *Watch) write(slot int, offset uintptr, raw []byte) error {
+	if _, err := w.slots.WriteAt(raw, int64(slot)*slotSize+int64(offset)); err != nil {
+		return fmt.Errorf("waiting for an entry: %w", err)
 	}
 	return nil
+}
+
+// Arrived yields those that have come, with the time at which the timer saw that, by the clock
+// of [Now], and waits for them no longer. It makes no system call.
+func (w *Watch) Arrived(each func(e Entry, at time.Duration)) error {
+	raw := make([]byte, 8)
+	for i, e := range w.entries {
+		if e == (Entry{}) {
+			continue
+		}
+		if _, err := w.slots.ReadAt(raw, int64(i)*slotSize+int64(unsafe.Offsetof(lookSlot{}.Time))); err != nil {
+			return fmt.Errorf("seeing what has come: %w", err)
+		}
+		at := binary.NativeEndian.Uint64(raw)
+		if at == 0 {
+			continue
+		}
+		if err := w.write(i, unsafe.Offsetof(lookSlot{}.Awaited), vacant); err != nil {
+			return err
+		}
+		w.free, w.entries[i] = append(w.free, i), Entry{}
+		each(e, time.Duration(at))
+	}
+	return nil
+}
+
+// Looks is how often the timer has looked, and the time that this took it in all.
+func (w *Watch) Looks() (looks int, took time.Duration, err error) {
+	var clock lookClock
+	if err := w.objects.Clocks.Lookup(uint32(0), &clock); err != nil {
+		return 0, 0, fmt.Errorf("asking how often was looked: %w", err)
+	}
+	return int(clock.Looks), time.Duration(clock.Time), nil
 }
 
 // Close ends it. The map stays open.
 func (w *Watch) Close() error { return w.objects.Close() }
 
-// Now reads CLOCK_MONOTONIC, as the kernel does where an entry has come.
+// Now reads CLOCK_MONOTONIC, as the timer does where an entry has come.
 func Now() time.Duration {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {

@@ -13,6 +13,16 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type lookClock struct {
+	_     structs.HostLayout
+	Timer struct {
+		_      structs.HostLayout
+		Opaque [2]uint64
+	}
+	Looks uint64
+	Time  uint64
+}
+
 type lookKey struct {
 	_     structs.HostLayout
 	Bytes [24]uint8
@@ -22,7 +32,7 @@ type lookSlot struct {
 	_        structs.HostLayout
 	Key      lookKey
 	Identity uint32
-	State    uint32
+	Awaited  uint32
 	Time     uint64
 }
 
@@ -81,6 +91,7 @@ type lookProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lookMapSpecs struct {
+	Clocks *ebpf.MapSpec `ebpf:"clocks"`
 	Slots  *ebpf.MapSpec `ebpf:"slots"`
 	Target *ebpf.MapSpec `ebpf:"target"`
 }
@@ -89,8 +100,10 @@ type lookMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lookVariableSpecs struct {
-	UnusedSlot *ebpf.VariableSpec `ebpf:"unused_slot"`
-	Used       *ebpf.VariableSpec `ebpf:"used"`
+	Interval    *ebpf.VariableSpec `ebpf:"interval"`
+	UnusedClock *ebpf.VariableSpec `ebpf:"unused_clock"`
+	UnusedSlot  *ebpf.VariableSpec `ebpf:"unused_slot"`
+	Used        *ebpf.VariableSpec `ebpf:"used"`
 }
 
 // lookObjects contains all objects after they have been loaded into the kernel.
@@ -113,12 +126,14 @@ func (o *lookObjects) Close() error {
 //
 // It can be passed to loadLookObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lookMaps struct {
+	Clocks *ebpf.Map `ebpf:"clocks"`
 	Slots  *ebpf.Map `ebpf:"slots"`
 	Target *ebpf.Map `ebpf:"target"`
 }
 
 func (m *lookMaps) Close() error {
 	return _LookClose(
+		m.Clocks,
 		m.Slots,
 		m.Target,
 	)
@@ -128,8 +143,10 @@ func (m *lookMaps) Close() error {
 //
 // It can be passed to loadLookObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lookVariables struct {
-	UnusedSlot *ebpf.Variable `ebpf:"unused_slot"`
-	Used       *ebpf.Variable `ebpf:"used"`
+	Interval    *ebpf.Variable `ebpf:"interval"`
+	UnusedClock *ebpf.Variable `ebpf:"unused_clock"`
+	UnusedSlot  *ebpf.Variable `ebpf:"unused_slot"`
+	Used        *ebpf.Variable `ebpf:"used"`
 }
 
 // lookPrograms contains all programs after they have been loaded into the kernel.
