@@ -31,6 +31,9 @@ type message interface {
 	Unmarshal([]byte) error
 }
 
+// NewCodec is for a gRPC server of etcd's messages.
+func NewCodec() encoding.CodecV2 { return newCodec() }
+
 func newCodec() *codec { return &codec{other: encoding.GetCodecV2(proto.Name)} }
 
 // buffers are shared by all clients: pools of each would be as many times the
@@ -44,6 +47,11 @@ func (c *codec) Name() string { return proto.Name }
 
 // Marshal implements encoding.CodecV2.
 func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
+	if keys, ok := v.(gets); ok {
+		buffer := buffers.Get(keys.size())
+		*buffer = keys.append((*buffer)[:0])
+		return mem.BufferSlice{mem.NewBuffer(buffer, buffers)}, nil
+	}
 	m, ok := v.(message)
 	if !ok {
 		return c.other.Marshal(v)
@@ -65,6 +73,8 @@ func (c *codec) Unmarshal(data mem.BufferSlice, v any) error {
 		m.Reset()
 		err = decodeRange(m, data.Materialize())
 	case *outcome:
+		err = m.decode(data.Materialize())
+	case *answers:
 		err = m.decode(data.Materialize())
 	default:
 		return c.unmarshal(data, v)

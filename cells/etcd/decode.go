@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// This file decodes the two messages of which a process reads hundreds of
+// This file decodes the messages of which a process reads hundreds of
 // thousands of keys. The generated code makes three objects of each key of a
 // page, and four of the answer to each operation of a commit, of which nothing is
 // looked at. What isn't as expected is left to the generated code, so that the

@@ -36,19 +36,17 @@ type atRevision struct {
 //
 // The error wraps ErrBadAnswer, or is the etcd's, for status.Code or CodeOf.
 func (c *Client) getTogether(ctx context.Context, maxBytes int, keys ...string) (atRevision, error) {
-	txn := &pb.TxnRequest{Success: make([]*pb.RequestOp, len(keys))}
-	for i, key := range keys {
-		txn.Success[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte(key)}}}
-	}
-	resp, err := c.kv.Txn(ctx, txn, grpc.MaxCallRecvMsgSize(maxBytes))
-	if err == nil {
-		var read atRevision
-		if read, err = together(resp, keys); err == nil {
-			return read, nil
-		}
-	} else if tooLarge(err) {
+	out := &answers{keys: keys}
+	err := c.etcd.ActiveConnection().Invoke(ctx, txnMethod, out.keys, out, grpc.MaxCallRecvMsgSize(maxBytes))
+	switch {
+	case err == nil && out.bad == nil:
+		out.read.Header.XXX_unrecognized = nil // whoever keeps it for others doesn't keep that
+		return out.read, nil
+	case err == nil:
+		err = out.bad
+	case tooLarge(err):
 		err = fmt.Errorf("%w: %w", ErrBadAnswer, err)
-	} else {
+	default:
 		err = rpctypes.Error(err)
 	}
 	if len(keys) > 4 {
@@ -66,7 +64,9 @@ func (c *Client) Lookup(ctx context.Context, asks ...[]string) []Got[Found] {
 	return c.lookups.Get(ctx, asks...)
 }
 
-// Found is what there is at one key; KV is nil if there is nothing.
+// Found is what there is at one key; KV is nil if there is nothing. Its key and value are
+// parts of the message that they came by, all of which stays in memory as long as one of them
+// does: who keeps them clones them.
 type Found struct {
 	Header *pb.ResponseHeader
 	KV     *mvccpb.KeyValue
