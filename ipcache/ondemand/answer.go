@@ -34,7 +34,7 @@ type reader func(ctx context.Context, lookups []wire.Lookup) []looked
 // an answer as well: whoever asks knows whether that is enough.
 func answerBy(ctx context.Context, questions []Question, known func(identity uint32) bool, read reader) []Resolved {
 	results := make([]Resolved, len(questions))
-	var first, second inquiry
+	first, second := newInquiry(len(questions)), inquiry{}
 	for i, q := range questions {
 		if q.Addr.IsValid() {
 			first.add(i, wire.EndpointLookup(q.Cluster, q.Addr))
@@ -66,6 +66,11 @@ func answerBy(ctx context.Context, questions []Question, known func(identity uin
 type inquiry struct {
 	lookups []wire.Lookup
 	of      []int // the question of each
+}
+
+// newInquiry has room for as many.
+func newInquiry(room int) inquiry {
+	return inquiry{lookups: make([]wire.Lookup, 0, room), of: make([]int, 0, room)}
 }
 
 func (in *inquiry) add(question int, lookup wire.Lookup) {

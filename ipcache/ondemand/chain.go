@@ -87,7 +87,11 @@ func (c *chain) ask(ctx context.Context, r *guarded, open []*answered) (left []*
 			if outcome(failure) == OutcomeRefused {
 				c.refused(a.question, r.Name(), failure)
 			}
-			a.err = worse(a.err, fmt.Errorf("%s: %w", r.Name(), failure))
+			said := r.nothing
+			if failure != ErrNotFound { //nolint:errorlint // what wraps it says more
+				said = fmt.Errorf("%s: %w", r.Name(), failure)
+			}
+			a.err = worse(a.err, said)
 			left = append(left, a)
 			continue
 		}
@@ -175,6 +179,9 @@ type guarded struct {
 	IPCacheMissResolver
 	pause   time.Duration
 	changed func()
+	// nothing is what it has to say where it says no more than ErrNotFound: a copy without
+	// what isn't pushed does so for each miss.
+	nothing error
 
 	mu       sync.Mutex
 	breakers map[string]*breaker
@@ -183,7 +190,8 @@ type guarded struct {
 type breaker = gobreaker.CircuitBreaker[[]Resolved]
 
 func newGuarded(r IPCacheMissResolver, pause time.Duration, changed func()) *guarded {
-	return &guarded{IPCacheMissResolver: r, pause: pause, changed: changed, breakers: map[string]*breaker{}}
+	return &guarded{IPCacheMissResolver: r, pause: pause, changed: changed,
+		nothing: fmt.Errorf("%s: %w", r.Name(), ErrNotFound), breakers: map[string]*breaker{}}
 }
 
 // Resolve implements IPCacheMissResolver. It has failed if it had an answer to none of

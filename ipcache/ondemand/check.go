@@ -41,19 +41,19 @@ func isAlwaysMissed(identity uint32) bool {
 // one that is.
 func check(maxConnectedClusters uint32, q Question, a Answer) (Answer, error) {
 	validator := wire.NewValidator(q.Cluster, q.ClusterID, maxConnectedClusters)
-	if a.Endpoint != nil {
-		ep := *a.Endpoint
+	if ep := a.Endpoint; ep != nil {
 		if ep.Prefix != state.PrefixOf(q.Addr) {
 			return Answer{}, fmt.Errorf("%w: asked for %s, cluster %q answers for %s", ErrRefused, q.Addr, q.Cluster, ep.Prefix)
 		}
 		// The host of a remote cluster isn't ours; see ingest.
 		if ep.Identity == identityHost {
-			ep.Identity = identityRemoteNode
+			node := *ep // the resolver may need its own
+			node.Identity = identityRemoteNode
+			ep, a.Endpoint = &node, &node
 		}
-		if err := validator.CheckEndpoint(wire.EndpointKey(ep.Prefix), &ep); err != nil {
+		if err := validator.CheckEndpoint(wire.EndpointKey(ep.Prefix), ep); err != nil {
 			return Answer{}, err
 		}
-		a.Endpoint = &ep
 	}
 	for i := range a.Identities {
 		id := &a.Identities[i]

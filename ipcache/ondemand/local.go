@@ -5,10 +5,9 @@ package ondemand
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"slices"
 
-	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/clustermesh/remote"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
@@ -51,29 +50,17 @@ func (l *Local) Resolve(ctx context.Context, questions []Question) []Resolved {
 	})
 }
 
-// readSource reads all look-ups, each at one revision, in a round trip that others may
-// share. That there is nothing counts where the etcd is known to be complete: one that was
-// emptied would take entries away that are in use.
+// readSource reads all look-ups in the cluster's etcd.
 func readSource(ctx context.Context, conn remote.Connection, lookups []wire.Lookup) []looked {
-	cached := conn.Config.Capabilities.Cached
-	asks := wire.Asks(lookups, cached)
 	results := make([]looked, len(lookups))
-	for i, found := range conn.Client.Lookup(ctx, asks...) {
-		if found.Err != nil {
+	for i, found := range conn.Lookup(ctx, lookups) {
+		switch {
+		case errors.Is(found.Err, wire.ErrIncomplete):
+			results[i].err = fmt.Errorf("%w: %w", ErrUnavailable, found.Err)
+		case found.Err != nil:
 			results[i].err = asResolver(found.Err)
-			continue
-		}
-		sources := len(asks[i]) - wire.EvidenceCount
-		if at := slices.IndexFunc(found.Values[:sources], func(one etcd.Found) bool { return one.KV != nil }); at >= 0 {
-			results[i].value = found.Values[at].Value()
-			continue
-		}
-		evidence := make([][]byte, wire.EvidenceCount)
-		for j, one := range found.Values[sources:] {
-			evidence[j] = one.Value()
-		}
-		if err := lookups[i].CheckAbsence(conn.Config, conn.RawConfig, evidence); err != nil {
-			results[i].err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		default:
+			results[i].value = found.Value()
 		}
 	}
 	return results

@@ -36,7 +36,7 @@ type cache struct {
 	clock clock.PassiveClock
 
 	mu      sync.Mutex
-	answers *simplelru.LRU[string, cached]
+	answers *simplelru.LRU[lookupKey, cached]
 	bytes   int
 }
 
@@ -48,12 +48,12 @@ type cached struct {
 func newCache(ttl time.Duration, clock clock.PassiveClock) *cache {
 	c := &cache{ttl: ttl, clock: clock}
 	// The error is for a size that isn't positive.
-	c.answers, _ = simplelru.NewLRU(cacheEntries, func(key string, one cached) { c.bytes -= one.size(key) })
+	c.answers, _ = simplelru.NewLRU(cacheEntries, func(key lookupKey, one cached) { c.bytes -= one.size(key) })
 	return c
 }
 
 // get gives what was put there less than its time ago.
-func (c *cache) get(key string) (answer, bool) {
+func (c *cache) get(key lookupKey) (answer, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// Not Get, which would make it the youngest.
@@ -65,7 +65,7 @@ func (c *cache) get(key string) (answer, bool) {
 }
 
 // put keeps an answer, in place of what there was.
-func (c *cache) put(key string, a answer) {
+func (c *cache) put(key lookupKey, a answer) {
 	if c.ttl == 0 {
 		return
 	}
@@ -95,8 +95,8 @@ func (c *cache) size() int64 {
 	return int64(c.bytes)
 }
 
-func (one cached) size(key string) int {
-	size := entryBytes + len(key)
+func (one cached) size(of lookupKey) int {
+	size := entryBytes + len(of.key)
 	if one.kv != nil {
 		size += len(one.kv.Key) + len(one.kv.Value)
 	}

@@ -4,7 +4,6 @@
 package readthrough
 
 import (
-	"strconv"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -43,7 +42,7 @@ type link struct {
 	validator *wire.Validator
 	regional  bool
 	slots     *semaphore.Weighted
-	breaker   *gobreaker.CircuitBreaker[[]etcd.Got[etcd.Found]]
+	breaker   *gobreaker.CircuitBreaker[[]remote.LookedUp]
 }
 
 func newLink(conn remote.Connection, serial uint64, local wire.ClusterInfo, region string, limits limits) *link {
@@ -52,7 +51,7 @@ func newLink(conn remote.Connection, serial uint64, local wire.ClusterInfo, regi
 		validator: wire.NewValidator(conn.Cluster, conn.Config.ID, local.MaxConnectedClusters),
 		regional:  filter.Regional(conn.Config.Region, region),
 		slots:     semaphore.NewWeighted(limits.slots),
-		breaker: gobreaker.NewCircuitBreaker[[]etcd.Got[etcd.Found]](gobreaker.Settings{
+		breaker: gobreaker.NewCircuitBreaker[[]remote.LookedUp](gobreaker.Settings{
 			Name:         conn.Cluster,
 			Timeout:      limits.pause,
 			ReadyToTrip:  func(counts gobreaker.Counts) bool { return counts.ConsecutiveFailures >= limits.failures },
@@ -64,11 +63,6 @@ func newLink(conn remote.Connection, serial uint64, local wire.ClusterInfo, regi
 // is says whether the connection is still this one.
 func (l *link) is(conn remote.Connection) bool {
 	return l.conn.Client == conn.Client && l.conn.Config.ID == conn.Config.ID && l.conn.Config.Region == conn.Config.Region
-}
-
-// key is that of an answer, in the cache and of a flight.
-func (l *link) key(lookup wire.Lookup) string {
-	return strconv.FormatUint(l.serial, 10) + "/" + string(lookup.Resource) + "/" + lookup.Key
 }
 
 // away says whether an error says that the etcd couldn't answer, rather than what it

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/waggle-mesh/waggle/cells/etcd"
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 )
 
@@ -59,6 +60,7 @@ func (s *server) grpc(creds credentials.TransportCredentials) *grpc.Server {
 		grpc.MaxRecvMsgSize(maxRequestBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.NumStreamWorkers(workers),
+		grpc.ForceServerCodecV2(etcd.NewCodec()),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.WaitForHandlers(true),
 		// A client that is gone is noticed; and etcd's clients ask whether we are there.
@@ -141,7 +143,9 @@ func (s *server) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeRespon
 	if got.err != nil {
 		return nil, got.err
 	}
-	return respond(req, got.answer), nil
+	var of part
+	of.respond(req, got.answer)
+	return &of.found, nil
 }
 
 // Txn implements pb.KVServer, for several look-ups in one request. They are made at the
@@ -165,17 +169,28 @@ func (s *server) Txn(_ context.Context, req *pb.TxnRequest) (*pb.TxnResponse, er
 		return outcomeFound
 	})
 	resp := &pb.TxnResponse{Succeeded: true, Responses: make([]*pb.ResponseOp, len(results))}
+	parts := make([]part, len(results))
 	for i, got := range results {
 		if got.err != nil {
 			return nil, got.err
 		}
-		found := respond(req.Success[i].GetRequestRange(), got.answer)
-		if i == 0 {
-			resp.Header = found.Header
-		}
-		resp.Responses[i] = &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: found}}
+		of := &parts[i]
+		of.respond(req.Success[i].GetRequestRange(), got.answer)
+		of.read.ResponseRange, of.op.Response = &of.found, &of.read
+		resp.Responses[i] = &of.op
 	}
+	resp.Header = &parts[0].header
 	return resp, nil
+}
+
+// part is what an answer to one key is made of, so that those of a transaction are one object.
+type part struct {
+	op     pb.ResponseOp
+	read   pb.ResponseOp_ResponseRange
+	found  pb.RangeResponse
+	header pb.ResponseHeader
+	kv     mvccpb.KeyValue
+	kvs    [1]*mvccpb.KeyValue
 }
 
 // parseTxn gives what a transaction looks up.
@@ -240,23 +255,23 @@ func checkRange(req *pb.RangeRequest) error {
 	return nil
 }
 
-// respond gives what etcd would if it had the key that was asked for.
-func respond(req *pb.RangeRequest, a answer) *pb.RangeResponse {
-	header := *a.header // which others are given as well
-	resp := &pb.RangeResponse{Header: &header}
+// respond answers as etcd would if it had the key that was asked for.
+func (p *part) respond(req *pb.RangeRequest, a answer) {
+	p.header = *a.header // which others are given as well
+	p.found.Header = &p.header
 	if a.kv == nil {
-		return resp
+		return
 	}
-	resp.Count = 1
+	p.found.Count = 1
 	if req.CountOnly {
-		return resp
+		return
 	}
-	kv := &mvccpb.KeyValue{Key: req.Key, CreateRevision: a.kv.CreateRevision, ModRevision: a.kv.ModRevision, Version: a.kv.Version}
+	p.kv = mvccpb.KeyValue{Key: req.Key, CreateRevision: a.kv.CreateRevision, ModRevision: a.kv.ModRevision, Version: a.kv.Version}
 	if !req.KeysOnly {
-		kv.Value = a.kv.Value
+		p.kv.Value = a.kv.Value
 	}
-	resp.Kvs = []*mvccpb.KeyValue{kv}
-	return resp
+	p.kvs[0] = &p.kv
+	p.found.Kvs = p.kvs[:]
 }
 
 // Status implements pb.MaintenanceServer: whoever gets it has a connection that is

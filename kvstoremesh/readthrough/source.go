@@ -4,6 +4,7 @@
 package readthrough
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"sync"
@@ -58,7 +59,7 @@ type result struct {
 func newSource(ctx context.Context, mesh connections, local wire.ClusterInfo, region string, config Config, metrics *Metrics) *source {
 	return &source{
 		mesh: mesh, local: local, region: region, limits: defaultLimits, metrics: metrics,
-		cache: newCache(config.CacheTTL, clock.RealClock{}), flights: flights{byKey: make(map[string]*flight)},
+		cache: newCache(config.CacheTTL, clock.RealClock{}), flights: flights{byKey: make(map[lookupKey]*flight)},
 		stopped: ctx, links: make(map[string]*link),
 	}
 }
@@ -67,68 +68,77 @@ func newSource(ctx context.Context, mesh connections, local wire.ClusterInfo, re
 // and what is left in one question to each cluster.
 func (s *source) ask(lookups ...wire.Lookup) []result {
 	results := make([]result, len(lookups))
-	keys := make([]string, len(lookups))
-	links := make(map[string]*link, 1)
+	links := make(map[string]*group, 1)
 	for i, lookup := range lookups {
-		l, ok := links[lookup.Cluster]
+		of, ok := links[lookup.Cluster]
 		if !ok {
-			var err error
-			if l, err = s.link(lookup.Cluster); err != nil {
+			l, err := s.link(lookup.Cluster)
+			if err != nil {
 				results[i].err = err
 				continue
 			}
-			links[lookup.Cluster] = l
+			of = &group{link: l}
+			links[lookup.Cluster] = of
 		}
-		if err := l.validator.CheckKey(lookup.Resource, lookup.Key); err != nil {
+		if err := of.link.validator.CheckKey(lookup.Resource, lookup.Key); err != nil {
 			results[i].err = fail(outcomeMalformed, codes.InvalidArgument, "%v", err)
 			continue
 		}
-		keys[i] = l.key(lookup)
+		of.lookups, of.places = append(of.lookups, lookup), append(of.places, i)
 	}
-	joined, begun := s.flights.join(keys, func(i int) (atHand bool) {
-		results[i].answer, atHand = s.cache.get(keys[i])
+	// Whoever asks stays until the flights end, within their deadline: gRPC bounds how
+	// many do, whether their clients still wait or not. Who is away holds up nobody else's.
+	var asking sync.WaitGroup
+	for _, of := range links {
+		if len(links) == 1 {
+			s.askOne(of, results)
+		} else {
+			asking.Go(func() { s.askOne(of, results) })
+		}
+	}
+	asking.Wait()
+	return results
+}
+
+// group is what is asked about one cluster, and the places of it among all that is asked.
+type group struct {
+	link    *link
+	lookups []wire.Lookup
+	places  []int
+}
+
+// askOne has the results of a group at their places.
+func (s *source) askOne(of *group, results []result) {
+	keys := make([]lookupKey, len(of.lookups))
+	for n, lookup := range of.lookups {
+		keys[n] = lookupKey{of.link.serial, lookup.Resource, lookup.Key}
+	}
+	joined, begun, land := s.flights.join(keys, func(n int) (atHand bool) {
+		results[of.places[n]].answer, atHand = s.cache.get(keys[n])
 		if atHand {
 			s.metrics.cached.Inc()
 		}
 		return atHand
 	})
-	// Whoever asks stays until the flights end, within their deadline: gRPC bounds how
-	// many do, whether their clients still wait or not.
-	var flying sync.WaitGroup
-	for cluster, l := range links {
-		var mine []int
-		for _, i := range begun {
-			if lookups[i].Cluster == cluster {
-				mine = append(mine, i)
+	if len(begun) > 0 {
+		mine := make([]wire.Lookup, len(begun))
+		for i, n := range begun {
+			mine[i] = of.lookups[n]
+		}
+		fetched := s.fetch(of.link, mine)
+		for i, n := range begun {
+			if fetched[i].err == nil {
+				s.cache.put(keys[n], fetched[i].answer)
 			}
 		}
-		if len(mine) == 0 {
-			continue
-		}
-		fly := func() {
-			of := make([]wire.Lookup, len(mine))
-			for n, i := range mine {
-				of[n] = lookups[i]
-			}
-			for n, got := range s.fetch(l, of) {
-				if got.err == nil {
-					s.cache.put(keys[mine[n]], got.answer)
-				}
-				s.flights.land(keys[mine[n]], got)
-			}
-		}
-		if len(links) == 1 {
-			fly()
-		} else {
-			flying.Go(fly) // who is away holds up nobody else's
+		land(fetched)
+	}
+	for n, flight := range joined {
+		if flight != nil {
+			<-flight.landed
+			results[of.places[n]] = flight.result
 		}
 	}
-	flying.Wait()
-	for i, flight := range joined {
-		<-flight.done
-		results[i] = flight.result
-	}
-	return results
 }
 
 // link gives what belongs to the cluster's connection as it is now.
@@ -178,11 +188,10 @@ func (s *source) fetch(link *link, lookups []wire.Lookup) []result {
 			"remote cluster %q is asked too much: no look-up came to an end in time", link.conn.Cluster))
 	}
 	defer link.slots.Release(slots)
-	asks := wire.Asks(lookups, false)
 	// The error is for the breaker: that of all, if no look-up was answered.
-	found, err := link.breaker.Execute(func() (found []etcd.Got[etcd.Found], err error) {
+	found, err := link.breaker.Execute(func() (found []remote.LookedUp, err error) {
 		s.metrics.asked.Inc()
-		found = link.conn.Client.Lookup(ctx, asks...)
+		found = link.conn.Lookup(ctx, lookups)
 		for _, one := range found {
 			if one.Err == nil || !away(etcd.CodeOf(one.Err)) {
 				return found, nil
@@ -198,7 +207,7 @@ func (s *source) fetch(link *link, lookups []wire.Lookup) []result {
 		if one.Err != nil {
 			results[i].err = explain(link.conn.Cluster, one.Err)
 		} else {
-			results[i].answer, results[i].err = link.pick(lookups[i], one.Values)
+			results[i].answer, results[i].err = link.pick(lookups[i], one.Found)
 		}
 	}
 	return results
@@ -208,6 +217,10 @@ func explain(cluster string, err error) error {
 	switch code := etcd.CodeOf(err); {
 	case errors.Is(err, gobreaker.ErrOpenState), errors.Is(err, gobreaker.ErrTooManyRequests):
 		return fail(outcomeUnavailable, codes.Unavailable, "remote cluster %q didn't answer, and isn't asked for a moment", cluster)
+	case errors.Is(err, wire.ErrIncomplete):
+		// Of what is found more is known: it is this look-up that isn't answered, and no
+		// other of the request.
+		return fail(outcomeUnavailable, codes.Aborted, "nothing is found, and %.512v", err)
 	case errors.Is(err, etcd.ErrBadAnswer):
 		return fail(outcomeRefused, codes.FailedPrecondition, "refusing what remote cluster %q answers: %.512v", cluster, err)
 	case code == codes.PermissionDenied:
@@ -217,32 +230,20 @@ func explain(cluster string, err error) error {
 	}
 }
 
-// pick passes on the first key that there is, if KVStoreMesh would copy it. That there
-// is none counts where the remote cluster says that all it has is there, as what is
-// pushed isn't taken away before it does.
-func (l *link) pick(lookup wire.Lookup, found []etcd.Found) (answer, error) {
-	sources := len(found) - wire.EvidenceCount
-	for _, one := range found[:sources] {
-		kv := one.KV
-		if kv == nil {
-			continue
-		}
-		if err := wire.CheckLookupSize(lookup, kv.Value); err != nil {
-			return answer{}, fail(outcomeRefused, codes.FailedPrecondition, "remote cluster %q: %v", lookup.Cluster, err)
-		}
-		if l.regional && lookup.Resource == wire.Endpoints && wire.EndpointScope(kv.Value) == wire.ScopeRegional {
-			return answer{header: one.Header}, nil // for whoever asks from here it isn't there
-		}
-		return answer{one.Header, kv}, nil
+// pick passes on what there is if KVStoreMesh would copy it. It is what the cache keeps, and
+// so nothing of the message that it came by, which a remote cluster can make large.
+func (l *link) pick(lookup wire.Lookup, found etcd.Found) (answer, error) {
+	if found.KV == nil {
+		return answer{header: found.Header}, nil
 	}
-	evidence := make([][]byte, 0, wire.EvidenceCount)
-	for _, one := range found[sources:] {
-		evidence = append(evidence, one.Value())
+	if err := wire.CheckLookupSize(lookup, found.KV.Value); err != nil {
+		return answer{}, fail(outcomeRefused, codes.FailedPrecondition, "remote cluster %q: %v", lookup.Cluster, err)
 	}
-	if err := lookup.CheckAbsence(l.conn.Config, l.conn.RawConfig, evidence); err != nil {
-		// Of what is found more is known: it is this look-up that isn't answered, and no
-		// other of the request.
-		return answer{}, fail(outcomeUnavailable, codes.Aborted, "nothing is found, and %.512v", err)
+	if l.regional && lookup.Resource == wire.Endpoints && wire.EndpointScope(found.KV.Value) == wire.ScopeRegional {
+		return answer{header: found.Header}, nil // for whoever asks from here it isn't there
 	}
-	return answer{header: found[0].Header}, nil
+	kv := *found.KV
+	return answer{found.Header, &mvccpb.KeyValue{
+		CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision, Version: kv.Version, Value: bytes.Clone(kv.Value),
+	}}, nil
 }

@@ -173,13 +173,13 @@ const (
 	onDemand = wire.OnDemandEndpointPrefix
 )
 
-// TestPlaces: what is pushed counts before what is on demand.
 // ask asks for one thing.
 func (r *rig) ask(lookup wire.Lookup) (answer, error) {
 	got := r.source.ask(lookup)[0]
 	return got.answer, got.err
 }
 
+// TestPlaces: what is pushed counts before what is on demand.
 func TestPlaces(t *testing.T) {
 	r := newRig(t, Config{})
 	require.Empty(t, r.value(pod(1)))
@@ -452,20 +452,20 @@ func TestCacheIsBounded(t *testing.T) {
 	now := clocktesting.NewFakePassiveClock(time.Now())
 	c := newCache(time.Second, now)
 	for n := range 2 * cacheEntries {
-		c.put(fmt.Sprint(n), answer{})
+		c.put(named(fmt.Sprint(n)), answer{})
 	}
 	require.Equal(t, cacheEntries, c.answers.Len())
 	large := answer{kv: keyValue(1 << 20)}
 	for n := range 100 {
-		c.put(fmt.Sprint("large", n), large)
+		c.put(named(fmt.Sprint("large", n)), large)
 		require.LessOrEqual(t, c.bytes, cacheBytes)
 	}
 	require.Less(t, c.answers.Len(), 20)
-	_, ok := c.get("large99")
+	_, ok := c.get(named("large99"))
 	require.True(t, ok)
-	c.put("large99", answer{})
+	c.put(named("large99"), answer{})
 	now.SetTime(now.Now().Add(time.Second))
-	c.put("last", answer{})
+	c.put(named("last"), answer{})
 	require.Equal(t, 1, c.answers.Len())
 	require.Equal(t, entryBytes+len("last"), c.bytes)
 }
@@ -475,15 +475,15 @@ func TestAbsencesAreForgottenSooner(t *testing.T) {
 	for ttl, absent := range map[time.Duration]time.Duration{time.Second: absentTTL, absentTTL / 2: absentTTL / 2} {
 		now := clocktesting.NewFakePassiveClock(time.Now())
 		c := newCache(ttl, now)
-		c.put("found", answer{kv: keyValue(1)})
-		c.put("absent", answer{})
+		c.put(named("found"), answer{kv: keyValue(1)})
+		c.put(named("absent"), answer{})
 		now.SetTime(now.Now().Add(absent - 1))
-		_, ok := c.get("absent")
+		_, ok := c.get(named("absent"))
 		require.True(t, ok)
 		now.SetTime(now.Now().Add(1))
-		_, ok = c.get("absent")
+		_, ok = c.get(named("absent"))
 		require.False(t, ok)
-		_, ok = c.get("found")
+		_, ok = c.get(named("found"))
 		require.Equal(t, ttl > absent, ok)
 	}
 }
@@ -502,3 +502,5 @@ func BenchmarkLookup(b *testing.B) {
 }
 
 func keyValue(size int) *mvccpb.KeyValue { return &mvccpb.KeyValue{Value: make([]byte, size)} }
+
+func named(name string) lookupKey { return lookupKey{key: name} }
