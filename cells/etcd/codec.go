@@ -31,7 +31,8 @@ type message interface {
 	Unmarshal([]byte) error
 }
 
-// NewCodec is for a gRPC server of etcd's messages.
+// NewCodec makes the codec by which a Client encodes, for a gRPC server of etcd's messages. It is
+// safe for concurrent use.
 func NewCodec() encoding.CodecV2 { return newCodec() }
 
 func newCodec() *codec { return &codec{other: encoding.GetCodecV2(proto.Name)} }

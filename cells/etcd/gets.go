@@ -10,7 +10,7 @@ import (
 )
 
 // This file encodes and decodes what looks keys up: of the generated code's twelve objects
-// for each key, its request and its answer, two are left (BenchmarkGets).
+// for each key, its request and its answer, hardly any is left (BenchmarkGets).
 
 // gets is a pb.TxnRequest that reads keys, each by a range of its own, and does nothing else.
 type gets []string
