@@ -122,15 +122,16 @@ func TestConfigIsWrittenAgain(t *testing.T) {
 	f.dial = dialled.dial
 	start(t, f, &complaints{})
 	require.Eventually(t, func() bool { return row().Connected && row().Ready }, patience, tick)
+	before := dialled.to(w.address) // an attempt that came to nothing counts as well
 
 	w.announce(t, wire.CacheResources)
 	w.announce(t, wire.CacheResources)
 	w.endpoint(t, "10.0.0.2")
 	require.Eventually(t, func() bool { return row().Resources[wire.Endpoints].Entries == 2 }, patience, tick)
-	require.Equal(t, 1, dialled.to(w.address))
+	require.Equal(t, before, dialled.to(w.address))
 
 	w.put(t, wire.CacheConfigKey(ownCluster.Name), `{"id": 0, "resources": ["identities", "nodes", "endpoints", "services"], "more": true}`)
-	require.Eventually(t, func() bool { return dialled.to(w.address) == 2 && row().Connected }, patience, tick)
+	require.Eventually(t, func() bool { return dialled.to(w.address) > before && row().Connected }, patience, tick)
 	require.Zero(t, row().Failures)
 
 	w.announce(t, slices.DeleteFunc(slices.Clone(wire.CacheResources), func(r wire.Resource) bool { return r == wire.Services }))
