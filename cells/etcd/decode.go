@@ -49,10 +49,7 @@ func sharedRange(m *pb.RangeResponse, data []byte) bool {
 	return fields(data, func(number protowire.Number, content []byte, value uint64) bool {
 		switch {
 		case number == 1 && content != nil:
-			if m.Header == nil {
-				m.Header = &pb.ResponseHeader{}
-			}
-			return m.Header.Unmarshal(content) == nil
+			return addHeader(&m.Header, content)
 		case number == 2 && content != nil:
 			kv := &kvs[len(m.Kvs)]
 			m.Kvs = append(m.Kvs, kv)
@@ -66,6 +63,14 @@ func sharedRange(m *pb.RangeResponse, data []byte) bool {
 		}
 		return true
 	})
+}
+
+// addHeader decodes a header, one on top of the other if there are several.
+func addHeader(h **pb.ResponseHeader, content []byte) bool {
+	if *h == nil {
+		*h = &pb.ResponseHeader{}
+	}
+	return (*h).Unmarshal(content) == nil
 }
 
 // sharedKeyValue goes by the tags of mvccpb.KeyValue, number and type in a byte.
@@ -172,10 +177,7 @@ func (o *outcome) shared(data []byte) bool {
 	return fields(data, func(number protowire.Number, content []byte, value uint64) bool {
 		switch {
 		case number == 1 && content != nil:
-			if o.Header == nil {
-				o.Header = &pb.ResponseHeader{}
-			}
-			return o.Header.Unmarshal(content) == nil
+			return addHeader(&o.Header, content)
 		case number == 2 && content == nil:
 			o.Succeeded = value != 0
 			return true

@@ -78,10 +78,7 @@ func (a *answers) shared(data []byte) bool {
 	ok := fields(data, func(number protowire.Number, content []byte, _ uint64) bool {
 		switch {
 		case number == headerOfTxn && content != nil:
-			if a.read.Header == nil {
-				a.read.Header = &pb.ResponseHeader{}
-			}
-			return a.read.Header.Unmarshal(content) == nil
+			return addHeader(&a.read.Header, content)
 		case number == responseOfTxn && content != nil:
 			if n == len(a.keys) {
 				return false

@@ -120,14 +120,6 @@ func BenchmarkGets(b *testing.B) {
 			return err
 		},
 	} {
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				if err := ask(); err != nil {
-					b.Fatal(err)
-				}
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/key")
-		})
+		b.Run(name, func(b *testing.B) { benchmarkKeys(b, n, ask) })
 	}
 }

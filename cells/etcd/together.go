@@ -40,7 +40,10 @@ func (c *Client) getTogether(ctx context.Context, maxBytes int, keys ...string) 
 	err := c.etcd.ActiveConnection().Invoke(ctx, txnMethod, out.keys, out, grpc.MaxCallRecvMsgSize(maxBytes))
 	switch {
 	case err == nil && out.bad == nil:
-		out.read.Header.XXX_unrecognized = nil // whoever keeps it for others doesn't keep that
+		// Not the header itself: whoever keeps it would keep what it has of fields that
+		// nobody knows, which the etcd can make large.
+		h := out.read.Header
+		out.read.Header = &pb.ResponseHeader{ClusterId: h.ClusterId, MemberId: h.MemberId, Revision: h.Revision, RaftTerm: h.RaftTerm}
 		return out.read, nil
 	case err == nil:
 		err = out.bad
