@@ -94,7 +94,7 @@ func RunAgents(ctx context.Context, log *slog.Logger, config AgentsConfig) (err 
 			return err
 		}
 		defer func() { err = errors.Join(err, status.Stop(ctx)) }()
-		return runBare(ctx, log, config, func() { opened.Add(1) })
+		return runBare(ctx, config, func() { opened.Add(1) })
 	}
 	all := make([]*agent, config.Agents)
 	for i := range all {
