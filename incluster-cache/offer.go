@@ -36,7 +36,7 @@ type Config struct {
 var DefaultConfig = Config{
 	Resources:          words(wire.CacheResources),
 	MaxConcurrentLists: 16,
-	CommitDelay:        60 * time.Millisecond,
+	CommitDelay:        50 * time.Millisecond,
 }
 
 // commitGather is how long the changes of one transaction on the tables have to come
