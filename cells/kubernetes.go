@@ -55,6 +55,7 @@ var InClusterCache = cell.Module(
 	cell.Invoke(validateCacheCluster),
 
 	kubernetes.ClientCell, // the API server, unless manifests are read
+	kubernetes.PatientCell,
 	InClusterCacheParts,
 )
 

@@ -37,9 +37,9 @@ import (
 //
 // Once it has its watches, what it is sent ends in the kernel: see deafDialer. To read it,
 // to decrypt it and to be woken for it took half of two processors for 290 of them, which
-// those who are measured hadn't then. That a watch ends is noticed by nobody afterwards
-// but the API server, which counts those that are open, and those that it has ended since
-// their readers were too slow.
+// those who are measured hadn't then. That a connection ends is an error; that one watch
+// does nobody notices but the API server, which counts those that are open, and those that
+// it has ended since their readers were too slow.
 
 // watched are the kinds that agents watch at the API server, by the path of all
 // objects of all namespaces. Cilium's own are sent as JSON, the others as protobuf.
@@ -87,7 +87,7 @@ func watchAPIServer(ctx context.Context, config AgentsConfig, opened func()) err
 	if err != nil {
 		return err
 	}
-	var dialer deafDialer
+	dialer := newDeafDialer()
 	client, err := dialer.httpClient(restConfig)
 	if err != nil {
 		return err
@@ -168,13 +168,15 @@ func get(ctx context.Context, client *http.Client, url, accept string) (io.ReadC
 	return resp.Body, nil
 }
 
-// watchEtcd watches what the Readers of an agent do, until the first watch ends.
+// watchEtcd watches what the Readers of an agent do, until the first watch ends. The etcd
+// runs before agents are started.
 func watchEtcd(ctx context.Context, config AgentsConfig, opened func()) error {
 	_, address, _ := strings.Cut(config.KVStoreOpt, etcd.OptAddress+"=")
-	var dialer deafDialer
+	dialer := newDeafDialer()
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{address}, Logger: zap.NewNop(), DialOptions: []grpc.DialOption{
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return dialer.dial(ctx, "tcp", address) }),
 		grpc.WithInitialWindowSize(deafWindow), grpc.WithInitialConnWindowSize(deafWindow),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingPolicy": "round_robin"}`), // as etcd.NewClient has it, and why
 	}})
 	if err != nil {
 		return fmt.Errorf("creating etcd client: %w", err)
@@ -212,7 +214,12 @@ func watchEtcd(ctx context.Context, config AgentsConfig, opened func()) error {
 		return err
 	}
 	opened()
-	return <-ended
+	select {
+	case err := <-ended:
+		return err
+	case err := <-dialer.lost:
+		return err
+	}
 }
 
 const (
@@ -228,20 +235,33 @@ const (
 // deafDialer makes connections that are read as others are, until they are deafened: what
 // comes after that is thrown away in the kernel, and nothing but the connection's end is
 // read. Clients of them expect no answer then, not to a ping either, and have a window of
-// deafWindow.
+// deafWindow. There are no further connections.
 type deafDialer struct {
 	mu    sync.Mutex
 	conns []*deafConn
+	deaf  bool
+	// lost has an error when one is asked for nevertheless: the others are gone.
+	lost chan error
 }
+
+func newDeafDialer() *deafDialer { return &deafDialer{lost: make(chan error, 1)} }
 
 func (d *deafDialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
-	deaf := &deafConn{TCPConn: conn.(*net.TCPConn)}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.deaf {
+		err := fmt.Errorf("the connection to %s is lost: %w", address, io.ErrUnexpectedEOF)
+		select {
+		case d.lost <- err:
+		default:
+		}
+		return nil, errors.Join(err, conn.Close())
+	}
+	deaf := &deafConn{Conn: conn}
 	d.conns = append(d.conns, deaf)
 	return deaf, nil
 }
@@ -250,6 +270,7 @@ func (d *deafDialer) dial(ctx context.Context, network, address string) (net.Con
 func (d *deafDialer) deafen() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.deaf = true
 	var errs []error
 	for _, conn := range d.conns {
 		errs = append(errs, conn.deafen())
@@ -257,8 +278,9 @@ func (d *deafDialer) deafen() error {
 	return errors.Join(errs...)
 }
 
-// httpClient is a client by such connections, with the credentials of a REST client. One of
-// client-go's own pings a connection on which nothing was read for half a minute.
+// httpClient is a client by such connections, with the credentials of a REST client, and
+// without a proxy. One of client-go's own pings a connection on which nothing was read for
+// half a minute.
 func (d *deafDialer) httpClient(config *rest.Config) (*http.Client, error) {
 	tls, err := rest.TLSConfigFor(config)
 	if err != nil {
@@ -266,7 +288,9 @@ func (d *deafDialer) httpClient(config *rest.Config) (*http.Client, error) {
 	}
 	transport, err := rest.HTTPWrappersForConfig(config, &http.Transport{
 		DialContext: d.dial, TLSClientConfig: tls, ForceAttemptHTTP2: true,
-		// Its documentation has the limit at 4 MiB; TestDeafHTTP would find it.
+		TLSHandshakeTimeout: startPatience,
+		// Its documentation has the limit at 4 MiB, which Go doesn't keep to. If it did, each
+		// watch would end in the server's waiting after so much: TestDeafHTTP finds that.
 		HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: deafWindow},
 	})
 	if err != nil {
@@ -275,34 +299,40 @@ func (d *deafDialer) httpClient(config *rest.Config) (*http.Client, error) {
 	return &http.Client{Transport: transport}, nil
 }
 
-// deafConn is read by one goroutine, as TLS, HTTP/2 and gRPC do.
+// deafConn is a TCP connection, read by one goroutine, as TLS, HTTP/2 and gRPC do.
 type deafConn struct {
-	*net.TCPConn
-	mu sync.Mutex
-	// rest is the connection once it is deaf: a descriptor that Go's runtime doesn't know
+	net.Conn
+	mu     sync.Mutex
+	closed bool
+	// file is the connection once it is deaf: a descriptor that Go's runtime doesn't know
 	// of. Of those that it knows the kernel tells it each event, whether somebody waits for
 	// that or not.
-	rest *os.File
+	file *os.File
 }
 
+// deafen leaves a connection alone that is closed: of those that are made for the first
+// requests HTTP/2 keeps one.
 func (c *deafConn) deafen() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	raw, err := c.SyscallConn()
+	if c.closed {
+		return nil
+	}
+	raw, err := c.Conn.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		return err
 	}
-	var rest int
-	failed := raw.Control(func(fd uintptr) { rest, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
-	switch {
-	case errors.Is(failed, net.ErrClosed):
-		return nil // of those that are made for the first requests HTTP/2 keeps one
-	case failed != nil || err != nil:
+	var another int
+	failed := raw.Control(func(fd uintptr) { another, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	if failed != nil || err != nil {
 		return fmt.Errorf("deafening the connection to %s: %w", c.RemoteAddr(), errors.Join(failed, err))
 	}
-	err = c.TCPConn.Close()
-	err = errors.Join(err, unix.SetNonblock(rest, false)) // else NewFile tells the runtime
-	c.rest = os.NewFile(uintptr(rest), "deaf")
+	err = c.Conn.Close() // which wakes who reads
+	if blocks := unix.SetNonblock(another, false); blocks != nil {
+		// NewFile would tell the runtime of it.
+		return errors.Join(err, blocks, unix.Close(another))
+	}
+	c.file = os.NewFile(uintptr(another), "deaf")
 	return err
 }
 
@@ -310,69 +340,85 @@ func (c *deafConn) deafen() error {
 func (c *deafConn) deaf() *os.File {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.rest
+	return c.file
 }
 
 // Close implements net.Conn.
 func (c *deafConn) Close() error {
-	if rest := c.deaf(); rest != nil {
-		return rest.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.file != nil {
+		return c.file.Close()
 	}
-	return c.TCPConn.Close()
+	return c.Conn.Close()
 }
 
-// Write implements net.Conn.
+// Write implements net.Conn. Little is written once it is deaf; where there is no room for
+// that, it fails.
 func (c *deafConn) Write(p []byte) (int, error) {
-	n, err := c.TCPConn.Write(p)
-	if rest := c.deaf(); n == 0 && rest != nil {
-		return rest.Write(p)
+	n, err := c.Conn.Write(p)
+	file := c.deaf()
+	if file == nil || !errors.Is(err, net.ErrClosed) {
+		return n, err
+	}
+	err = control(file, func(fd int) (err error) {
+		var more int
+		more, err = unix.SendmsgN(fd, p[n:], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		n += max(0, more)
+		return os.NewSyscallError("sendmsg", err)
+	})
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
 	}
 	return n, err
 }
 
 // Read implements net.Conn.
 func (c *deafConn) Read(p []byte) (int, error) {
-	n, err := c.TCPConn.Read(p)
-	rest := c.deaf()
-	if n > 0 || rest == nil {
+	n, err := c.Conn.Read(p)
+	file := c.deaf()
+	if file == nil || !errors.Is(err, net.ErrClosed) {
 		return n, err
 	}
 	for {
-		if err := empty(rest); err != nil {
+		if err := control(file, discard); err != nil {
 			return 0, err
 		}
 		time.Sleep(emptyEvery) // that is the point of it
 	}
 }
 
-// empty throws away what has come by a TCP connection: the kernel takes MSG_TRUNC to mean
-// that it is neither copied nor kept, however much room there is said to be for it.
-func empty(conn *os.File) error {
-	raw, err := conn.SyscallConn()
+// control calls do with the descriptor of a file that is open meanwhile.
+func control(file *os.File, do func(fd int) error) error {
+	raw, err := file.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var received error
-	if err := raw.Control(func(fd uintptr) {
-		for {
-			n, _, err := unix.Recvfrom(int(fd), nowhere, unix.MSG_TRUNC|unix.MSG_DONTWAIT)
-			switch {
-			case errors.Is(err, unix.EINTR) || n > 0:
-				continue
-			case n == 0 && err == nil:
-				received = io.EOF
-			case !errors.Is(err, unix.EAGAIN):
-				received = os.NewSyscallError("recvfrom", err)
-			}
-			return
-		}
-	}); err != nil {
-		return err
+	if failed := raw.Control(func(fd uintptr) { err = do(int(fd)) }); failed != nil {
+		return failed
 	}
-	return received
+	return err
 }
 
-// nowhere is never written to.
+// discard throws away what has come by a TCP connection, of which the kernel takes MSG_TRUNC
+// to mean that it is neither copied nor kept, however much room there is said to be for it.
+func discard(fd int) error {
+	for {
+		n, _, err := unix.Recvfrom(fd, nowhere, unix.MSG_TRUNC|unix.MSG_DONTWAIT)
+		switch {
+		case errors.Is(err, unix.EINTR) || n > 0:
+		case n == 0 && err == nil:
+			return io.EOF
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		default:
+			return os.NewSyscallError("recvfrom", err)
+		}
+	}
+}
+
+// nowhere is never written to, but by who isn't TCP.
 var nowhere = make([]byte, 1<<20)
 
 // startPatience is how long a bare agent waits for its watches.

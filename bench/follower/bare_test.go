@@ -4,29 +4,35 @@
 package follower
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"k8s.io/client-go/rest"
 )
 
 // TestDeafConn: what is sent is read until the connection is deaf, and nothing of what
-// comes then but its end, for which whoever sends needn't wait.
+// comes then but its end.
 func TestDeafConn(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer listener.Close()
-	var dialer deafDialer
+	dialer := newDeafDialer()
 	conn, err := dialer.dial(t.Context(), "tcp", listener.Addr().String())
 	require.NoError(t, err)
 	defer conn.Close()
 	peer, err := listener.Accept()
 	require.NoError(t, err)
 	defer peer.Close()
+	require.NoError(t, peer.SetDeadline(time.Now().Add(time.Minute)))
 
 	_, err = io.WriteString(peer, "heard")
 	require.NoError(t, err)
@@ -46,16 +52,51 @@ func TestDeafConn(t *testing.T) {
 	}()
 	_, err = peer.Write(make([]byte, 16<<20))
 	require.NoError(t, err)
+	_, err = io.WriteString(conn, "written")
+	require.NoError(t, err)
+	written := make([]byte, len("written"))
+	_, err = io.ReadFull(peer, written)
+	require.NoError(t, err)
+	require.Equal(t, "written", string(written))
 	require.NoError(t, peer.Close())
 	require.Empty(t, <-read)
+
+	_, err = dialer.dial(t.Context(), "tcp", listener.Addr().String())
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF, "there are no further connections")
+	require.ErrorIs(t, <-dialer.lost, io.ErrUnexpectedEOF)
+	require.NoError(t, conn.Close())
+	require.ErrorIs(t, conn.Close(), os.ErrClosed)
+	_, err = conn.Write([]byte{1})
+	require.Error(t, err)
 }
 
-// TestDeafHTTP: to a deaf client more can be sent than HTTP/2 has room for by itself, per stream
-// and per connection.
+// TestDeafClosed: what is closed while it is deafened stays closed.
+func TestDeafClosed(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer listener.Close()
+	for range 100 {
+		dialer := newDeafDialer()
+		conn, err := dialer.dial(t.Context(), "tcp", listener.Addr().String())
+		require.NoError(t, err)
+		peer, err := listener.Accept()
+		require.NoError(t, err)
+		var closed sync.WaitGroup
+		closed.Go(func() { assert.NoError(t, conn.Close()) })
+		require.NoError(t, dialer.deafen())
+		closed.Wait()
+		_, err = peer.Read(make([]byte, 1))
+		require.ErrorIs(t, err, io.EOF)
+		require.NoError(t, peer.Close())
+	}
+}
+
+// TestDeafHTTP: to a deaf client more can be sent than HTTP/2 has room for by itself.
 func TestDeafHTTP(t *testing.T) {
 	deaf, sent := make(chan struct{}), make(chan error, 1)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !assertHTTP2(t, r) {
+		if r.ProtoMajor != 2 {
+			sent <- errors.New("it isn't HTTP/2 but " + r.Proto)
 			return
 		}
 		w.(http.Flusher).Flush()
@@ -67,7 +108,7 @@ func TestDeafHTTP(t *testing.T) {
 	server.StartTLS()
 	defer server.Close()
 
-	var dialer deafDialer
+	dialer := newDeafDialer()
 	client, err := dialer.httpClient(&rest.Config{Host: server.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true}})
 	require.NoError(t, err)
 	defer client.CloseIdleConnections()
@@ -83,11 +124,4 @@ func TestDeafHTTP(t *testing.T) {
 	require.NoError(t, <-sent)
 	server.CloseClientConnections()
 	require.Error(t, <-ended)
-}
-
-func assertHTTP2(t *testing.T, r *http.Request) bool {
-	if r.ProtoMajor != 2 {
-		t.Errorf("%s has come, not HTTP/2", r.Proto)
-	}
-	return r.ProtoMajor == 2
 }

@@ -34,10 +34,10 @@ type applier struct {
 	writer  *state.Writer
 	metrics *Metrics
 	wakeup  chan struct{}
-	// spacing is batchSpacing, or what the hive says. Of one that is long connections are
-	// held for all but the last ahead.
-	spacing, ahead time.Duration
-	connections    *held
+	// spacing is batchSpacing, or what the hive says.
+	spacing time.Duration
+	// connections are left unread meanwhile; nil is none.
+	connections *connections
 
 	collectors []collector
 	// joins run at the end of each transaction, over what it changed.
@@ -53,15 +53,7 @@ type milestone struct {
 }
 
 func newApplier(writer *state.Writer, metrics *Metrics) *applier {
-	return &applier{writer: writer, metrics: metrics, wakeup: make(chan struct{}, 1), spacing: batchSpacing, connections: &held{}}
-}
-
-// space sets the spacing. Connections that can be held aren't nil.
-func (a *applier) space(spacing time.Duration, connections *held) {
-	a.spacing = spacing
-	if connections != nil && spacing > 2*readAhead {
-		a.connections, a.ahead = connections, readAhead
-	}
+	return &applier{writer: writer, metrics: metrics, wakeup: make(chan struct{}, 1), spacing: batchSpacing}
 }
 
 // add takes in a reflector; only before run. Reflectors are applied in the
@@ -83,38 +75,25 @@ func (a *applier) wake() {
 func (a *applier) run(ctx context.Context, health cell.Health) error {
 	health.OK("Waiting for the first lists")
 	a.advance(nil) // milestones that wait for nothing
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	defer a.connections.release() // others may use them
-	elapsed := func() bool {
+	spacing := time.NewTimer(0)
+	defer spacing.Stop()
+	defer a.connections.read() // others may use them
+	for {
 		select {
 		case <-ctx.Done():
-			return false
-		case <-timer.C:
-			return true
-		}
-	}
-	for elapsed() {
-		if a.ahead > 0 {
-			a.connections.release()
-			timer.Reset(a.ahead)
-			if !elapsed() {
-				return nil
-			}
+			return nil
+		case <-spacing.C:
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.wakeup:
 		}
-		timer.Reset(a.spacing - a.ahead)
-		if a.ahead > 0 {
-			a.connections.hold()
-		}
+		spacing.Reset(a.spacing)
+		a.connections.leaveUnread(a.spacing)
 		a.applyAll()
 		health.OK(a.describe())
 	}
-	return nil
 }
 
 // applyAll applies everything that is pending in one transaction.

@@ -16,7 +16,7 @@
 //	manifests.go     source: a directory; manifest_parse.go and manifest_set.go are its pure parts
 //	reflector.go     objects → pending changes; coalesces by object
 //	applier.go       pending changes → transactions; marks tables initialized
-//	held.go          connections to the API server that are left unread between transactions
+//	connections.go   connections to the API server that are left unread between transactions
 //	nodes.go, identities.go, endpoints.go, endpointslices.go, services.go,
 //	serviceexports.go, namespaces.go, pods.go      what an object says, as pure functions
 //	servicereader.go    the backends of one Service, when asked
@@ -91,10 +91,6 @@ var ClientCell = cell.Group(
 		}
 		return upstream
 	}),
-	cell.Provide(func() (*held, client.ConfigureK8sClientsetDialer) {
-		connections := &held{}
-		return connections, connections
-	}),
 )
 
 // PodMetadata says that what pods say of themselves is read, into the table
@@ -152,8 +148,8 @@ type params struct {
 	Clientset client.Clientset
 	Writer    *state.Writer
 	Metrics   *Metrics
-	// Connections are those of ClientCell.
-	Connections *held `optional:"true"`
+	// Connections are PatientCell's.
+	Connections *connections `optional:"true"`
 }
 
 // explicit says whether an API server was asked for, as opposed to found.
@@ -219,7 +215,7 @@ func assemble(p params) ([]*kind, *applier, error) {
 	origin := p.Writer.Origin(p.Cluster.Name, p.Cluster.ID, state.SourceLocal)
 	joined := newServices(origin)
 	applier := newApplier(p.Writer, p.Metrics)
-	applier.space(cmp.Or(p.Options.Spacing, batchSpacing), p.Connections)
+	applier.spacing, applier.connections = cmp.Or(p.Options.Spacing, batchSpacing), p.Connections
 
 	var kinds []*kind
 	add := func(k kind, selector labels.Selector, c interface {
