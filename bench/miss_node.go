@@ -209,6 +209,10 @@ func (a *missAgent) end() error { return errors.Join(a.sender.close(), a.Stop())
 // liftedRate is a limit that isn't reached.
 const liftedRate = 1_000_000
 
+// agentSettled is how long an agent runs before it is measured: it isn't one that has just
+// started, whose garbage goes in the first moment in which it is quiet.
+const agentSettled = 3 * time.Second
+
 // misses measures them at a given concurrency.
 func (n *missNode) misses(ctx context.Context, f *MissFigures) (err error) {
 	pod, err := n.nodes.AddPod("miss", missPod)
@@ -228,6 +232,11 @@ func (n *missNode) misses(ctx context.Context, f *MissFigures) (err error) {
 	}
 	alive, stop := whileAlive(ctx, agent.Process)
 	defer stop()
+	select {
+	case <-time.After(agentSettled):
+	case <-alive.Done():
+		return fmt.Errorf("%w\n%s", context.Cause(alive), agent.LogTail())
+	}
 	looks, _, err := agent.sender.watch.Looks()
 	if err != nil {
 		return err

@@ -134,6 +134,7 @@ func newProgramCmd(p program) *cobra.Command {
 			}
 			if p.gcIdle > 0 {
 				idleHeap(p.gcIdle, liveHeap)
+				collectInQuiet()
 			}
 			return h.Run(log)
 		},
