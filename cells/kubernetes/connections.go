@@ -28,7 +28,7 @@ const (
 	readAhead = 20 * time.Millisecond
 )
 
-// PatientCell, beside ClientCell, has the hive leave its connections to the API server
+// PatientCell has a hive with ClientCell leave its connections to the API server
 // unread between two transactions on the tables, where reading.Options has them far enough
 // apart (Spacing). It is upstream's client.ConfigureK8sClientsetDialer, of which a hive has
 // one.
