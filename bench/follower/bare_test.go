@@ -6,35 +6,26 @@ package follower
 import (
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"k8s.io/client-go/rest"
+
+	"github.com/waggle-mesh/waggle/testing/loopback"
 )
 
 // TestDeafConn: what is sent is read until the connection is deaf, and nothing of what
 // comes then but its end.
 func TestDeafConn(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer listener.Close()
 	dialer := newDeafDialer()
-	conn, err := dialer.dial(t.Context(), "tcp", listener.Addr().String())
-	require.NoError(t, err)
-	defer conn.Close()
-	peer, err := listener.Accept()
-	require.NoError(t, err)
-	defer peer.Close()
-	require.NoError(t, peer.SetDeadline(time.Now().Add(time.Minute)))
+	conn, peer, address := loopback.Dial(t, dialer.dial)
 
-	_, err = io.WriteString(peer, "heard")
+	_, err := io.WriteString(peer, "heard")
 	require.NoError(t, err)
 	heard := make([]byte, len("heard"))
 	_, err = io.ReadFull(conn, heard)
@@ -61,7 +52,7 @@ func TestDeafConn(t *testing.T) {
 	require.NoError(t, peer.Close())
 	require.Empty(t, <-read)
 
-	_, err = dialer.dial(t.Context(), "tcp", listener.Addr().String())
+	_, err = dialer.dial(t.Context(), "tcp", address)
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF, "there are no further connections")
 	require.ErrorIs(t, <-dialer.lost, io.ErrUnexpectedEOF)
 	require.NoError(t, conn.Close())
@@ -72,22 +63,15 @@ func TestDeafConn(t *testing.T) {
 
 // TestDeafClosed: what is closed while it is deafened stays closed.
 func TestDeafClosed(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer listener.Close()
 	for range 100 {
 		dialer := newDeafDialer()
-		conn, err := dialer.dial(t.Context(), "tcp", listener.Addr().String())
-		require.NoError(t, err)
-		peer, err := listener.Accept()
-		require.NoError(t, err)
+		conn, peer, _ := loopback.Dial(t, dialer.dial)
 		var closed sync.WaitGroup
 		closed.Go(func() { assert.NoError(t, conn.Close()) })
 		require.NoError(t, dialer.deafen())
 		closed.Wait()
-		_, err = peer.Read(make([]byte, 1))
+		_, err := peer.Read(make([]byte, 1))
 		require.ErrorIs(t, err, io.EOF)
-		require.NoError(t, peer.Close())
 	}
 }
 

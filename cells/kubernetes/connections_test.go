@@ -21,24 +21,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/waggle-mesh/waggle/cells/state"
+	"github.com/waggle-mesh/waggle/testing/loopback"
 )
 
 // TestConnections: what comes to a connection that is left unread is there and isn't told
 // of, until it is read again or until it is much; and one that is closed is forgotten.
 func TestConnections(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer listener.Close()
 	c := &connections{log: hivetest.Logger(t)}
 	var dialer net.Dialer
 	c.ConfigureK8sClientsetDialer(&dialer)
-	conn, err := dialer.DialContext(t.Context(), "tcp", listener.Addr().String())
-	require.NoError(t, err)
-	defer conn.Close()
-	peer, err := listener.Accept()
-	require.NoError(t, err)
-	defer peer.Close()
-	require.NoError(t, peer.SetDeadline(time.Now().Add(time.Minute)))
+	conn, peer, address := loopback.Dial(t, dialer.DialContext)
 
 	queue := newEventQueue(t, conn)
 	send := func(n int) {
@@ -67,16 +59,17 @@ func TestConnections(t *testing.T) {
 	require.False(t, queue.told())
 	receive(1)
 
-	c.leaveUnread(readAhead * 5 / 2) // which ends by itself
+	c.leaveUnread(readAhead * 5 / 2)
 	send(7)
+	require.Eventually(t, queue.told, time.Minute, time.Millisecond, "it ends by itself")
 	receive(7)
 
 	c.leaveUnread(time.Hour)
 	require.NoError(t, peer.Close())
-	_, err = conn.Read(make([]byte, 1))
+	_, err := conn.Read(make([]byte, 1))
 	require.ErrorIs(t, err, io.EOF, "a connection's end is told of")
 	require.NoError(t, conn.Close())
-	next, err := dialer.DialContext(t.Context(), "tcp", listener.Addr().String())
+	next, err := dialer.DialContext(t.Context(), "tcp", address)
 	require.NoError(t, err)
 	defer next.Close()
 	require.Len(t, c.noted, 1, "the one that is closed is forgotten")
@@ -126,52 +119,59 @@ func (q *eventQueue) told() bool {
 // readAhead before the next may start, and not where that is soon.
 func TestLeftUnread(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		unread := func(c *connections) bool {
+		c := &connections{log: hivetest.Logger(t)}
+		unread := func() bool {
 			synctest.Wait()
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			return c.unread != nil
 		}
-		c := &connections{log: hivetest.Logger(t)}
+		// readAfter is how long it takes until connections are read again.
+		readAfter := func() time.Duration {
+			began, looks := time.Now(), time.NewTicker(time.Millisecond)
+			defer looks.Stop()
+			for unread() {
+				<-looks.C
+			}
+			return time.Since(began)
+		}
 		applier := newApplier(nil, nil)
 		applier.spacing, applier.connections = 50*time.Millisecond, c
-		collected := make(stubCollector, 9)
+		collected := make(stubCollector)
 		applier.add(collected)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		health, _ := cell.NewSimpleHealth()
 		go func() { ended <- applier.run(ctx, health) }()
 
-		require.False(t, unread(c), "nothing has happened")
+		require.False(t, unread(), "nothing has happened")
 		applier.wake()
-		require.True(t, unread(c), "there is a transaction")
-		require.Len(t, collected, 1, "which didn't wait")
+		began := time.Now()
+		<-collected
+		require.Zero(t, time.Since(began), "the first transaction doesn't wait")
+		require.True(t, unread())
 		applier.wake()
-		time.Sleep(29 * time.Millisecond)
-		require.True(t, unread(c))
-		time.Sleep(time.Millisecond)
-		require.False(t, unread(c), "20 ms before the next")
-		require.Len(t, collected, 1)
-		time.Sleep(20 * time.Millisecond)
-		require.True(t, unread(c))
-		require.Len(t, collected, 2, "the next")
-		time.Sleep(time.Hour)
-		require.False(t, unread(c), "in quiet")
+		require.Equal(t, 30*time.Millisecond, readAfter(), "20 ms before the next")
+		<-collected
+		require.Equal(t, 50*time.Millisecond, time.Since(began), "the next")
+		require.True(t, unread())
+		require.Equal(t, 30*time.Millisecond, readAfter(), "though there is none to come")
 
 		applier.wake()
-		require.True(t, unread(c))
+		<-collected
+		require.True(t, unread())
 		cancel()
 		require.NoError(t, <-ended)
-		require.False(t, unread(c), "it has ended")
+		require.False(t, unread(), "it has ended")
 
 		c.leaveUnread(batchSpacing)
-		require.False(t, unread(c), "it isn't worth it")
+		require.False(t, unread(), "it isn't worth it")
 		(*connections)(nil).leaveUnread(time.Hour)
 		(*connections)(nil).read()
 	})
 }
 
-// stubCollector notes when it is asked for what is pending, and has nothing.
+// stubCollector says when it is asked for what is pending, and has nothing.
 type stubCollector chan struct{}
 
 func (s stubCollector) name() string              { return "stub" }

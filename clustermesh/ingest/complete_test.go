@@ -53,7 +53,7 @@ func TestAwaitLocal(t *testing.T) {
 				ended <- err
 			}()
 		}
-		time.Sleep(time.Hour)
+		synctest.Wait()
 		require.Empty(t, ended)
 		require.LessOrEqual(t, table.looks.Load(), int64(2*waiters))
 
@@ -62,6 +62,8 @@ func TestAwaitLocal(t *testing.T) {
 		err = AwaitLocal(impatient, writer, table)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.ErrorContains(t, err, `"endpoints"`)
+		require.Empty(t, ended, "a minute later")
+		require.LessOrEqual(t, table.looks.Load(), int64(2*(waiters+1)+1), "they sleep meanwhile; the impatient one has named it")
 
 		tx := writer.Begin()
 		complete(tx)

@@ -22,7 +22,8 @@ const (
 // collectInQuiet collects garbage when little is allocated, for the time when much is: what
 // comes then waits for a collection in that time, tens of milliseconds on a machine of few
 // processors. What a start leaves behind goes as well, and its memory with it. It is called
-// once, and has collections be at most twice as many, none of them where anybody waits.
+// once, and has collections be at most twice as many, of which those that it adds begin when
+// little is under way.
 func collectInQuiet() {
 	go func() {
 		var q quiet

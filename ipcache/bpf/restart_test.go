@@ -63,10 +63,12 @@ func TestRestartLeavesNoGap(t *testing.T) {
 	}()
 	put, done := sender(t, pod)
 	defer done()
+	pace := time.NewTicker(time.Millisecond) // that of a pod that sends
+	defer pace.Stop()
 	sent := 0
 	for running := true; running && sent < most || sent < packets; sent++ {
 		if sent > packets {
-			time.Sleep(time.Millisecond) // the pace of a pod that sends, not a wait for anything
+			<-pace.C
 		}
 		put(frame("10.1.0.1", absent(sent)))
 		// No more than the interface's queue holds.

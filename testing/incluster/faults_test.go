@@ -98,7 +98,9 @@ func (s *scene) cacheAway() {
 	s.watchedBy(1)
 	entries, lists := s.agent.Endpoints.NumObjects(s.agent.DB.ReadTxn()), s.requests()
 	// Nothing is to happen for so long: there is no condition to wait for.
-	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(tick) {
+	looks := time.NewTicker(tick)
+	defer looks.Stop()
+	for over := time.Now().Add(3 * time.Second); (<-looks.C).Before(over); {
 		require.Equal(s, everywhere(1), s.watches(s), "the agent watches nothing")
 		require.Equal(s, entries, s.agent.Endpoints.NumObjects(s.agent.DB.ReadTxn()))
 	}
