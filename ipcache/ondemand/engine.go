@@ -303,15 +303,16 @@ type inFlight struct {
 }
 
 // room is how many lookups of a cluster may begin now, together. What comes while a batch
-// is under way waits for its end, or for nextBatch, and goes along with what else has come
-// by then: so batches grow with the load, and in quiet nothing waits. It is called with mu
+// is under way waits for its end, or for nextBatch, or until more wait than are under way,
+// and goes along with what else has come by then: so batches grow with the load, in quiet
+// nothing waits, and the first few of many don't hold up the others. It is called with mu
 // held.
 func (e *engine) room(cluster uint32, now time.Time) int {
 	under := e.inFlight[cluster]
 	switch wait := nextBatch - now.Sub(under.began); {
 	case under.batches >= maxBatches:
 		return 0
-	case under.batches > 0 && wait > 0:
+	case under.batches > 0 && wait > 0 && min(e.queue.waiting[cluster], batchLookups) <= under.lookups:
 		if !e.held {
 			e.held = true
 			time.AfterFunc(wait, func() { wake(e.tokens) })
@@ -331,7 +332,7 @@ func (e *engine) pump() {
 		id   uint32
 		name string // for the moment in which an ID goes from one cluster to another
 	}
-	batches, begun := map[cluster][]*lookup{}, map[uint32]int{}
+	batches, begun, rooms := map[cluster][]*lookup{}, map[uint32]int{}, map[uint32]int{}
 	now := time.Now()
 	for e.queue.len() > 0 {
 		if missing := 1 - e.limit.TokensAt(now); missing > 0 {
@@ -340,7 +341,12 @@ func (e *engine) pump() {
 			time.AfterFunc(max(pause, time.Millisecond), func() { wake(e.tokens) })
 			break
 		}
-		l, ok := e.queue.next(func(id uint32) bool { return begun[id] < e.room(id, now) })
+		l, ok := e.queue.next(func(id uint32) bool {
+			if _, asked := rooms[id]; !asked {
+				rooms[id] = e.room(id, now) // before any of its lookups is taken
+			}
+			return begun[id] < rooms[id]
+		})
 		if !ok {
 			break
 		}

@@ -25,6 +25,8 @@ type queue struct {
 
 	byAddr map[netip.Addr]*lookup
 	lines  map[uint32]*line
+	// waiting is how many wait for a cluster, over all lines.
+	waiting map[uint32]int
 	// turns are the lines with something in them, in the order in which they are served.
 	turns *list.List
 }
@@ -48,7 +50,7 @@ type part struct {
 func newQueue(limit, perInterface int) *queue {
 	return &queue{
 		limit: limit, perInterface: perInterface,
-		byAddr: map[netip.Addr]*lookup{}, lines: map[uint32]*line{}, turns: list.New(),
+		byAddr: map[netip.Addr]*lookup{}, lines: map[uint32]*line{}, waiting: map[uint32]int{}, turns: list.New(),
 	}
 }
 
@@ -89,6 +91,7 @@ func (q *queue) push(l *lookup) (dropped *lookup) {
 	}
 	p.lookups.PushBack(l)
 	at.length++
+	q.waiting[p.cluster]++
 	q.byAddr[l.question.Addr] = l
 	return dropped
 }
@@ -114,6 +117,9 @@ func (q *queue) next(ready func(cluster uint32) bool) (*lookup, bool) {
 func (q *queue) take(at *line, p *part, e *list.Element) *lookup {
 	l := p.lookups.Remove(e).(*lookup)
 	delete(q.byAddr, l.question.Addr)
+	if q.waiting[p.cluster]--; q.waiting[p.cluster] == 0 {
+		delete(q.waiting, p.cluster)
+	}
 	if p.lookups.Len() == 0 {
 		at.turns.Remove(p.element)
 		delete(at.clusters, p.cluster)

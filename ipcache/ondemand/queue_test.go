@@ -135,6 +135,11 @@ func TestQueueIsBoundedAndFair(t *testing.T) {
 			"": func(t *rapid.T) {
 				require.Equal(t, len(model), q.len())
 				require.LessOrEqual(t, q.len(), limit)
+				waiting := map[uint32]int{}
+				for _, l := range model {
+					waiting[l.question.ClusterID]++
+				}
+				require.Equal(t, waiting, q.waiting)
 				for iface := uint32(1); iface <= interfaces; iface++ {
 					n := count(iface)
 					require.LessOrEqual(t, n, perInterface)
