@@ -34,7 +34,7 @@ func (e *engine) commit() {
 	}
 
 	e.mu.Lock()
-	c := e.newChange(tx)
+	c := e.newChange(tx, len(batch))
 	results := make([]Outcome, len(batch))
 	for i, a := range batch {
 		results[i] = c.take(a)
@@ -95,8 +95,9 @@ type change struct {
 	followed, unfollowed []netip.Addr
 }
 
-func (e *engine) newChange(tx *state.Txn) *change {
-	return &change{engine: e, tx: tx, rows: map[string]*Row{}}
+// newChange makes one with room for so many addresses.
+func (e *engine) newChange(tx *state.Txn, room int) *change {
+	return &change{engine: e, tx: tx, rows: make(map[string]*Row, room), followed: make([]netip.Addr, 0, room)}
 }
 
 // take takes in one answer, in the order: nobody's address any more, the pushed entry is
@@ -180,26 +181,30 @@ func (c *change) row(addr netip.Addr) *state.Endpoint {
 // put makes the endpoint's row, or has it live for longer.
 func (c *change) put(a *answered) {
 	now := c.clock.Now()
+	q, ep := a.question, a.answer.Endpoint
 	n := &entry{
-		addr: a.question.Addr, origin: c.origin(a.question), endpoint: *a.answer.Endpoint, from: a.from,
-		since: now, until: now.Add(c.config.TTL), checked: c.monotonic(),
+		Row: &Row{
+			Kind: KindEndpoint, Addr: q.Addr, Identity: ep.Identity, Cluster: q.Cluster, ClusterID: q.ClusterID,
+			Namespace: ep.Namespace, Pod: ep.Pod, From: a.from, Since: now, Until: now.Add(c.config.TTL),
+		},
+		origin: c.origin(q), checked: c.monotonic(),
 	}
-	if !c.entries.addresses.Contains(n.addr) {
-		c.followed = append(c.followed, n.addr)
+	if !c.entries.addresses.Contains(n.Addr) {
+		c.followed = append(c.followed, n.Addr)
 	}
 	did := c.entries.put(n)
 	for _, old := range did.removed {
 		// Before the new row: two clusters' claims would be in conflict.
-		c.tx.DeleteEndpoint(old.origin, state.Owner{}, state.PrefixOf(old.addr))
+		c.tx.DeleteEndpoint(old.origin, state.Owner{}, state.PrefixOf(old.Addr))
 	}
 	c.effect.add(did)
 	for _, id := range a.answer.Identities {
-		if id.ID == n.endpoint.Identity {
+		if id.ID == n.Identity {
 			c.tx.UpsertIdentity(n.origin, id)
 		}
 	}
-	c.tx.UpsertEndpoint(n.origin, state.Owner{}, n.endpoint)
-	c.rows[n.row().key()] = n.row()
+	c.tx.UpsertEndpoint(n.origin, state.Owner{}, *ep)
+	c.rows[n.key()] = n.Row
 }
 
 // carry makes the identity known that a packet has, whatever there is at its address.
@@ -296,15 +301,15 @@ func (c *change) release() {
 	// Of what was put and removed in one change nobody was told.
 	c.followed = slices.DeleteFunc(c.followed, func(addr netip.Addr) bool { return !c.entries.addresses.Contains(addr) })
 	for _, n := range c.effect.removed {
-		now, ok := c.entries.addresses.Peek(n.addr)
+		now, ok := c.entries.addresses.Peek(n.Addr)
 		if !ok {
-			c.unfollowed = append(c.unfollowed, n.addr)
-			if !c.entries.negatives.Contains(n.addr) {
-				c.rows[n.row().key()] = nil
+			c.unfollowed = append(c.unfollowed, n.Addr)
+			if !c.entries.negatives.Contains(n.Addr) {
+				c.rows[n.key()] = nil
 			}
 		}
 		if !ok || now.origin != n.origin {
-			c.tx.DeleteEndpoint(n.origin, state.Owner{}, state.PrefixOf(n.addr))
+			c.tx.DeleteEndpoint(n.origin, state.Owner{}, state.PrefixOf(n.Addr))
 		}
 	}
 	for _, n := range c.effect.dropped {

@@ -16,14 +16,11 @@ import (
 
 // entry is what was resolved for an address.
 type entry struct {
-	addr     netip.Addr
-	origin   *state.Origin
-	endpoint wire.Endpoint
-	from     string
-	since    time.Time
-	// until is when it is looked at again: asked for once more if it was used since
-	// checked, CLOCK_MONOTONIC, and dropped otherwise.
-	until   time.Time
+	// Row is that of the table, which has what is needed of it. At its Until it is looked at
+	// again: asked for once more if it was used since checked, CLOCK_MONOTONIC, and dropped
+	// otherwise.
+	*Row
+	origin  *state.Origin
 	checked time.Duration
 }
 
@@ -96,32 +93,32 @@ type effect struct {
 	forgotten []*negative
 }
 
-// put adds an entry, or replaces the one of its address.
+// put adds an entry, whose row nobody else has yet, or replaces the one of its address.
 func (e *entries) put(n *entry) (did effect) {
-	if old, ok := e.addresses.Peek(n.addr); ok {
+	if old, ok := e.addresses.Peek(n.Addr); ok {
 		if old.origin != n.origin {
 			did.removed = append(did.removed, old)
 		} else {
-			n.since = old.since
+			n.Since = old.Since
 		}
-		e.use(n.endpoint.Identity, 1)
-		e.unuse(&did, old.endpoint.Identity, old.origin)
+		e.use(n.Identity, 1)
+		e.unuse(&did, old.Identity, old.origin)
 	} else {
 		if e.addresses.Len() >= e.limit {
 			_, oldest, _ := e.addresses.GetOldest()
 			did = e.remove(oldest)
 		}
-		e.use(n.endpoint.Identity, 1)
+		e.use(n.Identity, 1)
 	}
-	e.addresses.Add(n.addr, n)
+	e.addresses.Add(n.Addr, n)
 	return did
 }
 
 // remove drops an entry.
 func (e *entries) remove(n *entry) (did effect) {
-	if e.addresses.Remove(n.addr) {
+	if e.addresses.Remove(n.Addr) {
 		did.removed = append(did.removed, n)
-		e.unuse(&did, n.endpoint.Identity, n.origin)
+		e.unuse(&did, n.Identity, n.origin)
 	}
 	return did
 }
@@ -197,7 +194,7 @@ func (e *entries) next() (at time.Time, ok bool) {
 		}
 	}
 	if _, n, found := e.addresses.GetOldest(); found {
-		soonest(n.until)
+		soonest(n.Until)
 	}
 	if _, n, found := e.identities.GetOldest(); found {
 		soonest(n.until)

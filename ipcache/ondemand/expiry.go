@@ -67,7 +67,7 @@ func (e *engine) expireDue() error {
 	now := e.clock.Now()
 	e.mu.Lock()
 	_, oldest, ok := e.entries.addresses.GetOldest()
-	entriesDue := ok && !now.Before(oldest.until)
+	entriesDue := ok && !now.Before(oldest.Until)
 	_, carried, ok := e.entries.identities.GetOldest()
 	writes := entriesDue || ok && !now.Before(carried.until)
 	e.mu.Unlock()
@@ -90,7 +90,7 @@ func (e *engine) expireDue() error {
 		defer tx.Abort()
 	}
 	e.mu.Lock()
-	c := e.newChange(tx)
+	c := e.newChange(tx, 0)
 	if writes {
 		c.expireEntries(now, err == nil)
 		c.expireIdentities(now)
@@ -111,25 +111,25 @@ func (e *engine) expireDue() error {
 func (c *change) expireEntries(now time.Time, known bool) {
 	for {
 		_, n, ok := c.entries.addresses.GetOldest()
-		if !ok || now.Before(n.until) {
+		if !ok || now.Before(n.Until) {
 			return
 		}
-		row, _, found := c.tables.Endpoints.Get(c.tx.ReadTxn(), state.EndpointByPrefix(state.PrefixOf(n.addr)))
+		row, _, found := c.tables.Endpoints.Get(c.tx.ReadTxn(), state.EndpointByPrefix(state.PrefixOf(n.Addr)))
 		switch {
 		case !found || row.Origin() != n.origin:
 			// It has been pushed since, and may be gone again.
 			c.metrics.again(outcomeTakenOver)
-		case known && c.lastSeen[n.addr] <= n.checked:
+		case known && c.lastSeen[n.Addr] <= n.checked:
 			c.metrics.again(outcomeUnused)
 		case c.queue.full(own):
 			return
 		default:
-			again := *n
-			again.until, again.checked = now.Add(c.config.TTL), c.monotonic()
-			c.entries.addresses.Add(n.addr, &again)
-			c.rows[again.row().key()] = again.row()
+			again := *n.Row
+			again.Until = now.Add(c.config.TTL)
+			c.entries.addresses.Add(n.Addr, &entry{Row: &again, origin: n.origin, checked: c.monotonic()})
+			c.rows[again.key()] = &again
 			c.enqueue(&lookup{
-				question: Question{Cluster: n.origin.Cluster, ClusterID: n.origin.ClusterID, Addr: n.addr},
+				question: Question{Cluster: n.origin.Cluster, ClusterID: n.origin.ClusterID, Addr: n.Addr},
 				iface:    own, again: true,
 			})
 			continue
@@ -167,14 +167,14 @@ func (e *engine) withdraw(next *ownership) {
 	defer tx.Abort()
 	e.mu.Lock()
 	e.cidrs = next
-	c := e.newChange(tx)
+	c := e.newChange(tx, 0)
 	ids := map[uint32]string{}
 	for _, owned := range next.owned {
 		ids[owned.clusterID] = owned.cluster
 	}
 	removed := 0
 	for _, n := range e.entries.addresses.Values() {
-		if !e.isOwner(Question{Cluster: n.origin.Cluster, ClusterID: n.origin.ClusterID, Addr: n.addr}) {
+		if !e.isOwner(Question{Cluster: n.origin.Cluster, ClusterID: n.origin.ClusterID, Addr: n.Addr}) {
 			c.effect.add(e.entries.remove(n))
 			removed++
 		}

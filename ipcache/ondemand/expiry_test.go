@@ -325,8 +325,8 @@ func TestEntriesExpireInOrder(t *testing.T) {
 		id := rapid.Uint32Range(wire.MinIdentity-1, wire.MinIdentity+2)
 		t.Repeat(map[string]func(*rapid.T){
 			"put": func(t *rapid.T) {
-				e.put(&entry{addr: addr.Draw(t, "addr"), origin: origin,
-					endpoint: wire.Endpoint{Identity: id.Draw(t, "id")}, until: now.Add(time.Minute)})
+				e.put(&entry{origin: origin, Row: &Row{
+					Addr: addr.Draw(t, "addr"), Identity: id.Draw(t, "id"), Until: now.Add(time.Minute)}})
 			},
 			"carry": func(t *rapid.T) {
 				if id := id.Draw(t, "id"); id >= wire.MinIdentity {
@@ -349,10 +349,10 @@ func TestEntriesExpireInOrder(t *testing.T) {
 				users := map[uint32]int{}
 				var last time.Time
 				for _, n := range e.addresses.Values() {
-					require.False(t, n.until.Before(last))
-					last = n.until
-					if n.endpoint.Identity >= wire.MinIdentity {
-						users[n.endpoint.Identity]++
+					require.False(t, n.Until.Before(last))
+					last = n.Until
+					if n.Identity >= wire.MinIdentity {
+						users[n.Identity]++
 					}
 				}
 				for _, n := range e.identities.Values() {

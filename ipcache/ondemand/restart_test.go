@@ -462,7 +462,7 @@ func TestStop(t *testing.T) {
 	require.ErrorIs(t, err, bpf.ErrClosed)
 	e := a.service.engine
 	_, entry, _ := e.entries.addresses.GetOldest()
-	entry.until = time.Time{}
+	entry.Until = time.Time{}
 	require.ErrorIs(t, e.expireDue(), bpf.ErrClosed)
 	require.True(t, e.entries.addresses.Contains(podAddr), "it may be in use")
 }

@@ -123,15 +123,6 @@ func newTable(db *statedb.DB, prefix state.TablePrefix) (statedb.RWTable[*Row], 
 	return table, nil
 }
 
-func (n *entry) row() *Row {
-	return &Row{
-		Kind: KindEndpoint, Addr: n.addr, Identity: n.endpoint.Identity,
-		Cluster: n.origin.Cluster, ClusterID: n.origin.ClusterID,
-		Namespace: n.endpoint.Namespace, Pod: n.endpoint.Pod,
-		From: n.from, Since: n.since, Until: n.until,
-	}
-}
-
 func (n *carried) row() *Row {
 	return &Row{
 		Kind: KindIdentity, Identity: n.id, Cluster: n.origin.Cluster, ClusterID: n.origin.ClusterID,
