@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,12 +37,13 @@ const (
 	// While one batch is under way another begins nextBatch after it, and so on up to
 	// maxBatches: a near cluster has answered by then, and is asked for all that has come
 	// meanwhile at once, for a fifth less processor time than two batches by turns; and of
-	// one that is up to 320 ms away nobody waits for the round trip of others.
+	// one that is up to 320 ms away nobody waits for the round trip of others. A near one is
+	// asked earlier for more than it is being asked for (room).
 	nextBatch  = 5 * time.Millisecond
 	maxBatches = 64
 	// readPause is how long signals are left in the kernel's buffer, which has room for
-	// those of much longer, while lookups are under way: what they tell of would wait for
-	// those anyway, and to be woken for each takes a tenth of what a lookup costs.
+	// those of much longer, while lookups are under way: most of what they tell of would wait
+	// for those anyway, and to be woken for each takes a tenth of what a lookup costs.
 	readPause = 300 * time.Microsecond
 	// maxRepeats is how often a question is asked again since the address's row was
 	// removed meanwhile. After that the answer is taken: its time to live is short.
@@ -119,6 +121,8 @@ type engine struct {
 	// those that wait for an answer, by cluster.
 	asking   map[netip.Addr]*lookup
 	inFlight map[uint32]inFlight
+	// near are the clusters of which the last batch was answered within nextBatch.
+	near     map[uint32]struct{}
 	finished []*answered
 	// ctx and lookups are set while the engine runs.
 	ctx     context.Context
@@ -170,6 +174,7 @@ func newEngine(s settings, resolvers []IPCacheMissResolver) (*engine, error) {
 		asking:     map[netip.Addr]*lookup{},
 		lastSeen:   map[netip.Addr]time.Duration{},
 		inFlight:   map[uint32]inFlight{},
+		near:       map[uint32]struct{}{},
 		answers:    make(chan struct{}, 1),
 		tokens:     make(chan struct{}, 1),
 		expiring:   make(chan struct{}, 1),
@@ -303,23 +308,35 @@ type inFlight struct {
 }
 
 // room is how many lookups of a cluster may begin now, together. What comes while a batch
-// is under way waits for its end, or for nextBatch, or until more wait than are under way,
-// and goes along with what else has come by then: so batches grow with the load, in quiet
-// nothing waits, and the first few of many don't hold up the others. It is called with mu
-// held.
+// is under way waits for its end, or for nextBatch, and goes along with what else has come
+// by then: so batches grow with the load, and in quiet nothing waits. Of a near cluster
+// more begin at once than are under way, so that the first few of many don't hold up the
+// others for their round trip; of a far one, of which two requests are under way at a time,
+// all others would wait for that second one's. It is called with mu held.
 func (e *engine) room(cluster uint32, now time.Time) int {
 	under := e.inFlight[cluster]
-	switch wait := nextBatch - now.Sub(under.began); {
+	room := min(batchLookups, e.config.Concurrency-under.lookups)
+	if under.batches == 0 {
+		return room
+	}
+	wait := nextBatch - now.Sub(under.began)
+	_, near := e.near[cluster]
+	switch {
 	case under.batches >= maxBatches:
 		return 0
-	case under.batches > 0 && wait > 0 && min(e.queue.waiting[cluster], batchLookups) <= under.lookups:
-		if !e.held {
-			e.held = true
-			time.AfterFunc(wait, func() { wake(e.tokens) })
-		}
-		return 0
+	case wait <= 0, near && min(room, e.queue.waiting[cluster]) > under.lookups:
+		return room
 	}
-	return min(batchLookups, e.config.Concurrency-under.lookups)
+	e.hold(wait)
+	return 0
+}
+
+// hold has it looked after that time what may begin.
+func (e *engine) hold(wait time.Duration) {
+	if !e.held {
+		e.held = true
+		time.AfterFunc(wait, func() { wake(e.tokens) })
+	}
 }
 
 // pump begins the lookups that may begin now. It is called with mu held, whenever there
@@ -364,6 +381,9 @@ func (e *engine) pump() {
 	for of, batch := range batches {
 		under := e.inFlight[of.id]
 		e.inFlight[of.id] = inFlight{under.batches + 1, under.lookups + len(batch), now}
+		if e.queue.waiting[of.id] > 0 {
+			e.hold(nextBatch) // for which there was no room in this one
+		}
 		e.lookups.Go(func() error {
 			e.ask(ctx, of.id, batch)
 			return nil
@@ -381,10 +401,17 @@ func (e *engine) ask(ctx context.Context, cluster uint32, batch []*lookup) {
 	ctx, cancel := context.WithTimeout(ctx, e.config.LookupTimeout)
 	defer cancel()
 	e.writer.Departures().Watch(prefixesOf(batch)...) // until they are committed
+	began := time.Now()
 	answers := e.chain.resolve(ctx, batch)
+	near := time.Since(began) < nextBatch && slices.ContainsFunc(answers, (*answered).isAnswered)
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if near {
+		e.near[cluster] = struct{}{}
+	} else {
+		delete(e.near, cluster)
+	}
 	under := e.inFlight[cluster]
 	if under.batches--; under.batches == 0 {
 		delete(e.inFlight, cluster)

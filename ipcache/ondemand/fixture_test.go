@@ -178,13 +178,16 @@ func (k *handKernel) fail(err error) {
 type source struct {
 	name  string
 	asked atomic.Int64
-	mu    sync.Mutex
-	with  func(context.Context, Question) (Answer, error)
+	// requests are those with which it was asked.
+	requests atomic.Int64
+	mu       sync.Mutex
+	with     func(context.Context, Question) (Answer, error)
 }
 
 func (s *source) Name() string { return s.name }
 
 func (s *source) Resolve(ctx context.Context, questions []Question) []Resolved {
+	s.requests.Add(1)
 	return OneByOne(ctx, questions, s.resolve)
 }
 

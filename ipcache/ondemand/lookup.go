@@ -91,6 +91,9 @@ type answered struct {
 	err error
 }
 
+// isAnswered says whether somebody has said what there is, or that there is nothing.
+func (a *answered) isAnswered() bool { return a.err == nil || outcome(a.err) == OutcomeNegative }
+
 // outcome is that of an answer of which nothing could be used.
 func outcome(err error) Outcome {
 	var refusal *wire.Refusal
