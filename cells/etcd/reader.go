@@ -34,9 +34,9 @@ type ReaderConfig struct {
 	// Canary is the key whose presence says that the source has written all of
 	// its state; empty where a list is complete by itself.
 	Canary string
-	// RelistJitter is the longest wait before a list that follows an earlier
-	// one, so that the readers of an etcd that went away don't return as one.
-	// The default is a second; negative is none.
+	// RelistJitter is the longest wait before a list that isn't the first, or follows a
+	// resumption, so that the readers of an etcd that went away don't return as one. The
+	// default is a second; negative is none.
 	RelistJitter time.Duration
 	// Lists, if set, bounds how many lists run at once over all Readers that
 	// share it, and with it the memory that their pages take.
@@ -322,11 +322,21 @@ func sameVersion(a, b *mvccpb.KeyValue) bool {
 		a.Version == b.Version && a.Lease == b.Lease
 }
 
+// relistPause is how long a list waits at most: none does for what nobody has yet.
+func (r *Reader) relistPause() time.Duration {
+	if r.lists.Load() == 0 && !r.Synced() {
+		return 0
+	}
+	return max(r.cfg.RelistJitter, 0)
+}
+
 // list reads the prefix at one revision and emits the difference. Deletions
 // are emitted only once the source is complete.
 func (r *Reader) list(ctx context.Context, client *Client, generation uint64) error {
-	if r.lists.Add(1) > 1 && r.cfg.RelistJitter > 0 {
-		if err := sleep(ctx, rand.N(r.cfg.RelistJitter)); err != nil {
+	pause := r.relistPause()
+	r.lists.Add(1)
+	if pause > 0 {
+		if err := sleep(ctx, rand.N(pause)); err != nil {
 			return err
 		}
 	}

@@ -77,7 +77,7 @@ func resumed(cfg ReaderConfig, before *keeper) (*Reader, *keeper) {
 
 func resumeConfig(t testing.TB, prefix string) ReaderConfig {
 	cfg := testReaderConfig(t)
-	cfg.Prefix, cfg.Progress = prefix, time.Hour
+	cfg.Prefix, cfg.Progress, cfg.RelistJitter = prefix, time.Hour, time.Millisecond
 	return cfg
 }
 
@@ -135,11 +135,13 @@ func TestResume(t *testing.T) {
 			r, second := resumed(cfg, first)
 			require.Equal(t, Start{Pending: true}, r.Start())
 			require.False(t, r.Synced())
+			require.Zero(t, r.relistPause())
 			require.Equal(t, 3, r.memory.size())
 			startReader(t, r, client)
 			require.Eventually(t, r.Synced, patience, tick)
 			require.Eventually(t, func() bool { return r.Start() == test.want }, patience, tick, "%+v", r.Start())
 			require.EqualValues(t, test.want.Resumed, r.Lists() == 0)
+			require.Equal(t, cfg.RelistJitter, r.relistPause(), "the next list is none that somebody waits for")
 			second.has(t, want)
 			second.read(func() {
 				require.Equal(t, want, second.synced[0], "synced only with all that there was")
