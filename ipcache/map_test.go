@@ -17,6 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"github.com/waggle-mesh/waggle/testing/skip"
 )
 
 // bpfRoot mounts a BPF file system of the test's own.
@@ -24,7 +26,7 @@ func bpfRoot(t testing.TB) string {
 	root := t.TempDir()
 	if err := mountBPFFS(slog.New(slog.DiscardHandler), root); err != nil {
 		if errors.Is(err, unix.EPERM) {
-			t.Skipf("mounting a BPF file system needs CAP_SYS_ADMIN: %v", err)
+			skip.Lacking(t, fmt.Errorf("mounting a BPF file system needs CAP_SYS_ADMIN: %w", err))
 		}
 		t.Fatal(err)
 	}
@@ -36,7 +38,7 @@ func bpfRoot(t testing.TB) string {
 func openBPF(t testing.TB, cfg BPFConfig) *BPFMap {
 	b, err := OpenBPF(hivetest.Logger(t), cfg)
 	if errors.Is(err, ErrBPFNotPermitted) {
-		t.Skipf("BPF maps need CAP_BPF: %v", err)
+		skip.Lacking(t, fmt.Errorf("BPF maps need CAP_BPF: %w", err))
 	}
 	require.NoError(t, err)
 	return b

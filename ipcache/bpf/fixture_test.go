@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -17,20 +16,12 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 	k8swait "k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/waggle-mesh/waggle/testing/skip"
 )
 
 // patience is how long a test waits for what must come.
 const patience = 2 * time.Minute
-
-// skip skips the test for want of what it needs; where everything must be there, it
-// fails.
-func skip(t testing.TB, err error) {
-	t.Helper()
-	if os.Getenv("CI") != "" {
-		t.Fatal(err)
-	}
-	t.Skip(err)
-}
 
 // bpfRoot mounts a BPF file system of the test's own.
 func bpfRoot(t testing.TB) string {
@@ -38,7 +29,7 @@ func bpfRoot(t testing.TB) string {
 	root := t.TempDir()
 	if err := unix.Mount("bpf", root, "bpf", 0, "mode=0700"); err != nil {
 		if errors.Is(err, unix.EPERM) {
-			skip(t, errors.New("mounting a BPF file system needs CAP_SYS_ADMIN"))
+			skip.Lacking(t, errors.New("mounting a BPF file system needs CAP_SYS_ADMIN"))
 		}
 		t.Fatal(err)
 	}
@@ -93,7 +84,7 @@ func (f *fixture) open(t testing.TB) {
 	var err error
 	f.Kernel, err = Open(hivetest.Logger(t), f.cfg)
 	if errors.Is(err, ErrUnsupported) {
-		skip(t, err)
+		skip.Lacking(t, err)
 	}
 	require.NoError(t, err)
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/waggle-mesh/waggle/testing/skip"
 )
 
 // Cluster 7 has the addresses below 10.7.0.0/16 and fd00:7::/32.
@@ -260,7 +262,7 @@ func TestDeviceWithoutEthernet(t *testing.T) {
 		Queues:    1,
 	}
 	if err := netlink.LinkAdd(tun); err != nil {
-		skip(t, fmt.Errorf("making a tun device: %w", err))
+		skip.Lacking(t, fmt.Errorf("making a tun device: %w", err))
 	}
 	defer tun.Fds[0].Close()
 	require.NoError(t, netlink.LinkSetMTU(tun, 9000))

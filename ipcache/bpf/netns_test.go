@@ -14,6 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/waggle-mesh/waggle/testing/skip"
 )
 
 // inNamespace has the rest of the test run in a network namespace of its own, which
@@ -24,7 +26,7 @@ func inNamespace(t testing.TB) string {
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		if errors.Is(err, unix.EPERM) {
-			skip(t, errors.New("a network namespace needs CAP_SYS_ADMIN"))
+			skip.Lacking(t, errors.New("a network namespace needs CAP_SYS_ADMIN"))
 		}
 		t.Fatal(err)
 	}

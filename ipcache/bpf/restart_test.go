@@ -18,6 +18,8 @@ import (
 	"github.com/cilium/hive/hivetest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/waggle-mesh/waggle/testing/skip"
 )
 
 // TestRestartLeavesNoGap has a pod send all the time, each packet to another address,
@@ -303,7 +305,7 @@ func TestUnsupported(t *testing.T) {
 	require.ErrorContains(t, err, "programs on TCX")
 	for _, need := range needs() {
 		if err := need.try(); err != nil {
-			skip(t, errors.New(need.what+" is needed: "+err.Error()))
+			skip.Lacking(t, errors.New(need.what+" is needed: "+err.Error()))
 		}
 	}
 }

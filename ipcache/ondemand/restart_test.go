@@ -6,6 +6,7 @@ package ondemand
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -32,6 +33,7 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 	"github.com/waggle-mesh/waggle/ipcache"
 	"github.com/waggle-mesh/waggle/ipcache/bpf"
+	"github.com/waggle-mesh/waggle/testing/skip"
 )
 
 // agent is one process: the real cells, its map in the kernel, and the kernel's signals
@@ -213,7 +215,7 @@ func (a *agent) degraded(part string) string {
 func bpfRoot(t *testing.T) string {
 	root := t.TempDir()
 	if err := unix.Mount("bpf", root, "bpf", 0, "mode=0700"); errors.Is(err, unix.EPERM) {
-		t.Skipf("mounting a BPF file system needs CAP_SYS_ADMIN: %v", err)
+		skip.Lacking(t, fmt.Errorf("mounting a BPF file system needs CAP_SYS_ADMIN: %w", err))
 	} else {
 		require.NoError(t, err)
 	}
