@@ -35,10 +35,13 @@ type rig struct {
 	load    *load
 	// reference is an agent that reads Kubernetes itself.
 	reference *mesh.Agent
+	// own are the API server's own watches, by resource.
+	own map[string]int
 }
 
 func newRig(t *testing.T) *rig {
 	r := &rig{Server: kubeapi.Start(t), cluster: &mesh.Cluster{Name: "default"}}
+	r.own = r.watches(t)
 	r.load = newLoad(t, &r.Clients)
 	r.reference = r.cluster.NewAgent(t, nil, mesh.Flags{"enable-k8s": "true"}, r.flags())
 	r.reference.Start()
@@ -72,7 +75,8 @@ func (r *rig) scene(t *testing.T) *scene {
 }
 
 // play runs a scene: everything runs and is equal, then comes what happens, and at
-// the end everything is equal again; and no row that stayed valid was missing.
+// the end everything is equal again; no row that stayed valid was missing, and the API
+// server is watched by the replicas and the reference alone.
 func (r *rig) play(t *testing.T, happens func(*scene)) {
 	s := r.scene(t)
 	for _, replica := range s.replicas {
@@ -84,6 +88,7 @@ func (r *rig) play(t *testing.T, happens func(*scene)) {
 	stop := r.load.run(t)
 	happens(s)
 	stop()
+	s.watchedBy(1 + replicaCount)
 	s.requireTruth()
 	s.requireUnbroken()
 }
@@ -156,17 +161,18 @@ func (s *scene) away() {
 	}, patience, tick)
 }
 
-// watched are the resources that a cache covers, as the API server calls them.
-var watched = []string{"ciliumidentities", "ciliumnodes", "ciliumendpoints"}
+// watched are the resources that a cache covers, as the API server calls them: of
+// CiliumEndpoints and CiliumEndpointSlices it is the one that the cluster has.
+var watched = []string{"ciliumidentities", "ciliumnodes", "ciliumendpoints", "services", "endpointslices"}
 
-// watches is the number of watches that the API server serves on each of the
-// resources that none but we read.
-func (s *scene) watches(t require.TestingT) map[string]int {
+// watches is the number of watches that the API server serves on each of them, beside its
+// own.
+func (r *rig) watches(t require.TestingT) map[string]int {
 	out := map[string]int{}
 	for _, resource := range watched {
-		n, err := s.Metric(context.Background(), "apiserver_longrunning_requests", map[string]string{"verb": "WATCH", "resource": resource})
+		n, err := r.Metric(context.Background(), "apiserver_longrunning_requests", map[string]string{"verb": "WATCH", "resource": resource})
 		require.NoError(t, err)
-		out[resource] = int(n)
+		out[resource] = int(n) - r.own[resource]
 	}
 	return out
 }
