@@ -9,7 +9,7 @@
 //	agent ─Range─▶ server: allowed? a look-up? ─▶ cache ─▶ one flight a key ─▶ slots, breaker ─▶ remote etcd
 //
 // It speaks etcd's protocol, so that any client of etcd can ask, and answers no more of
-// it than the Range of one key.
+// it than the Range of one key, a Txn of such, and what health checks ask.
 //
 //	config.go   flags
 //	cell.go     the wiring
