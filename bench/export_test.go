@@ -22,13 +22,7 @@ import (
 // It says nothing about speed.
 func TestExport(t *testing.T) {
 	t.Parallel()
-	kubernetes, err := kubeapi.Build(t.Context())
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("building kube-apiserver: %v", err)
-		}
-		t.Skipf("no kube-apiserver to read from, building it failed: %v", err)
-	}
+	kubernetes := kubeapi.Require(t)
 	peer := filepath.Join(t.TempDir(), upstreamProgram)
 	require.NoError(t, os.Symlink(os.Args[0], peer))
 	mesh := Mesh{Clusters: 1, Endpoints: 130, Nodes: 3, Identities: 5}

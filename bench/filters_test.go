@@ -24,13 +24,7 @@ import (
 func TestFilters(t *testing.T) {
 	needBPF(t)
 	t.Parallel()
-	kubernetes, err := kubeapi.Build(t.Context())
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("building kube-apiserver: %v", err)
-		}
-		t.Skipf("no kube-apiserver to read from, building it failed: %v", err)
-	}
+	kubernetes := kubeapi.Require(t)
 	mesh := Mesh{Clusters: 3, Endpoints: 60, Nodes: 3, Identities: 6, Services: 4, Seed: 2}
 	report, err := SyncFilters(t.Context(), FiltersConfig{
 		Config: Config{

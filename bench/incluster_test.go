@@ -21,13 +21,7 @@ import (
 // inClusterOf measures few agents of a small cluster.
 func inClusterOf(t *testing.T, endpointSlices bool, bare int, waits ...time.Duration) *InClusterReport {
 	t.Helper()
-	kubernetes, err := kubeapi.Build(t.Context())
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("building kube-apiserver: %v", err)
-		}
-		t.Skipf("no kube-apiserver to read from, building it failed: %v", err)
-	}
+	kubernetes := kubeapi.Require(t)
 	report, err := InCluster(t.Context(), InClusterConfig{
 		Config: Config{Rounds: 1, Timeout: 3 * time.Minute, Program: os.Args[0], Log: hivetest.Logger(t)},
 		Agents: 3 + bare, Bare: bare, Pods: 120, Rate: 40, ServicesRate: 10, Duration: 2 * time.Second, Drain: time.Minute,

@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -32,6 +31,8 @@ import (
 	"github.com/cilium/hive/job"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/waggle-mesh/waggle/testing/skip"
 )
 
 // Datapath is what the programs of a node's endpoints find in the agent's map, over its
@@ -74,8 +75,8 @@ func NewDatapath(t testing.TB) *Datapath {
 		}
 	})
 	probe, err := newDatapathMap()
-	if errors.Is(err, unix.EPERM) && os.Getenv("CI") == "" {
-		t.Skipf("BPF maps need CAP_BPF: %v", err)
+	if errors.Is(err, unix.EPERM) {
+		skip.Lacking(t, fmt.Errorf("BPF maps need CAP_BPF: %w", err))
 	}
 	require.NoError(t, err)
 	require.NoError(t, probe.Close())

@@ -12,9 +12,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"testing"
 
 	"go.etcd.io/etcd/client/pkg/v3/fileutil"
 	"golang.org/x/mod/modfile"
+
+	"github.com/waggle-mesh/waggle/testing/skip"
 )
 
 // kubernetesModule is the module whose version decides whether the binary that
@@ -23,6 +26,16 @@ const kubernetesModule = "k8s.io/kubernetes"
 
 // errNoModule says that the working directory is in no Go module.
 var errNoModule = errors.New("not inside a Go module")
+
+// Require is Build for a test, which is left out where that fails.
+func Require(t testing.TB) (path string) {
+	t.Helper()
+	path, err := Build(t.Context())
+	if err != nil {
+		skip.Lacking(t, fmt.Errorf("there is no kube-apiserver: building it failed: %w", err))
+	}
+	return path
+}
 
 // Build returns the path of the kube-apiserver binary, bin/kube-apiserver below
 // the module's root, and builds it first if it is missing or of another version

@@ -68,13 +68,7 @@ func Start(t testing.TB) *Server {
 	t.Helper()
 	log := hivetest.Logger(t, hivetest.LogLevel(slog.LevelWarn))
 
-	binary, err := Build(t.Context())
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("building kube-apiserver: %v", err)
-		}
-		t.Skipf("no kube-apiserver to test with, building it failed: %v", err)
-	}
+	binary := Require(t)
 
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()

@@ -4,6 +4,7 @@
 package operator_test
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"github.com/waggle-mesh/waggle/clustermesh/wire"
 	"github.com/waggle-mesh/waggle/testing/kubeapi"
 	"github.com/waggle-mesh/waggle/testing/mesh"
+	"github.com/waggle-mesh/waggle/testing/skip"
 )
 
 const (
@@ -34,11 +36,7 @@ const (
 // is to be seen there, until it dies and the other one does.
 func TestOperator(t *testing.T) {
 	if os.Geteuid() != 0 {
-		const reason = "the operator needs a mount namespace, which takes root: its paths are absolute"
-		if os.Getenv("CI") == "true" {
-			t.Fatal(reason)
-		}
-		t.Skip(reason)
+		skip.Lacking(t, errors.New("the operator needs a mount namespace, which takes root: its paths are absolute"))
 	}
 	server, forMesh := kubeapi.Start(t), mesh.StartEtcd(t)
 	fill(t, server)
